@@ -1,0 +1,206 @@
+"""Policy, critic, reward model and tokenizer: built, loaded, saved. Weights only as safetensors."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from algos.training.config import ModelConfig
+from evaluation.settings import SettingsError, write_json
+
+PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto: CUDA where there is one. Raises SettingsError for a device that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"device: {name!r} is not usable here ({error}); write auto, cpu or cuda.") from None
+    return device
+
+
+def train_tokenizer(texts, vocab_size: int):
+    """A byte-level BPE tokenizer with single digits, trained on the texts. Every number is a sequence of digits."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[PAD, END, UNKNOWN], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
+                                   clean_up_tokenization_spaces=False)
+
+
+def build_model(config: ModelConfig, tokenizer, seed: int):
+    """A new Qwen2-style causal LM with random weights, of the given shape."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, num_key_value_heads=config.heads, intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_positions, tie_word_embeddings=True, use_cache=True,
+        initializer_range=config.initializer_range or config.hidden_size**-0.5,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    ))
+
+
+def check_causal_lm(path: str) -> None:
+    """Raise SettingsError unless path is a folder or hub id of a causal language model that transformers knows."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"model {path!r} cannot be read: {str(error).splitlines()[0]} It must be a folder with "
+                            "config.json and safetensors weights, or a hub id.") from None
+    architectures = config.architectures or []
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not any("CausalLM" in a or "LMHead" in a
+                                                                             for a in architectures):
+        raise SettingsError(f"model {path!r} is no causal language model (model_type {config.model_type!r}, architectures "
+                            f"{architectures}); choose one whose architecture ends in ForCausalLM.")
+
+
+def load_tokenizer(path: str | Path):
+    """The tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise SettingsError(f"the tokenizer of {path} has no end-of-sequence token, so no response could ever end.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        spare = [t for t in tokenizer.all_special_ids if t != tokenizer.eos_token_id]
+        if not spare:
+            raise SettingsError(f"the tokenizer of {path} has no padding token apart from end-of-sequence; add one.")
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+    return tokenizer
+
+
+def load_policy(path: str | Path, device: torch.device, dtype: str = "float32"):
+    """A causal LM without dropout. Raises SettingsError if its logits are more than its head applied to its states."""
+    from transformers import AutoModelForCausalLM
+
+    check_causal_lm(str(path))
+    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, dtype), trust_remote_code=False,
+                                                 use_safetensors=True).to(device)
+    without_dropout(model)
+    probe = torch.arange(4, device=device)[None]
+    with torch.no_grad():
+        direct = model(input_ids=probe, use_cache=False).logits
+        via_head = model.get_output_embeddings()(model.base_model(input_ids=probe, use_cache=False).last_hidden_state)
+    if not torch.allclose(direct.float(), via_head.float(), atol=1e-3, rtol=1e-3):
+        raise SettingsError(f"model {path}: its logits are not its output head applied to its last states (soft-capped or "
+                            "scaled logits); such models are not supported.")
+    return model
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Dropout off in every pass, training ones too: else the ratio is not 1 on the first step."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+
+
+class ScalarModel(nn.Module):
+    """A backbone and a scalar head: a critic, or a reward model. Both heads of Stiennon et al. and of later work.
+
+    The attribute names `backbone`, `score` and `base_model_prefix` are those that TRL's PPO expects.
+    """
+
+    base_model_prefix = "backbone"
+    is_gradient_checkpointing = False
+
+    def __init__(self, backbone: nn.Module, head: str, init_std: float, generator: torch.Generator | None = None):
+        super().__init__()
+        self.backbone, self.head, self.config = backbone, head, backbone.config
+        width = backbone.config.hidden_size
+        last = nn.Linear(width, 1)
+        with torch.no_grad():
+            last.bias.zero_()
+            if init_std:
+                last.weight.normal_(0.0, init_std, generator=generator)
+            else:
+                last.weight.zero_()
+        self.score: nn.Module = last
+        if head == "mlp":
+            hidden = nn.Linear(width, width)
+            with torch.no_grad():
+                hidden.weight.normal_(0.0, 1 / math.sqrt(width), generator=generator)
+                hidden.bias.zero_()
+            self.score = nn.Sequential(hidden, nn.Tanh(), last)
+        self.gain, self.offset = 1.0, 0.0  # normalised score = (score - offset) * gain
+        self.to(dtype=next(backbone.parameters()).dtype, device=next(backbone.parameters()).device)
+
+    @classmethod
+    def from_policy(cls, path: str | Path, head: str, init_std: float, device: torch.device, dtype: str = "float32",
+                    generator: torch.Generator | None = None) -> "ScalarModel":
+        """A new head on the backbone of a policy checkpoint."""
+        model = cls(load_policy(path, torch.device("cpu"), dtype).base_model, head, init_std, generator)
+        return model.to(device)
+
+    def sequence_scores(self, sequence_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Scores (B,) read at the last token of right-padded sequences (B, L): at no padding, whatever its length."""
+        states = self.backbone(input_ids=sequence_ids, use_cache=False).last_hidden_state  # (B, L, H)
+        last = states[torch.arange(len(states), device=states.device), lengths - 1]
+        return self.score(last).squeeze(-1).float()
+
+    def save(self, path: str | Path) -> None:
+        path = Path(path)
+        self.backbone.save_pretrained(path, safe_serialization=True)
+        save_file({name: tensor.contiguous() for name, tensor in self.score.state_dict().items()},
+                  path / "head.safetensors")
+        write_json(path / "head.json", {"head": self.head, "gain": self.gain, "offset": self.offset})
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device, dtype: str = "float32") -> "ScalarModel":
+        from transformers import AutoModel
+
+        path = Path(path)
+        if not (path / "head.json").is_file():
+            raise SettingsError(f"{path} holds no reward model: head.json is missing.")
+        meta = json.loads((path / "head.json").read_text(encoding="utf-8"))
+        backbone = AutoModel.from_pretrained(str(path), dtype=getattr(torch, dtype), trust_remote_code=False)
+        model = cls(backbone, meta["head"], init_std=0.0)
+        model.score.load_state_dict(load_file(path / "head.safetensors"))
+        model.gain, model.offset = meta["gain"], meta["offset"]
+        without_dropout(model)
+        return model.to(device)
+
+
+def save_policy(model, tokenizer, path: str | Path) -> None:
+    model.save_pretrained(path, safe_serialization=True)
+    tokenizer.save_pretrained(path)
+
+
+def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = None) -> list[int]:
+    """Token ids of a prompt: text as it is, a list of chat messages through the tokenizer's chat template.
+
+    Raises SettingsError for a prompt of more than max_tokens tokens.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    if max_tokens is not None and len(ids) > max_tokens:
+        raise SettingsError(f"a prompt has {len(ids)} tokens, more than max_prompt_tokens = {max_tokens}: {str(prompt)[:80]!r}")
+    return list(ids)
+
+
+def encode_response(tokenizer, text: str) -> list[int]:
+    """Token ids of a worked solution, end-of-sequence included."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

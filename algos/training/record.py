@@ -1,0 +1,249 @@
+"""The record of one stage: run.json, metrics.jsonl, samples.jsonl. MLflow and the report are views of these files.
+
+Also what goes into them: time by phase, memory by component, where and with what it ran; and the progress line.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from evaluation.settings import SettingsError, write_json
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "transformers", "trl", "vllm", "mlflow", "pandas", "snakemake", "tokenizers", "safetensors")
+PROGRESS_SECONDS = 15.0  # between progress lines where there is no terminal to redraw a bar on
+
+
+class Record:
+    """Writes a stage's files into `out`. Each metrics line is on disk before the next step begins."""
+
+    def __init__(self, out: str | Path, stage: str, settings: dict, threads: int, **facts):
+        self.out = Path(out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.started = time.time()
+        self.facts = {
+            "stage": stage, "status": "running", "settings": settings, "threads": threads, **facts,
+            "command": [Path(sys.executable).name, "-m", *_module_and_arguments()],
+            "started": self.started, **environment(),
+        }
+        self.metrics = (self.out / "metrics.jsonl").open("w", encoding="utf-8")
+        self.samples = (self.out / "samples.jsonl").open("w", encoding="utf-8")
+        write_json(self.out / "run.json", self.facts)
+
+    def log(self, step: int, metrics: dict) -> None:
+        """One line of metrics.jsonl: plain numbers, with the step and the time (Unix seconds)."""
+        line = {"step": step, "time": time.time(), "seconds": time.time() - self.started, **metrics}
+        self.metrics.write(json.dumps({k: v if isinstance(v, (int, str)) else _plain(v) for k, v in line.items()}) + "\n")
+        self.metrics.flush()
+
+    def sample(self, **row) -> None:
+        self.samples.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.samples.flush()
+
+    def finish(self, **facts) -> None:
+        self.metrics.close()
+        self.samples.close()
+        finished = time.time()
+        self.facts.update(status="finished", finished=finished, seconds=finished - self.started, **facts)
+        write_json(self.out / "run.json", self.facts)
+
+
+def _module_and_arguments() -> list[str]:
+    main = sys.modules["__main__"]
+    name = main.__spec__.name if getattr(main, "__spec__", None) else Path(sys.argv[0]).name
+    return [name, *sys.argv[1:]]
+
+
+def _plain(value) -> float | None:
+    """A number that JSON can hold; None for NaN and infinities, which JSON has no word for."""
+    number = float(value)
+    return number if number == number and abs(number) != float("inf") else None
+
+
+def environment() -> dict:
+    """Commit, packages and machine: what a number depends on besides settings and seed."""
+    import torch
+
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"commit": git_commit(), "packages": packages, "python": platform.python_version(),
+            "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}}
+
+
+def git_commit() -> str | None:
+    """The project's commit, with "-dirty" if its files differ from it; None outside a git checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"],
+                                 cwd=PROJECT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+class Phases:
+    """Seconds by phase, over the run and over the current step."""
+
+    def __init__(self, device=None):
+        self.device = device
+        self.total: dict[str, float] = {}
+        self.step: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str):
+        self._wait()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.total[name] = self.total.get(name, 0.0) + seconds
+        self.step[name] = self.step.get(name, 0.0) + seconds
+
+    def next_step(self) -> dict[str, float]:
+        """The finished step's seconds by phase, as metrics."""
+        metrics = {f"{name}_seconds": seconds for name, seconds in self.step.items()}
+        self.step = {}
+        return metrics
+
+    def _wait(self) -> None:
+        if self.device is not None and self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+
+def component_memory(**components) -> dict[str, dict[str, int]]:
+    """Bytes of weights, gradients and optimiser state of each (model, optimiser or None), counted tensor by tensor.
+
+    Gradients are those that training holds at once: one per trainable parameter.
+    """
+    memory = {}
+    for name, (model, optimiser) in components.items():
+        parameters = list(model.parameters())
+        state = optimiser.state.values() if optimiser is not None else ()
+        own = {id(p) for p in parameters}
+        if optimiser is not None:
+            state = [entry for parameter, entry in optimiser.state.items() if id(parameter) in own]
+        memory[name] = {
+            "parameters": sum(p.numel() for p in parameters),
+            "weights": sum(p.numel() * p.element_size() for p in parameters),
+            "gradients": sum(p.numel() * p.element_size() for p in parameters
+                             if p.requires_grad and optimiser is not None),
+            "optimiser": sum(t.numel() * t.element_size() for entry in state for t in entry.values()
+                             if hasattr(t, "numel")),
+        }
+    return memory
+
+
+def resident_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_memory(device, before: int) -> dict[str, int | str]:
+    """The run's peak memory: of torch's allocator on CUDA, of the process on the CPU, where `before` is what it
+    held when the models were not yet loaded."""
+    if device.type == "cuda":
+        import torch
+
+        return {"peak_bytes": torch.cuda.max_memory_allocated(device), "source": "torch allocator, CUDA"}
+    return {"peak_bytes": resident_bytes() - before, "source": "growth of the process's resident memory, CPU"}
+
+
+class Progress:
+    """A bar on the terminal; a line now and then where the output is a file, so that logs stay readable."""
+
+    def __init__(self, total: int, name: str, unit: str = "step"):
+        self.total, self.name, self.last, self.started = total, name, 0.0, time.time()
+        self.bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=name, unit=unit, dynamic_ncols=True)
+
+    def update(self, done: int, **figures: float) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix({k: _figure(v) for k, v in figures.items()}, refresh=False)
+            self.bar.update(done - self.bar.n)
+            return
+        now = time.time()
+        if done < self.total and now - self.last < PROGRESS_SECONDS:
+            return
+        self.last = now
+        filled = round(20 * done / self.total)
+        shown = "  ".join(f"{k} {_figure(v)}" for k, v in figures.items())
+        print(f"  {self.name:<24} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total}  {now - self.started:.0f} s  {shown}",
+              flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def stage_parser(description: str) -> argparse.ArgumentParser:
+    """The options that every stage's command has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--settings", required=True, help="this stage's settings, as JSON")
+    parser.add_argument("--out", required=True, help="folder for run.json, metrics.jsonl, samples.jsonl and results")
+    parser.add_argument("--name", default="", help="how the progress line calls this run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads to use (default: all)")
+    return parser
+
+
+def use_threads(threads: int) -> None:
+    """Compute with `threads` CPU threads and no more."""
+    import torch
+
+    torch.set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+
+
+def load_settings(text: str) -> dict:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--settings is not JSON: {error.msg} at character {error.pos}.") from None
+
+
+def main_guard(main) -> None:
+    """Run a stage's main; bad input ends it with one line on stderr and exit status 2, without a traceback."""
+    try:
+        main()
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if not sys.stderr.isatty():  # a log file: say it where the user looks, too
+            print(f"error: {error}", flush=True)
+        raise SystemExit(2) from None

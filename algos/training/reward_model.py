@@ -1,0 +1,166 @@
+"""Preference pairs -> Bradley-Terry reward model.
+
+P(chosen beats rejected) = sigmoid(R_chosen - R_rejected) (Bradley and Terry 1952; Stiennon et al. 2020, arXiv:2009.01325).
+All pairs of a prompt are in one batch and weigh 1 together (Ouyang et al. 2022, arXiv:2203.02155, section 3.5); each
+response passes through the model once, however many pairs it is in. Scores are free up to an offset, which
+a small centring term ties down (arXiv:2312.09244); at the end they are normalised to mean 0 and standard deviation 1
+on the cold-start policy's own responses.
+By hand: python -m algos.training.reward_model --settings '{"seed": 0}' --policy DIR --preferences DIR --out DIR
+"""
+
+import math
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from algos.training.config import RewardModelConfig, parse
+from algos.training.models import ScalarModel, encode_prompt, encode_response, load_tokenizer, resolve_device
+from algos.training.optimise import make_optimiser, optimiser_step
+from algos.training.record import (
+    Phases,
+    Progress,
+    Record,
+    component_memory,
+    load_settings,
+    main_guard,
+    peak_memory,
+    resident_bytes,
+    stage_parser,
+    use_threads,
+)
+from evaluation.settings import read_jsonl
+from evaluation.statistics import wilson
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weights: Tensor | None = None, centring: float = 0.0,
+                       margin: float | Tensor = 0.0) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) + centring * (chosen + rejected)^2, averaged over pairs.
+
+    chosen, rejected  (N,) scores of the two responses of each pair
+    weights           (N,) weight of each pair, summing to 1; None: 1 / N each
+    """
+    if weights is None:
+        weights = torch.full_like(chosen, 1 / len(chosen))
+    losses = softplus(-(chosen - rejected - margin)) + centring * (chosen + rejected) ** 2
+    return (weights * losses).sum()
+
+
+def pair_accuracy(chosen: Tensor, rejected: Tensor) -> float:
+    """Share of the pairs whose chosen response scores higher; ties count half."""
+    return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean().item()
+
+
+def encode_rows(rows: list[dict], tokenizer) -> list[list[list[int]]]:
+    """Token ids of prompt + response + end-of-sequence, for each response of each row."""
+    return [[encode_prompt(tokenizer, row["prompt"]) + encode_response(tokenizer, text) for text in row["responses"]]
+            for row in rows]
+
+
+def score_sequences(model: ScalarModel, sequences: list[list[int]], pad_id: int, device) -> Tensor:
+    """Scores (N,) of token sequences, right-padded together."""
+    lengths = torch.tensor([len(ids) for ids in sequences], device=device)
+    batch = torch.full((len(sequences), int(lengths.max())), pad_id, device=device)
+    for i, ids in enumerate(sequences):
+        batch[i, : len(ids)] = torch.tensor(ids, device=device)
+    return model.sequence_scores(batch, lengths)
+
+
+def pair_scores(scores: list[Tensor], rows: list[dict], key: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(chosen, rejected, weights) over all pairs of the rows, (N,) each; the pairs of a row weigh 1 / rows together."""
+    chosen = torch.cat([s[[i for i, _ in row[key]]] for s, row in zip(scores, rows, strict=True)])
+    rejected = torch.cat([s[[j for _, j in row[key]]] for s, row in zip(scores, rows, strict=True)])
+    weights = torch.cat([torch.full((len(row[key]),), 1 / len(row[key]) / len(rows)) for row in rows])
+    return chosen, rejected, weights.to(chosen.device)
+
+
+@torch.no_grad()
+def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device) -> dict:
+    """Held-out pair accuracy against the gold answers and against the rater, each with a Wilson interval.
+
+    The interval takes prompts as trials (each one's accuracy is the mean over its pairs): pairs of a prompt share
+    responses and are not independent.
+    """
+    scores = [score_sequences(model, sequences, pad_id, device).cpu() for sequences in encoded]
+    metrics = {"held_out_prompts": len(rows), "held_out_pairs": sum(len(row["pairs"]) for row in rows)}
+    for label, key in (("gold", "gold_pairs"), ("rater", "pairs")):
+        each = [pair_accuracy(s[[i for i, _ in row[key]]], s[[j for _, j in row[key]]])
+                for s, row in zip(scores, rows, strict=True)]
+        interval = wilson(sum(each), len(each))
+        metrics |= {f"pair_accuracy_{label}": interval.mean, f"pair_accuracy_{label}_low": interval.low,
+                    f"pair_accuracy_{label}_high": interval.high}
+        chosen, rejected, _ = pair_scores(scores, rows, key)
+        metrics |= {f"held_out_loss_{label}": bradley_terry_loss(chosen, rejected).item(),
+                    f"margin_{label}": (chosen - rejected).mean().item()}
+    flat = torch.cat(scores)
+    lengths = torch.tensor([float(len(ids)) for sequences in encoded for ids in sequences])
+    return {**metrics, "score_mean": flat.mean().item(), "score_std": flat.std().item(),
+            "score_length_correlation": torch.corrcoef(torch.stack([flat, lengths]))[0, 1].item()}
+
+
+def train(config: RewardModelConfig, policy_path: str, preferences: str, out: str, name: str, threads: int) -> None:
+    """Train on preferences/train.jsonl, measure on preferences/held_out.jsonl; writes checkpoint/, metrics, run.json."""
+    rows, held_out = (read_jsonl(Path(preferences) / f"{split}.jsonl") for split in ("train", "held_out"))
+    device = resolve_device(config.device)
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    before = resident_bytes()
+    tokenizer = load_tokenizer(policy_path)
+    from transformers import AutoConfig
+
+    width = AutoConfig.from_pretrained(policy_path).hidden_size
+    model = ScalarModel.from_policy(policy_path, config.head, 1 / math.sqrt(width + 1), device, config.dtype, generator)
+    encoded, held_out_encoded = encode_rows(rows, tokenizer), encode_rows(held_out, tokenizer)
+    steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)
+    total = config.epochs * steps_per_epoch
+    optimiser, scheduler = make_optimiser(model, config.optimiser, total)
+    record = Record(out, "reward_model", asdict(config), threads, name=name, seed=config.seed, device=str(device),
+                    train_pairs=sum(len(row["pairs"]) for row in rows))
+    phases, progress, rng = Phases(device), Progress(total, name or "reward_model"), random.Random(config.seed)
+    step = 0
+    for _ in range(config.epochs):
+        order = list(range(len(rows)))
+        rng.shuffle(order)
+        for start in range(0, len(order), config.prompts_per_batch):
+            chosen_rows = order[start : start + config.prompts_per_batch]
+            with phases("update"):
+                flat = score_sequences(model, [ids for r in chosen_rows for ids in encoded[r]], tokenizer.pad_token_id, device)
+                scores = list(flat.split([len(encoded[r]) for r in chosen_rows]))
+                chosen, rejected, weights = pair_scores(scores, [rows[r] for r in chosen_rows], "pairs")
+                loss = bradley_terry_loss(chosen, rejected, weights, config.centring)
+                loss.backward()
+                norm = optimiser_step(model, optimiser, scheduler, config.optimiser.max_grad_norm)
+            accuracy = pair_accuracy(chosen.detach(), rejected.detach())
+            record.log(step, {"loss": loss.item(), "pair_accuracy": accuracy, "grad_norm": norm,
+                              "learning_rate": scheduler.get_last_lr()[0], **phases.next_step()})
+            step += 1
+            progress.update(step, loss=loss.item(), accuracy=accuracy)
+    progress.close()
+    metrics = measure(model, held_out, held_out_encoded, tokenizer.pad_token_id, device)
+    record.log(step, metrics)
+    model.offset, model.gain = metrics["score_mean"], 1 / max(metrics["score_std"], 1e-6)
+    for row, sequences in list(zip(held_out, held_out_encoded, strict=True))[:4]:
+        with torch.no_grad():
+            scored = score_sequences(model, sequences, tokenizer.pad_token_id, device)
+        for text, correct, score in zip(row["responses"], row["correct"], scored.tolist(), strict=True):
+            record.sample(step=step, prompt=row["prompt"], response=text, correct=correct, reward=score)
+    model.save(Path(out) / "checkpoint")
+    record.finish(held_out=metrics, phase_seconds=phases.total, optimiser_steps=total,
+                  memory=component_memory(reward_model=(model, optimiser)), peak_memory=peak_memory(device, before))
+
+
+def main() -> None:
+    parser = stage_parser(__doc__.splitlines()[0])
+    parser.add_argument("--policy", required=True, help="checkpoint whose backbone the reward model starts from")
+    parser.add_argument("--preferences", required=True, help="folder with train.jsonl and held_out.jsonl")
+    args = parser.parse_args()
+    use_threads(args.threads)
+    config = parse(RewardModelConfig, load_settings(args.settings), "reward_model")
+    train(config, args.policy, args.preferences, args.out, args.name, args.threads)
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,92 @@
+"""The tensors that flow through a training step: each one's shape, dtype and unit, said once.
+
+P prompts, G responses per prompt (a group), B = P * G responses, T response tokens (right-padded),
+L tokens of prompt and response together (right-padded), V vocabulary.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Responses as the sampler returned them; rows of one prompt are adjacent."""
+
+    prompts: list[list[int]]  # (P) token ids of each prompt
+    group_size: int  # G
+    response_ids: Tensor  # (B, T) int64, padding under the mask's False
+    response_mask: Tensor  # (B, T) bool, True up to and including the first end-of-sequence token
+    sampler_logprobs: Tensor  # (B, T) float32, nats, of the distribution sampled from; 0 on padding
+    truncated: Tensor  # (B,) bool, True where the length limit came before end-of-sequence
+
+    @property
+    def response_tokens(self) -> int:
+        return int(self.response_mask.sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts as the trainer sees them. Everything without gradient."""
+
+    sequence_ids: Tensor  # (B, L) int64, [prompt | response | padding] without a gap
+    prompt_lengths: Tensor  # (B,) int64
+    response_ids: Tensor  # (B, T) int64
+    response_mask: Tensor  # (B, T) bool
+    sampler_logprobs: Tensor  # (B, T) float32, nats
+    rewards: Tensor  # (B,) float32, one per response, its components already added up
+    group_size: int
+    old_logprobs: Tensor | None = None  # (B, T) float32, nats: policy at the start of the update, by the trainer
+    ref_logprobs: Tensor | None = None  # (B, T) float32, nats: frozen start; None without a KL term
+    values: Tensor | None = None  # (B, T) float32, reward units: critic at rollout time; None without a critic
+    returns: Tensor | None = None  # (B, T) float32, reward units: the critic's targets
+    advantages: Tensor | None = None  # (B, 1) or (B, T) float32
+
+    def __len__(self) -> int:
+        return len(self.sequence_ids)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of prompt and response."""
+        return self.prompt_lengths + self.response_mask.sum(dim=1)
+
+    def select(self, rows: Tensor) -> "Batch":
+        """The given rows, with the columns that are padding in all of them cut off."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {name: value[rows] if isinstance(value, Tensor) else value for name, value in chosen.items()}
+        batch = replace(self, **chosen)
+        width, total = int(batch.response_mask.sum(dim=1).max()), int(batch.lengths.max())
+        cut = {name: value[:, :width] for name, value in chosen.items()
+               if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == self.response_mask.shape[1]
+               and name != "sequence_ids"}
+        return replace(batch, sequence_ids=batch.sequence_ids[:, :total], **cut)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts over a whole optimiser step: what a micro-batch's sums are divided by."""
+
+    responses: int
+    response_tokens: int
+
+    @classmethod
+    def of(cls, response_mask: Tensor) -> "Totals":
+        """Empty responses count as no response; at least 1 each, so that nothing divides by 0."""
+        return cls(max(int(response_mask.any(dim=1).sum()), 1), max(int(response_mask.sum()), 1))
+
+
+def make_batch(rollouts: Rollouts, rewards: Tensor, pad_id: int) -> Batch:
+    """Rollouts and their rewards (B,) as one right-padded batch."""
+    device = rollouts.response_ids.device
+    prompts = [prompt for prompt in rollouts.prompts for _ in range(rollouts.group_size)]
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+    response_lengths = rollouts.response_mask.sum(dim=1).cpu()
+    responses = rollouts.response_ids.cpu()
+    sequences = torch.full((len(prompts), int((prompt_lengths + response_lengths).max())), pad_id)
+    for row, prompt in enumerate(prompts):
+        end = len(prompt) + int(response_lengths[row])
+        sequences[row, : len(prompt)] = torch.tensor(prompt)
+        sequences[row, len(prompt) : end] = responses[row, : int(response_lengths[row])]
+    return Batch(sequences.to(device), prompt_lengths.to(device), rollouts.response_ids, rollouts.response_mask,
+                 rollouts.sampler_logprobs, rewards.to(device), rollouts.group_size)

@@ -1,0 +1,1 @@
+"""Problems, grading, scores and the report: what is measured, and how."""

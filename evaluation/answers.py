@@ -1,0 +1,94 @@
+"""Response text -> final answer -> correct or not. Training and evaluation share this grader.
+
+Conventions (GSM8K, Cobbe et al. 2021, arXiv:2110.14168, and lm-evaluation-harness):
+strict    the first `#### <number>`, the form that the worked solutions end with
+flexible  the last number of the response, whatever stands around it
+The gap between the two is a matter of format, not of reasoning, so both are reported. The training reward
+is the strict one: "the last number" is satisfied by a response that lists many numbers.
+Responses are data: a malformed one scores 0 and never raises, and nothing in it is evaluated.
+"""
+
+import re
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+
+STRICT = re.compile(r"#### (-?[0-9.,]+)")
+FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+NUMBER = re.compile(r"-?\d+(\.\d+)?|-?\.\d+")
+FRACTION = re.compile(r"(-?\d+)/(\d+)")
+MAX_DIGITS = 64  # a longer "number" is no answer, and arithmetic on it would only cost time
+
+
+def normalise(answer: str) -> str | None:
+    """The canonical text of an answer: "1,234" -> "1234", "$18.00." -> "18", "\\frac{1}{2}" -> "1/2".
+
+    Returns None for a string that holds no single number. Idempotent: normalise(normalise(x)) == normalise(x).
+    """
+    text = answer.strip().replace("\u2212", "-")
+    boxed = re.fullmatch(r"\\boxed\{(.*)\}\.?", text)
+    if boxed:
+        text = boxed.group(1)
+    text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)
+    text = re.sub(r"\\text\{[^{}]*\}", "", text)
+    text = re.sub(r"\\?[$%]|,", "", text).strip()
+    text = re.sub(r"\s*[A-Za-z][A-Za-z ]*\.?$", "", text)  # units: "12 apples"
+    text = text.rstrip(".").removeprefix("+").replace(" ", "")
+    if len(text) > MAX_DIGITS:
+        return None
+    if fraction := FRACTION.fullmatch(text):
+        if int(fraction[2]) == 0:
+            return None
+        value = Fraction(int(fraction[1]), int(fraction[2]))
+        return str(value)  # lowest terms; a whole number prints without its denominator
+    if not NUMBER.fullmatch(text):
+        return None
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        return None
+    plain = format(value, "f")
+    if "." in plain:
+        plain = plain.rstrip("0").rstrip(".")
+    return "0" if plain in ("-0", "") else plain
+
+
+def extract_strict(response: str) -> str | None:
+    """The first `#### <number>`, normalised; None where there is none."""
+    found = STRICT.search(response)
+    return normalise(found[1]) if found else None
+
+
+def extract_flexible(response: str) -> str | None:
+    """The last number of the response, normalised; None where there is none."""
+    for found in reversed(list(FLEXIBLE.finditer(response))):
+        answer = normalise(found[0])
+        if answer is not None:
+            return answer
+    return None
+
+
+def gold_answer(solution: str) -> str | None:
+    """The answer of a worked solution: what follows its last `#### `, normalised; None if it has none."""
+    _, marker, tail = solution.rpartition("#### ")
+    return normalise(tail) if marker else None
+
+
+def is_correct(answer: str | None, gold: str) -> bool:
+    """True if an extracted answer is the gold one; both normalised. No answer is a wrong answer."""
+    if answer is None:
+        return False
+    if answer == gold:
+        return True
+    return _as_fraction(answer) == _as_fraction(gold)  # 0.5 and 1/2
+
+
+def _as_fraction(answer: str) -> Fraction | str:
+    try:
+        return Fraction(answer)
+    except (ValueError, ZeroDivisionError):
+        return answer
+
+
+def has_format(response: str) -> bool:
+    """True if the response ends with its only `#### <number>` line, as the worked solutions do."""
+    return response.count("####") == 1 and re.search(r"(\A|\n)#### -?[0-9.,]+\s*\Z", response) is not None

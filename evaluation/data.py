@@ -1,0 +1,57 @@
+"""Task -> train.jsonl, dev.jsonl, test.jsonl and demonstrations.jsonl, each row with its prompt.
+
+By hand: python -m evaluation.data --task '{"name": "gsm8k", "settings": {"path": "DIR"}}' --prompt '{}' --out DIR
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.settings import SettingsError, from_dict, write_json, write_jsonl
+from evaluation.tasks import TaskSettings, load_task
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How a question becomes a prompt."""
+
+    template: str = "Question: {question}\nAnswer:\n"  # the text around the question
+    chat: bool = False  # true: the template's text is a user message in the tokenizer's chat template
+
+    def __post_init__(self):
+        if self.template.count("{question}") != 1:
+            raise ValueError(f"template must contain {{question}} once, got {self.template!r}")
+
+    def prompt(self, question: str) -> str | list[dict]:
+        text = self.template.replace("{question}", question)
+        return [{"role": "user", "content": text}] if self.chat else text
+
+
+def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:
+    """Write the splits and run.json into out; nothing is written if any row is bad."""
+    splits = load_task(task)
+    out.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        write_jsonl(out / f"{split}.jsonl", ({"id": f"{split}/{i}", "prompt": prompt.prompt(row["question"]), **row}
+                                             for i, row in enumerate(rows)))
+    write_json(out / "run.json", {"stage": "data", "status": "finished", "settings": {"task": task.__dict__, "prompt": prompt.__dict__},
+                                  "rows": {split: len(rows) for split, rows in splits.items()}})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", required=True, help="the study's task section, as JSON")
+    parser.add_argument("--prompt", default="{}", help="the study's prompt section, as JSON")
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args()
+    try:
+        write_splits(from_dict(TaskSettings, json.loads(args.task), "task"),
+                     from_dict(PromptSettings, json.loads(args.prompt), "prompt"), args.out)
+    except SettingsError as error:
+        print(f"error: {error}", flush=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Tasks: where problems come from. One small file each; every problem is {"question", "answer"} as in GSM8K.
+
+A task's load(config, sizes, seed) returns the splits train, dev, test and demonstrations. The answer's last line is
+`#### <answer>`; only graders read it. To add a task: its file, its line in TASKS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from evaluation.answers import gold_answer
+from evaluation.settings import SettingsError, from_dict, one_of
+from evaluation.tasks import gsm8k, gsm_symbolic, word_problems
+
+
+@dataclass(frozen=True)
+class Task:
+    config: type  # frozen dataclass of the task's own settings
+    load: Callable
+
+
+TASKS: dict[str, Task] = {
+    "word_problems": Task(word_problems.WordProblemsConfig, word_problems.load),
+    "gsm8k": Task(gsm8k.GSM8KConfig, gsm8k.load),
+    "gsm_symbolic": Task(gsm_symbolic.GSMSymbolicConfig, gsm_symbolic.load),
+}
+SPLITS = ("train", "dev", "test", "demonstrations")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """The study's `task` section."""
+
+    name: str
+    seed: int = 0  # of the generator, or of the split into train and dev
+    train: int | None = None  # problems per split; null: all that there are
+    dev: int | None = None
+    test: int | None = None
+    demonstrations: int | None = None  # worked solutions for the cold start
+    settings: dict = field(default_factory=dict)  # the task's own
+
+    def __post_init__(self):
+        one_of(self.name, TASKS, "name")
+        for split in SPLITS:
+            size = getattr(self, split)
+            if size is not None and size <= 0:
+                raise ValueError(f"{split} must be above 0, or null for all, got {size}")
+        self.config  # noqa: B018  checks the task's own settings
+
+    @property
+    def config(self):
+        return from_dict(TASKS[self.name].config, self.settings, "settings")
+
+
+def load_task(task: TaskSettings) -> dict[str, list[dict]]:
+    """The task's splits, checked: none empty, every row with a question and a gold answer, questions disjoint.
+
+    Raises SettingsError naming the split and the row.
+    """
+    sizes = {split: getattr(task, split) for split in SPLITS}
+    try:
+        splits = TASKS[task.name].load(task.config, sizes, task.seed)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"task {task.name}: {error}.") from None
+    for split, rows in splits.items():
+        check_rows(rows, f"task {task.name}, split {split}")
+    seen: dict[str, str] = {}
+    for split in ("test", "dev", "train"):
+        for row in splits[split]:
+            if seen.setdefault(row["question"], split) != split:
+                raise SettingsError(f"task {task.name}: the {split} question {row['question'][:80]!r} is in "
+                                    f"{seen[row['question']]} too; splits must be disjoint.")
+    return splits
+
+
+def check_rows(rows: list[dict], where: str) -> None:
+    """Raise SettingsError for an empty list, or the first row without a question or a gold answer."""
+    if not rows:
+        raise SettingsError(f"{where} is empty; at least one problem is needed.")
+    for number, row in enumerate(rows, 1):
+        for key in ("question", "answer"):
+            if not isinstance(row.get(key), str) or not row[key].strip():
+                raise SettingsError(f"{where}, row {number}: {key!r} is missing or empty.")
+        if gold_answer(row["answer"]) is None:
+            raise SettingsError(f"{where}, row {number}: the answer has no final line `#### <number>`: "
+                                f"{row['answer'][-60:]!r}.")

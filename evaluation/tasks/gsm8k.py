@@ -1,0 +1,57 @@
+"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168): from a folder with train.jsonl and test.jsonl, or from the hub.
+
+The test split is the official one. The dev split is held out of the official train split, so that nothing is ever
+tuned on test. Demonstrations are the train split's own solutions without their calculator annotations `<<a*b=c>>`.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.settings import SettingsError, read_jsonl
+
+CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+@dataclass(frozen=True)
+class GSM8KConfig:
+    path: str | None = None  # folder with train.jsonl and test.jsonl; null: download from the hub
+    hub_id: str = "openai/gsm8k"  # dataset on the hub, used when path is null
+    hub_config: str = "main"
+
+    def __post_init__(self):
+        if self.path is not None:
+            for name in ("train.jsonl", "test.jsonl"):
+                if not (Path(self.path) / name).is_file():
+                    raise SettingsError(f"path: {Path(self.path) / name} does not exist; it must be a folder with "
+                                        "train.jsonl and test.jsonl, one object with question and answer a line.")
+
+
+def _rows(config: GSM8KConfig, split: str) -> list[dict]:
+    if config.path is not None:
+        return read_jsonl(Path(config.path) / f"{split}.jsonl")
+    from datasets import load_dataset  # heavy, and only the hub needs it
+
+    return [dict(row) for row in load_dataset(config.hub_id, config.hub_config, split=split)]
+
+
+def _clean(row: dict) -> dict:
+    answer = row.get("answer")
+    return {"question": row.get("question"), "answer": CALCULATOR.sub("", answer) if isinstance(answer, str) else answer}
+
+
+def load(config: GSM8KConfig, sizes: dict[str, int | None], seed: int) -> dict[str, list[dict]]:
+    """Splits train, dev, test and demonstrations; a size of null takes all, 10 % of the train file going to dev."""
+    pool = [_clean(row) for row in _rows(config, "train")]
+    test = [_clean(row) for row in _rows(config, "test")]
+    random.Random(seed).shuffle(pool)
+    dev_size = sizes["dev"] if sizes["dev"] is not None else len(pool) // 10
+    wanted = {"dev": (dev_size, len(pool)), "test": (sizes["test"], len(test)),
+              "train": (sizes["train"], len(pool) - dev_size), "demonstrations": (sizes["demonstrations"], len(pool) - dev_size)}
+    for split, (size, available) in wanted.items():
+        if size is not None and size > available:
+            raise ValueError(f"{split} asks for {size} problems, the data has {available}")
+    train = pool[dev_size:][: sizes["train"]]
+    return {"train": train, "dev": pool[:dev_size], "test": test[: sizes["test"]],
+            "demonstrations": train[: sizes["demonstrations"]]}

@@ -1,0 +1,1 @@
+"""The study: its files, their validation, and the rules that run it."""

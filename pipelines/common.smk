@@ -1,0 +1,77 @@
+# Paths, wildcards and named helper functions, so that the rules contain no Python.
+import json
+import subprocess
+import sys
+
+from evaluation.settings import SettingsError
+from pipelines.study import Study
+
+try:
+    STUDY = Study(config, str(workflow.configfiles[0]) if workflow.configfiles else "--config")
+except SettingsError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = STUDY.results
+DATA = f"{RESULTS}/data"
+RUN_DIR = f"{RESULTS}/runs/{{run}}/seed{{seed}}"
+COLD_START = f"{RESULTS}/runs/cold_start/seed{STUDY.config['seed']}"
+REWARD_MODEL = f"{RESULTS}/reward_model"
+STAGE_FILES = ("run.json", "metrics.jsonl", "samples.jsonl")
+SUPERVISED = ("rejection_sft", "student_cold", "student_distilled")
+TRACKING_URI = STUDY.config.get("mlflow", {}).get("tracking_uri") or f"sqlite:///{RESULTS}/mlflow.db"
+
+
+wildcard_constraints:
+    run="[a-z][a-z0-9_]*",
+    seed=r"\d+",
+
+
+def as_json(values):
+    return json.dumps(values, sort_keys=True)
+
+
+def stage_files(directory):
+    """What every stage records beside its results."""
+    return [f"{directory}/{name}" for name in STAGE_FILES]
+
+
+def run_settings(wildcards):
+    """Shared settings + this run's + its seed: only runs whose settings changed are trained again."""
+    return as_json(STUDY.run(wildcards.run, int(wildcards.seed)))
+
+
+def supervised_settings(wildcards):
+    return as_json(STUDY.supervised(wildcards.run, int(wildcards.seed)))
+
+
+def reward_model_of(wildcards):
+    """The reward model's checkpoint, for runs whose rewards name it."""
+    return f"{REWARD_MODEL}/checkpoint" if STUDY.needs_reward_model(wildcards.run) else []
+
+
+def reward_model_option(wildcards, input):
+    return f"--reward-model {input.reward_model}" if input.reward_model else ""
+
+
+def supervised_model(wildcards):
+    """What a supervised stage starts from: students from scratch, the rest from the cold start."""
+    return f"{RESULTS}/models/student" if wildcards.run.startswith("student") else f"{COLD_START}/checkpoint"
+
+
+def supervised_data(wildcards):
+    """What a supervised stage is trained on: the teacher's accepted samples, or the cold start's demonstrations."""
+    if wildcards.run == "student_cold":
+        return f"{DATA}/demonstrations.jsonl"
+    return f"{RESULTS}/rejection_sampling/seed{wildcards.seed}/accepted.jsonl"
+
+
+def evaluated(name):
+    """A file of every evaluated checkpoint, over all runs and seeds of the study."""
+    return [f"{RESULTS}/runs/{run}/seed{seed}/{name}" for run, seeds in STUDY.checkpoints().items() for seed in seeds]
+
+
+onstart:
+    # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
+    subprocess.Popen([sys.executable, "-m", "algos.training.tracking", "--results", RESULTS, "--uri", TRACKING_URI,
+                      "--experiment", STUDY.config["study"], "--watch", str(os.getpid())],
+                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,0 +1,229 @@
+"""A study file, validated before anything runs, and the settings of each stage that follow from it.
+
+    python -m pipelines.study pipelines/config.yaml     checks a file and prints its runs
+"""
+
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from algos.training.config import (
+    ModelConfig,
+    PreferenceConfig,
+    RejectionConfig,
+    RewardModelConfig,
+    RunConfig,
+    SupervisedConfig,
+    parse,
+)
+from evaluation.data import PromptSettings
+from evaluation.evaluate import EvaluationConfig
+from evaluation.settings import SettingsError, from_dict, one_of
+from evaluation.tasks import TaskSettings
+
+SCHEMA = Path(__file__).with_name("config.schema.yaml")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+RESERVED = ("cold_start", "rejection_sft", "student_cold", "student_distilled")  # stages that look like runs
+
+
+class Study:
+    """One validated study. Every method returns plain data, ready for a command line."""
+
+    def __init__(self, config: dict, source: str):
+        """config as read from YAML; source is the file's name, for messages. Raises SettingsError."""
+        self.source = source
+        try:
+            self._check_shape(config)
+            self.config = config
+            self.results, self.seeds = config["results"], config["seeds"]
+            self.runs = config["runs"]
+            self._check_stages()
+        except SettingsError as error:
+            raise SettingsError(f"{source}: {error}") from None
+
+    def _check_shape(self, config: dict) -> None:
+        schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+        errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
+        if errors:
+            raise SettingsError(_explain(errors[0]))
+
+    def _check_stages(self) -> None:
+        from_dict(TaskSettings, self.config["task"], "task")
+        from_dict(PromptSettings, self.config.get("prompt", {}), "prompt")
+        for section in ("base_model", "student"):
+            model = parse(ModelConfig, self.model(section), section)
+            if model.path is not None and not Path(model.path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path):
+                raise SettingsError(f"{section}.path: {model.path!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B.")
+        parse(SupervisedConfig, self.supervised("cold_start", 0), "cold_start")
+        parse(EvaluationConfig, self.evaluation(), "evaluation")
+        for name, run in self.runs.items():
+            self._check_run(name, run)
+        if self.has_reward_model:
+            parse(PreferenceConfig, self.preferences(), "preferences")
+            parse(RewardModelConfig, self.reward_model(), "reward_model")
+        if self.has_rejection_sampling:
+            one_of(self.teacher, self.runs, "rejection_sampling.teacher")
+            parse(RejectionConfig, self.rejection(0), "rejection_sampling.sampling")
+            parse(SupervisedConfig, self.supervised("rejection_sft", 0), "rejection_sampling.training")
+        if self.has_distillation:
+            if not self.has_rejection_sampling:
+                raise SettingsError("distillation trains on the samples that rejection_sampling accepts; add that section.")
+            parse(SupervisedConfig, self.supervised("student_distilled", 0), "distillation.training")
+
+    def _check_run(self, name: str, run: dict) -> None:
+        where = f"runs.{name}"
+        if not NAME.fullmatch(name) or name in RESERVED:
+            raise SettingsError(f"{where}: a run's name is lower-case letters, digits and _, and none of {', '.join(RESERVED)}.")
+        if "twin_of" in run:
+            if set(run) != {"twin_of"}:
+                raise SettingsError(f"{where}: a twin takes everything from the run it names; remove "
+                                    f"{', '.join(sorted(set(run) - {'twin_of'}))}.")
+            one_of(run["twin_of"], [n for n, r in self.runs.items() if "twin_of" not in r], f"{where}.twin_of")
+        elif "algorithm" not in run:
+            raise SettingsError(f"{where}: write `algorithm: <name>`, or `twin_of: <run>` for TRL's twin of a run.")
+        config = parse(RunConfig, self.run(name, 0), where)
+        if config.trainer == "trl":
+            from algos.training.trl_baseline import check
+
+            check(config)
+        if config.needs_reward_model and not self.has_reward_model:
+            raise SettingsError(f"{where}: its rewards name reward_model; add the sections preferences and reward_model.")
+
+    @property
+    def has_reward_model(self) -> bool:
+        return "preferences" in self.config and "reward_model" in self.config
+
+    @property
+    def has_rejection_sampling(self) -> bool:
+        return "rejection_sampling" in self.config
+
+    @property
+    def has_distillation(self) -> bool:
+        return "distillation" in self.config
+
+    @property
+    def teacher(self) -> str:
+        """The run whose policy rejection sampling and distillation sample from."""
+        return self.config["rejection_sampling"]["teacher"]
+
+    @property
+    def placement(self) -> dict:
+        return {"device": self.config["device"], "dtype": self.config["dtype"]}
+
+    def task(self) -> dict:
+        return self.config["task"]
+
+    def prompt(self) -> dict:
+        return self.config.get("prompt", {})
+
+    def model(self, section: str) -> dict:
+        """base_model, or student: the student's own shape over the base model's."""
+        if section == "base_model":
+            return self.config["base_model"]
+        return self.config.get("distillation", {}).get("student", {})
+
+    def supervised(self, stage: str, seed: int) -> dict:
+        """Settings of a stage of next-token training."""
+        section = {"cold_start": self.config["cold_start"],
+                   "rejection_sft": self.config.get("rejection_sampling", {}).get("training", {})}.get(
+            stage, self.config.get("distillation", {}).get("training", {}))
+        return {**self.placement, **section, "seed": seed}
+
+    def preferences(self) -> dict:
+        return {**self.placement, **self._sampling, **self.config["preferences"], "seed": self.config["seed"]}
+
+    def reward_model(self) -> dict:
+        return {**self.placement, **self.config["reward_model"], "seed": self.config["seed"]}
+
+    def rejection(self, seed: int) -> dict:
+        return {**self.placement, **self._sampling, **self.config["rejection_sampling"]["sampling"], "seed": seed}
+
+    def evaluation(self) -> dict:
+        return {**self.placement, **self._sampling, **self.config["evaluation"], "seed": self.config["seed"]}
+
+    @property
+    def _sampling(self) -> dict:
+        """What all stages that sample share, unless they say otherwise."""
+        return {key: self.config["rl"][key] for key in ("max_response_tokens", "temperature") if key in self.config["rl"]}
+
+    def run(self, name: str, seed: int) -> dict:
+        """Settings of one reinforcement-learning run: the shared ones, then its own, then its seed."""
+        run = self.runs[name]
+        if "twin_of" in run:
+            return {**self.run(run["twin_of"], seed), "trainer": "trl"}
+        merged = {**self.placement, **self.config["rl"], **run, "seed": seed}
+        if "optimiser" in run:
+            merged["optimiser"] = {**self.config["rl"].get("optimiser", {}), **run["optimiser"]}
+        return merged
+
+    def needs_reward_model(self, name: str) -> bool:
+        return parse(RunConfig, self.run(name, 0), f"runs.{name}").needs_reward_model
+
+    def checkpoints(self) -> dict[str, list[int]]:
+        """Every evaluated run and its seeds, in the order of the report."""
+        table = {"cold_start": [self.config["seed"]], **{name: self.seeds for name in self.runs}}
+        if self.has_rejection_sampling:
+            table["rejection_sft"] = self.seeds
+        if self.has_distillation:
+            table |= {"student_cold": self.seeds, "student_distilled": self.seeds}
+        return table
+
+    def report(self) -> dict:
+        """What the report needs to know of the study besides the files on disk."""
+        twins = {name: run["twin_of"] for name, run in self.runs.items() if "twin_of" in run}
+        return {"study": self.config["study"], "source": self.source, "checkpoints": self.checkpoints(), "twins": twins,
+                "samples": asdict(parse(EvaluationConfig, self.evaluation(), "evaluation"))["samples"],
+                "reward_model": self.has_reward_model,
+                "task": self.config["task"]["name"], "seed": self.config["seed"]}
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    """One sentence with the key, the value and what is allowed."""
+    where = ".".join(str(part) for part in error.absolute_path) or "the study"
+    if error.validator == "additionalProperties":
+        allowed = list(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(allowed))[0]
+        try:
+            one_of(unknown, allowed, f"{where}, key")
+        except SettingsError as better:
+            return str(better)
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{where}: {missing[0]} is missing; required here: {', '.join(error.validator_value)}."
+    if error.validator == "type":
+        kinds = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        advice = ""
+        if isinstance(error.instance, str) and "number" in kinds:
+            try:
+                advice = f" YAML reads {error.instance} as text; write {float(error.instance):.1e}."
+            except ValueError:
+                advice = ""
+        return f"{where} must be of type {' or '.join(kinds)}, got {error.instance!r}.{advice}"
+    if error.validator == "enum":
+        return f"{where}: {error.instance!r} is unknown. Allowed: {', '.join(map(str, error.validator_value))}."
+    return f"{where}: {error.message}."
+
+
+def load(path: str | Path) -> Study:
+    """The study of a YAML file. Raises SettingsError if it cannot be read or is not valid."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise SettingsError(f"{path}: expected a mapping of settings.")
+    return Study(config, str(path))
+
+
+if __name__ == "__main__":
+    try:
+        for checkpoint, seeds in load(sys.argv[1] if len(sys.argv) > 1 else "pipelines/config.yaml").checkpoints().items():
+            print(f"{checkpoint:<24} seeds {', '.join(map(str, seeds))}")
+    except SettingsError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,67 @@
+# Next-token training: cold start, rejection-sampling fine-tuning, distillation
+
+
+rule cold_start:
+    input:
+        model=f"{RESULTS}/models/base",
+        data=f"{DATA}/demonstrations.jsonl",
+    output:
+        stage_files(COLD_START),
+        checkpoint=directory(f"{COLD_START}/checkpoint"),
+    log:
+        f"{COLD_START}/train.log",
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        settings=as_json(STUDY.supervised("cold_start", STUDY.config["seed"])),
+    message:
+        "Cold start"
+    shell:
+        "python -m algos.training.supervised --stage cold_start --name cold_start --settings {params.settings:q}"
+        " --model {input.model} --data {input.data} --out {COLD_START} --threads {threads} 2> {log}"
+
+
+rule accept:
+    input:
+        policy=f"{RESULTS}/runs/{STUDY.teacher}/seed{{seed}}/checkpoint" if STUDY.has_rejection_sampling else [],
+        prompts=f"{DATA}/train.jsonl",
+    output:
+        stage_files(f"{RESULTS}/rejection_sampling/seed{{seed}}"),
+        accepted=f"{RESULTS}/rejection_sampling/seed{{seed}}/accepted.jsonl",
+    log:
+        f"{RESULTS}/rejection_sampling/seed{{seed}}/sample.log",
+    resources:
+        gpu=1,
+    params:
+        settings=lambda wildcards: as_json(STUDY.rejection(int(wildcards.seed))),
+        out=lambda wildcards, output: str(Path(output.accepted).parent),
+    message:
+        "Sample the teacher and keep what is correct, seed {wildcards.seed}"
+    shell:
+        "python -m algos.training.rejection --name rejection_sampling/seed{wildcards.seed} --settings {params.settings:q}"
+        " --policy {input.policy} --prompts {input.prompts} --out {params.out} --threads {threads} 2> {log}"
+
+
+rule fine_tune:
+    input:
+        model=supervised_model,
+        data=supervised_data,
+    output:
+        stage_files(RUN_DIR),
+        checkpoint=directory(f"{RUN_DIR}/checkpoint"),
+    wildcard_constraints:
+        run="|".join(SUPERVISED),
+    log:
+        f"{RUN_DIR}/train.log",
+    resources:
+        gpu=1,
+    params:
+        settings=supervised_settings,
+        out=RUN_DIR,
+    message:
+        "Train {wildcards.run}, seed {wildcards.seed}"
+    shell:
+        "python -m algos.training.supervised --stage {wildcards.run} --name {wildcards.run}/seed{wildcards.seed}"
+        " --settings {params.settings:q} --model {input.model} --data {input.data} --out {params.out}"
+        " --threads {threads} 2> {log}"
