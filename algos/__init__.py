@@ -6,7 +6,7 @@ To add one: its file here, its line in ALGORITHMS, a run in the study file. READ
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from algos import gspo, grpo, ppo
+from algos import grpo, gspo, ppo
 from algos.grpo import GRPOConfig
 from algos.gspo import GSPOConfig
 from algos.ppo import PPOConfig

@@ -28,8 +28,9 @@ def ratio_metrics(log_ratio: Tensor, response_mask: Tensor, totals) -> dict[str,
 
 
 @torch.no_grad()
-def clip_metrics(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, mask: Tensor,
-                 count: float) -> dict[str, Tensor]:
+def clip_metrics(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, mask: Tensor, count: float
+) -> dict[str, Tensor]:
     """Share of the `count` terms that clipping silences. ratio and mask (B, T), or (B, 1) for whole responses.
 
     Only active clips count: above the range with a positive advantage, below it with a negative one. On the other

@@ -86,8 +86,9 @@ def loss(logprobs, old_logprobs, advantages, response_mask, config, totals, ref_
     objective = torch.minimum(ratio * advantages, clipped * advantages)  # (B, T)
     metrics = {
         **ratio_metrics(log_ratios.detach(), response_mask, totals),
-        **clip_metrics(ratio.detach(), advantages, config.clip_low, config.clip_high, response_mask,
-                       totals.response_tokens),
+        **clip_metrics(
+            ratio.detach(), advantages, config.clip_low, config.clip_high, response_mask, totals.response_tokens
+        ),
     }
     if config.kl_coef:
         kl = kl_k3(logprobs, ref_logprobs, response_mask)

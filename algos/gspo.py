@@ -1,8 +1,8 @@
 """GSPO: the clipped objective with one importance ratio per response.
 
-Source: Zheng et al. 2025, arXiv:2507.18071, section 4.1; clip range from section 5.1. Differs from grpo.py in one place:
-the ratio is the geometric mean over a response's tokens, so clipping keeps or drops whole responses. Advantages are
-grpo.advantages.
+Source: Zheng et al. 2025, arXiv:2507.18071, section 4.1; clip range from section 5.1. Differs from grpo.py in one
+place: the ratio is the geometric mean over a response's tokens, so clipping keeps or drops whole responses. Advantages
+are grpo.advantages.
 
 The paper's clip range belongs to its models and learning rates: a length-normalised ratio stays near 1, and how near
 depends on how far an optimiser step moves the policy. Watch clip_fraction before trusting a comparison. Several

@@ -2,8 +2,8 @@
 
 Source: Schulman 2020, "Approximating KL divergence". With u = ref_logprobs - logprobs and tokens drawn from
 the policy, k1 = -u is unbiased and of any sign, k2 = u^2 / 2 biased and of low variance, k3 = exp(u) - 1 - u
-unbiased and never negative. That is about values. As losses they differ: k2 has the gradient of KL(policy || reference),
-k3 that of KL(reference || policy), k1 none in expectation (arXiv:2510.01555).
+unbiased and never negative. That is about values. As losses they differ: k2 has the gradient of
+KL(policy || reference), k3 that of KL(reference || policy), k1 none in expectation (arXiv:2510.01555).
 """
 
 import torch

@@ -58,8 +58,9 @@ def estimator(config: PPOConfig) -> dict[str, object]:
     }
 
 
-def token_rewards(rewards: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | None, response_mask: Tensor,
-                  kl_coef: float = 0.0) -> Tensor:
+def token_rewards(
+    rewards: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | None, response_mask: Tensor, kl_coef: float = 0.0
+) -> Tensor:
     """Per-token rewards (B, T): the KL penalty on every valid token, the response's reward (B,) on its last one."""
     shaped = torch.zeros_like(old_logprobs)
     if kl_coef:
@@ -126,8 +127,9 @@ def loss(logprobs, old_logprobs, advantages, response_mask, config, totals, ref_
     objective = torch.minimum(ratio * advantages, clipped * advantages)  # (B, T)
     metrics = {
         **ratio_metrics(log_ratios.detach(), response_mask, totals),
-        **clip_metrics(ratio.detach(), advantages, config.clip_low, config.clip_high, response_mask,
-                       totals.response_tokens),
+        **clip_metrics(
+            ratio.detach(), advantages, config.clip_low, config.clip_high, response_mask, totals.response_tokens
+        ),
     }
     return -masked_sum(objective, response_mask) / totals.response_tokens, metrics
 
@@ -135,7 +137,8 @@ def loss(logprobs, old_logprobs, advantages, response_mask, config, totals, ref_
 def value_loss(values, old_values, returns, response_mask, config, totals):
     """Critic loss of one micro-batch, and metrics that add up; all (B, T), only `values` with grad.
 
-    Half the mean over tokens of max((V - R)^2, (V_clipped - R)^2), V_clipped within value_clip of the rollout-time value.
+    Half the mean over tokens of max((V - R)^2, (V_clipped - R)^2), V_clipped within value_clip of the
+    rollout-time value.
     """
     zeros = torch.zeros_like(values)  # select before squaring: NaN in padding must not reach the gradient
     values, old_values, returns = (torch.where(response_mask, x, zeros) for x in (values, old_values, returns))

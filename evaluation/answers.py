@@ -16,6 +16,7 @@ STRICT = re.compile(r"#### (-?[0-9.,]+)")
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 NUMBER = re.compile(r"-?\d+(\.\d+)?|-?\.\d+")
 FRACTION = re.compile(r"(-?\d+)/(\d+)")
+MINUS = "\u2212"  # the typographer's minus sign
 MAX_DIGITS = 64  # a longer "number" is no answer, and arithmetic on it would only cost time
 
 
@@ -24,7 +25,7 @@ def normalise(answer: str) -> str | None:
 
     Returns None for a string that holds no single number. Idempotent: normalise(normalise(x)) == normalise(x).
     """
-    text = answer.strip().replace("\u2212", "-")
+    text = answer.strip().replace(MINUS, "-")
     boxed = re.fullmatch(r"\\boxed\{(.*)\}\.?", text)
     if boxed:
         text = boxed.group(1)
@@ -54,13 +55,13 @@ def normalise(answer: str) -> str | None:
 
 def extract_strict(response: str) -> str | None:
     """The first `#### <number>`, normalised; None where there is none."""
-    found = STRICT.search(response)
+    found = STRICT.search(response.replace(MINUS, "-"))
     return normalise(found[1]) if found else None
 
 
 def extract_flexible(response: str) -> str | None:
     """The last number of the response, normalised; None where there is none."""
-    for found in reversed(list(FLEXIBLE.finditer(response))):
+    for found in reversed(list(FLEXIBLE.finditer(response.replace(MINUS, "-")))):
         answer = normalise(found[0])
         if answer is not None:
             return answer

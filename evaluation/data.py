@@ -5,10 +5,10 @@ By hand: python -m evaluation.data --task '{"name": "gsm8k", "settings": {"path"
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluation.settings import SettingsError, from_dict, write_json, write_jsonl
+from evaluation.settings import SettingsError, from_dict, write_jsonl
 from evaluation.tasks import TaskSettings, load_task
 
 
@@ -29,14 +29,20 @@ class PromptSettings:
 
 
 def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:
-    """Write the splits and run.json into out; nothing is written if any row is bad."""
+    """Write the splits into out, beside the stage's record; nothing is written if any row is bad."""
+    from algos.training.record import Record
+
     splits = load_task(task)
-    out.mkdir(parents=True, exist_ok=True)
+    record = Record(out, "data", {"task": asdict(task), "prompt": asdict(prompt)}, threads=1, name="data")
     for split, rows in splits.items():
-        write_jsonl(out / f"{split}.jsonl", ({"id": f"{split}/{i}", "prompt": prompt.prompt(row["question"]), **row}
-                                             for i, row in enumerate(rows)))
-    write_json(out / "run.json", {"stage": "data", "status": "finished", "settings": {"task": task.__dict__, "prompt": prompt.__dict__},
-                                  "rows": {split: len(rows) for split, rows in splits.items()}})
+        write_jsonl(
+            out / f"{split}.jsonl",
+            ({"id": f"{split}/{i}", "prompt": prompt.prompt(row["question"]), **row} for i, row in enumerate(rows)),
+        )
+    for row in splits["demonstrations"][:8]:
+        record.sample(step=0, prompt=prompt.prompt(row["question"]), response=row["answer"])
+    record.log(0, {f"{split}_problems": len(rows) for split, rows in splits.items()})
+    record.finish()
 
 
 def main() -> None:
@@ -46,8 +52,11 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
     try:
-        write_splits(from_dict(TaskSettings, json.loads(args.task), "task"),
-                     from_dict(PromptSettings, json.loads(args.prompt), "prompt"), args.out)
+        write_splits(
+            from_dict(TaskSettings, json.loads(args.task), "task"),
+            from_dict(PromptSettings, json.loads(args.prompt), "prompt"),
+            args.out,
+        )
     except SettingsError as error:
         print(f"error: {error}", flush=True)
         raise SystemExit(2) from None

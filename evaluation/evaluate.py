@@ -53,8 +53,16 @@ def respond(checkpoint: str, problems: list[dict], samples: int, config, progres
     rows = []
     for start in range(0, len(problems), chunk):
         part = problems[start : start + chunk]
-        rollouts = sample(policy, tokenizer, [encode_prompt(tokenizer, p["prompt"]) for p in part], group,
-                          config.max_response_tokens, temperature, generator, group * len(part))
+        rollouts = sample(
+            policy,
+            tokenizer,
+            [encode_prompt(tokenizer, p["prompt"]) for p in part],
+            group,
+            config.max_response_tokens,
+            temperature,
+            generator,
+            group * len(part),
+        )
         lengths, truncated = rollouts.response_mask.sum(dim=1).tolist(), rollouts.truncated.tolist()
         for i, text in enumerate(decode(tokenizer, rollouts)):
             number = i % group if samples else GREEDY
@@ -68,9 +76,19 @@ def graded(problem: dict, number: int, response: str, tokens: int, truncated: bo
     """One response's row: what it said, what was understood, and whether that is right."""
     gold = gold_answer(problem["answer"])
     strict, flexible = extract_strict(response), extract_flexible(response)
-    return {"problem": problem["id"], "sample": number, "response": response, "tokens": tokens, "truncated": truncated,
-            "format": has_format(response), "strict": strict, "flexible": flexible, "gold": gold,
-            "correct": is_correct(strict, gold), "correct_flexible": is_correct(flexible, gold)}
+    return {
+        "problem": problem["id"],
+        "sample": number,
+        "response": response,
+        "tokens": tokens,
+        "truncated": truncated,
+        "format": has_format(response),
+        "strict": strict,
+        "flexible": flexible,
+        "gold": gold,
+        "correct": is_correct(strict, gold),
+        "correct_flexible": is_correct(flexible, gold),
+    }
 
 
 def scores(rows: list[dict], samples: int) -> dict:
@@ -86,8 +104,10 @@ def scores(rows: list[dict], samples: int) -> dict:
         correct = [row["correct"] for row in sampled]
         grid.append(correct)
         for name, value in {
-            "greedy": greedy["correct"], "greedy_flexible": greedy["correct_flexible"],
-            f"mean@{samples}": np.mean(correct), f"mean@{samples}_flexible": np.mean([r["correct_flexible"] for r in sampled]),
+            "greedy": greedy["correct"],
+            "greedy_flexible": greedy["correct_flexible"],
+            f"mean@{samples}": np.mean(correct),
+            f"mean@{samples}_flexible": np.mean([r["correct_flexible"] for r in sampled]),
             f"pass@{samples}": pass_at_k(len(correct), sum(correct), samples),
             f"maj@{samples}": majority_at_k([row["strict"] for row in sampled], correct, samples),
             "format_rate": np.mean([row["format"] for row in sampled]),
@@ -117,7 +137,9 @@ def main() -> None:
     check_rows(problems, args.problems)
     record = Record(args.out, "evaluate", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), f"evaluate {args.name}", unit="problem")
-    rows = respond(args.checkpoint, problems, 0, config) + respond(args.checkpoint, problems, config.samples, config, progress)
+    rows = respond(args.checkpoint, problems, 0, config) + respond(
+        args.checkpoint, problems, config.samples, config, progress
+    )
     progress.close()
     order = {problem["id"]: i for i, problem in enumerate(problems)}
     rows.sort(key=lambda row: (order[row["problem"]], row["sample"]))
@@ -125,7 +147,9 @@ def main() -> None:
     result = scores(rows, config.samples)
     record.log(0, {k: v for k, v in result["overall"].items() if not isinstance(v, list)})
     for row in rows[:: max(len(rows) // 8, 1)][:8]:
-        record.sample(step=0, prompt=problems[order[row["problem"]]]["prompt"], response=row["response"], correct=row["correct"])
+        record.sample(
+            step=0, prompt=problems[order[row["problem"]]]["prompt"], response=row["response"], correct=row["correct"]
+        )
     write_json(Path(args.out) / "scores.json", result)
     record.finish()
 

@@ -40,8 +40,11 @@ def from_dict(cls, values: dict, where: str = "settings"):
     for name, field in fields.items():
         if name in values:
             value = values[name]
-            if dataclasses.is_dataclass(hints[name]) and field.default_factory is not dataclasses.MISSING \
-                    and isinstance(value, dict):  # a part of a nested section: the rest keeps this field's defaults
+            if (
+                dataclasses.is_dataclass(hints[name])
+                and field.default_factory is not dataclasses.MISSING
+                and isinstance(value, dict)
+            ):  # a part of a nested section: the rest keeps this field's defaults
                 value = {**dataclasses.asdict(field.default_factory()), **value}
             arguments[name] = _checked(value, hints[name], f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:

@@ -1,5 +1,6 @@
 # Paths, wildcards and named helper functions, so that the rules contain no Python.
 import json
+import os
 import subprocess
 import sys
 
@@ -7,9 +8,11 @@ from evaluation.settings import SettingsError
 from pipelines.study import Study
 
 try:
-    STUDY = Study(config, str(workflow.configfiles[0]) if workflow.configfiles else "--config")
+    STUDY = Study(config, os.path.relpath(workflow.configfiles[0]) if workflow.configfiles else "--config")
 except SettingsError as error:
     raise WorkflowError(str(error)) from None
+
+shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")  # the jobs' Python is this one
 
 RESULTS = STUDY.results
 DATA = f"{RESULTS}/data"
@@ -27,6 +30,7 @@ wildcard_constraints:
 
 
 def as_json(values):
+    """Settings for a command line. Sorted, so that moving a line in the study file runs nothing again."""
     return json.dumps(values, sort_keys=True)
 
 
@@ -55,7 +59,7 @@ def reward_model_option(wildcards, input):
 
 def supervised_model(wildcards):
     """What a supervised stage starts from: students from scratch, the rest from the cold start."""
-    return f"{RESULTS}/models/student" if wildcards.run.startswith("student") else f"{COLD_START}/checkpoint"
+    return f"{RESULTS}/models/student/checkpoint" if wildcards.run.startswith("student") else f"{COLD_START}/checkpoint"
 
 
 def supervised_data(wildcards):

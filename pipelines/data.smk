@@ -4,7 +4,7 @@
 rule data:
     output:
         expand("{data}/{split}.jsonl", data=DATA, split=["train", "dev", "test", "demonstrations"]),
-        run=f"{DATA}/run.json",
+        stage_files(DATA),
     params:
         task=as_json(STUDY.task()),
         prompt=as_json(STUDY.prompt()),
@@ -18,32 +18,34 @@ rule base_model:
     input:
         texts=f"{DATA}/demonstrations.jsonl",
     output:
-        directory(f"{RESULTS}/models/base"),
+        stage_files(f"{RESULTS}/models/base"),
+        checkpoint=directory(f"{RESULTS}/models/base/checkpoint"),
     log:
-        f"{RESULTS}/models/base.log",
+        f"{RESULTS}/models/base/build.log",
     params:
         settings=as_json(STUDY.model("base_model")),
         seed=STUDY.config["seed"],
     message:
         "Make the base model"
     shell:
-        "python -m algos.training.base_model --settings {params.settings:q} --seed {params.seed}"
-        " --texts {input.texts} --out {output} 2> {log}"
+        "python -m algos.training.base_model --name base_model --settings {params.settings:q} --seed {params.seed}"
+        " --texts {input.texts} --out {RESULTS}/models/base --threads {threads} 2> {log}"
 
 
 rule student_model:
     input:
         texts=f"{DATA}/demonstrations.jsonl",
-        tokenizer=f"{RESULTS}/models/base",
+        tokenizer=f"{RESULTS}/models/base/checkpoint",
     output:
-        directory(f"{RESULTS}/models/student"),
+        stage_files(f"{RESULTS}/models/student"),
+        checkpoint=directory(f"{RESULTS}/models/student/checkpoint"),
     log:
-        f"{RESULTS}/models/student.log",
+        f"{RESULTS}/models/student/build.log",
     params:
         settings=as_json(STUDY.model("student")),
         seed=STUDY.config["seed"],
     message:
         "Make the student model"
     shell:
-        "python -m algos.training.base_model --settings {params.settings:q} --seed {params.seed}"
-        " --texts {input.texts} --tokenizer {input.tokenizer} --out {output} 2> {log}"
+        "python -m algos.training.base_model --name student_model --settings {params.settings:q} --seed {params.seed}"
+        " --texts {input.texts} --tokenizer {input.tokenizer} --out {RESULTS}/models/student --threads {threads} 2> {log}"

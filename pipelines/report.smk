@@ -21,7 +21,7 @@ rule report:
     log:
         f"{REPORT}/report.log",
     params:
-        study=as_json(STUDY.report()),
+        study=json.dumps(STUDY.report()),  # not sorted: the report keeps the order of the study file
     message:
         "Write the report"
     shell:

@@ -1,6 +1,6 @@
 """A study file, validated before anything runs, and the settings of each stage that follow from it.
 
-    python -m pipelines.study pipelines/config.yaml     checks a file and prints its runs
+python -m pipelines.study pipelines/config.yaml     checks a file and prints its runs
 """
 
 import re
@@ -47,7 +47,9 @@ class Study:
 
     def _check_shape(self, config: dict) -> None:
         schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-        errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path)))
+        errors = sorted(
+            jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path))
+        )
         if errors:
             raise SettingsError(_explain(errors[0]))
 
@@ -56,8 +58,14 @@ class Study:
         from_dict(PromptSettings, self.config.get("prompt", {}), "prompt")
         for section in ("base_model", "student"):
             model = parse(ModelConfig, self.model(section), section)
-            if model.path is not None and not Path(model.path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path):
-                raise SettingsError(f"{section}.path: {model.path!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B.")
+            if (
+                model.path is not None
+                and not Path(model.path).is_dir()
+                and not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path)
+            ):
+                raise SettingsError(
+                    f"{section}.path: {model.path!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B."
+                )
         parse(SupervisedConfig, self.supervised("cold_start", 0), "cold_start")
         parse(EvaluationConfig, self.evaluation(), "evaluation")
         for name, run in self.runs.items():
@@ -71,17 +79,23 @@ class Study:
             parse(SupervisedConfig, self.supervised("rejection_sft", 0), "rejection_sampling.training")
         if self.has_distillation:
             if not self.has_rejection_sampling:
-                raise SettingsError("distillation trains on the samples that rejection_sampling accepts; add that section.")
+                raise SettingsError(
+                    "distillation trains on the samples that rejection_sampling accepts; add that section."
+                )
             parse(SupervisedConfig, self.supervised("student_distilled", 0), "distillation.training")
 
     def _check_run(self, name: str, run: dict) -> None:
         where = f"runs.{name}"
         if not NAME.fullmatch(name) or name in RESERVED:
-            raise SettingsError(f"{where}: a run's name is lower-case letters, digits and _, and none of {', '.join(RESERVED)}.")
+            raise SettingsError(
+                f"{where}: a run's name is lower-case letters, digits and _, and none of {', '.join(RESERVED)}."
+            )
         if "twin_of" in run:
             if set(run) != {"twin_of"}:
-                raise SettingsError(f"{where}: a twin takes everything from the run it names; remove "
-                                    f"{', '.join(sorted(set(run) - {'twin_of'}))}.")
+                raise SettingsError(
+                    f"{where}: a twin takes everything from the run it names; remove "
+                    f"{', '.join(sorted(set(run) - {'twin_of'}))}."
+                )
             one_of(run["twin_of"], [n for n, r in self.runs.items() if "twin_of" not in r], f"{where}.twin_of")
         elif "algorithm" not in run:
             raise SettingsError(f"{where}: write `algorithm: <name>`, or `twin_of: <run>` for TRL's twin of a run.")
@@ -91,7 +105,9 @@ class Study:
 
             check(config)
         if config.needs_reward_model and not self.has_reward_model:
-            raise SettingsError(f"{where}: its rewards name reward_model; add the sections preferences and reward_model.")
+            raise SettingsError(
+                f"{where}: its rewards name reward_model; add the sections preferences and reward_model."
+            )
 
     @property
     def has_reward_model(self) -> bool:
@@ -128,9 +144,10 @@ class Study:
 
     def supervised(self, stage: str, seed: int) -> dict:
         """Settings of a stage of next-token training."""
-        section = {"cold_start": self.config["cold_start"],
-                   "rejection_sft": self.config.get("rejection_sampling", {}).get("training", {})}.get(
-            stage, self.config.get("distillation", {}).get("training", {}))
+        section = {
+            "cold_start": self.config["cold_start"],
+            "rejection_sft": self.config.get("rejection_sampling", {}).get("training", {}),
+        }.get(stage, self.config.get("distillation", {}).get("training", {}))
         return {**self.placement, **section, "seed": seed}
 
     def preferences(self) -> dict:
@@ -148,7 +165,9 @@ class Study:
     @property
     def _sampling(self) -> dict:
         """What all stages that sample share, unless they say otherwise."""
-        return {key: self.config["rl"][key] for key in ("max_response_tokens", "temperature") if key in self.config["rl"]}
+        return {
+            key: self.config["rl"][key] for key in ("max_response_tokens", "temperature") if key in self.config["rl"]
+        }
 
     def run(self, name: str, seed: int) -> dict:
         """Settings of one reinforcement-learning run: the shared ones, then its own, then its seed."""
@@ -175,10 +194,16 @@ class Study:
     def report(self) -> dict:
         """What the report needs to know of the study besides the files on disk."""
         twins = {name: run["twin_of"] for name, run in self.runs.items() if "twin_of" in run}
-        return {"study": self.config["study"], "source": self.source, "checkpoints": self.checkpoints(), "twins": twins,
-                "samples": asdict(parse(EvaluationConfig, self.evaluation(), "evaluation"))["samples"],
-                "reward_model": self.has_reward_model,
-                "task": self.config["task"]["name"], "seed": self.config["seed"]}
+        return {
+            "study": self.config["study"],
+            "source": self.source,
+            "checkpoints": self.checkpoints(),
+            "twins": twins,
+            "samples": asdict(parse(EvaluationConfig, self.evaluation(), "evaluation"))["samples"],
+            "reward_model": self.has_reward_model,
+            "task": self.config["task"]["name"],
+            "seed": self.config["seed"],
+        }
 
 
 def _explain(error: jsonschema.ValidationError) -> str:
@@ -223,7 +248,9 @@ def load(path: str | Path) -> Study:
 
 if __name__ == "__main__":
     try:
-        for checkpoint, seeds in load(sys.argv[1] if len(sys.argv) > 1 else "pipelines/config.yaml").checkpoints().items():
+        for checkpoint, seeds in (
+            load(sys.argv[1] if len(sys.argv) > 1 else "pipelines/config.yaml").checkpoints().items()
+        ):
             print(f"{checkpoint:<24} seeds {', '.join(map(str, seeds))}")
     except SettingsError as error:
         raise SystemExit(f"error: {error}") from None

@@ -3,7 +3,7 @@
 
 rule cold_start:
     input:
-        model=f"{RESULTS}/models/base",
+        model=f"{RESULTS}/models/base/checkpoint",
         data=f"{DATA}/demonstrations.jsonl",
     output:
         stage_files(COLD_START),

@@ -63,16 +63,32 @@ class RunConfig:
         one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
         one_of(self.critic_head, HEADS, "critic_head")
-        positive(self, "steps", "prompts_per_step", "group_size", "minibatches", "epochs", "micro_batch_size",
-                 "max_prompt_tokens", "max_response_tokens", "temperature", "reward_clip", "critic_learning_rate",
-                 "sample_every")
+        positive(
+            self,
+            "steps",
+            "prompts_per_step",
+            "group_size",
+            "minibatches",
+            "epochs",
+            "micro_batch_size",
+            "max_prompt_tokens",
+            "max_response_tokens",
+            "temperature",
+            "reward_clip",
+            "critic_learning_rate",
+            "sample_every",
+        )
         smallest = ALGORITHMS[self.algorithm].min_group
         if self.group_size < smallest:
-            raise ValueError(f"group_size must be at least {smallest} for {self.algorithm}, got {self.group_size}: "
-                             "a response is compared with the others to the same prompt")
+            raise ValueError(
+                f"group_size must be at least {smallest} for {self.algorithm}, got {self.group_size}: "
+                "a response is compared with the others to the same prompt"
+            )
         if self.responses_per_step % self.minibatches:
-            raise ValueError(f"prompts_per_step x group_size = {self.responses_per_step} must be a multiple of "
-                             f"minibatches, got {self.minibatches}")
+            raise ValueError(
+                f"prompts_per_step x group_size = {self.responses_per_step} must be a multiple of "
+                f"minibatches, got {self.minibatches}"
+            )
         if not self.rewards:
             raise ValueError("rewards must name at least one reward")
         for name in self.rewards:
@@ -115,15 +131,27 @@ class ModelConfig:
     heads: int = 4
     intermediate_size: int = 352
     max_positions: int = 512
-    initializer_range: float | None = None  # std of the initial weights; null: 1 / sqrt(hidden_size). transformers' 0.02
+    initializer_range: float | None = (
+        None  # std of the initial weights; null: 1 / sqrt(hidden_size). transformers' 0.02
+    )
     # suits widths above 1,000: at 128 it halves what the cold start learns in the same time
 
     def __post_init__(self):
-        positive(self, "vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_positions",
-                 "initializer_range")
+        positive(
+            self,
+            "vocab_size",
+            "hidden_size",
+            "layers",
+            "heads",
+            "intermediate_size",
+            "max_positions",
+            "initializer_range",
+        )
         if self.path is None and self.hidden_size % (2 * self.heads):
-            raise ValueError(f"hidden_size must be a multiple of 2 x heads (rotary embeddings need an even size per "
-                             f"head), got {self.hidden_size} for {self.heads} heads")
+            raise ValueError(
+                f"hidden_size must be a multiple of 2 x heads (rotary embeddings need an even size per "
+                f"head), got {self.hidden_size} for {self.heads} heads"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,8 +161,11 @@ class SupervisedConfig:
     seed: int
     steps: int = 600
     batch_size: int = 64  # examples per optimiser step
-    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(
-        learning_rate=3.0e-3, schedule="cosine", warmup_steps=30, adam_epsilon=1.0e-8))
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(
+            learning_rate=3.0e-3, schedule="cosine", warmup_steps=30, adam_epsilon=1.0e-8
+        )
+    )
     device: str = "auto"
     dtype: str = "float32"
     log_every: int = 10  # optimiser steps between lines of metrics.jsonl
@@ -193,8 +224,9 @@ class RewardModelConfig:
     epochs: int = 2
     prompts_per_batch: int = 8  # all pairs of a prompt stay in one batch
     centring: float = 0.01  # weight of (score_chosen + score_rejected)^2, which fixes the free offset
-    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(
-        learning_rate=3.0e-4, schedule="linear", warmup_steps=10))
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(learning_rate=3.0e-4, schedule="linear", warmup_steps=10)
+    )
     device: str = "auto"
     dtype: str = "float32"
 

@@ -32,15 +32,18 @@ def train_tokenizer(texts, vocab_size: int):
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[PAD, END, UNKNOWN], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
+    )
 
 
 def build_model(config: ModelConfig, tokenizer, seed: int):
@@ -48,13 +51,23 @@ def build_model(config: ModelConfig, tokenizer, seed: int):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.heads, intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_positions, tie_word_embeddings=True, use_cache=True,
-        initializer_range=config.initializer_range or config.hidden_size**-0.5,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    ))
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            tie_word_embeddings=True,
+            use_cache=True,
+            initializer_range=config.initializer_range or config.hidden_size**-0.5,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
 
 
 def check_causal_lm(path: str) -> None:
@@ -65,13 +78,18 @@ def check_causal_lm(path: str) -> None:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"model {path!r} cannot be read: {str(error).splitlines()[0]} It must be a folder with "
-                            "config.json and safetensors weights, or a hub id.") from None
+        raise SettingsError(
+            f"model {path!r} cannot be read: {str(error).splitlines()[0]} It must be a folder with "
+            "config.json and safetensors weights, or a hub id."
+        ) from None
     architectures = config.architectures or []
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not any("CausalLM" in a or "LMHead" in a
-                                                                             for a in architectures):
-        raise SettingsError(f"model {path!r} is no causal language model (model_type {config.model_type!r}, architectures "
-                            f"{architectures}); choose one whose architecture ends in ForCausalLM.")
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not any(
+        "CausalLM" in a or "LMHead" in a for a in architectures
+    ):
+        raise SettingsError(
+            f"model {path!r} is no causal language model (model_type {config.model_type!r}, architectures "
+            f"{architectures}); choose one whose architecture ends in ForCausalLM."
+        )
 
 
 def load_tokenizer(path: str | Path):
@@ -94,16 +112,19 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32"):
     from transformers import AutoModelForCausalLM
 
     check_causal_lm(str(path))
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, dtype), trust_remote_code=False,
-                                                 use_safetensors=True).to(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path), dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+    ).to(device)
     without_dropout(model)
     probe = torch.arange(4, device=device)[None]
     with torch.no_grad():
         direct = model(input_ids=probe, use_cache=False).logits
         via_head = model.get_output_embeddings()(model.base_model(input_ids=probe, use_cache=False).last_hidden_state)
     if not torch.allclose(direct.float(), via_head.float(), atol=1e-3, rtol=1e-3):
-        raise SettingsError(f"model {path}: its logits are not its output head applied to its last states (soft-capped or "
-                            "scaled logits); such models are not supported.")
+        raise SettingsError(
+            f"model {path}: its logits are not its output head applied to its last states (soft-capped or "
+            "scaled logits); such models are not supported."
+        )
     return model
 
 
@@ -147,8 +168,15 @@ class ScalarModel(nn.Module):
         self.to(dtype=next(backbone.parameters()).dtype, device=next(backbone.parameters()).device)
 
     @classmethod
-    def from_policy(cls, path: str | Path, head: str, init_std: float, device: torch.device, dtype: str = "float32",
-                    generator: torch.Generator | None = None) -> "ScalarModel":
+    def from_policy(
+        cls,
+        path: str | Path,
+        head: str,
+        init_std: float,
+        device: torch.device,
+        dtype: str = "float32",
+        generator: torch.Generator | None = None,
+    ) -> "ScalarModel":
         """A new head on the backbone of a policy checkpoint."""
         model = cls(load_policy(path, torch.device("cpu"), dtype).base_model, head, init_std, generator)
         return model.to(device)
@@ -162,8 +190,9 @@ class ScalarModel(nn.Module):
     def save(self, path: str | Path) -> None:
         path = Path(path)
         self.backbone.save_pretrained(path, safe_serialization=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.score.state_dict().items()},
-                  path / "head.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.score.state_dict().items()}, path / "head.safetensors"
+        )
         write_json(path / "head.json", {"head": self.head, "gain": self.gain, "offset": self.offset})
 
     @classmethod
@@ -197,7 +226,9 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = 
     else:
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
     if max_tokens is not None and len(ids) > max_tokens:
-        raise SettingsError(f"a prompt has {len(ids)} tokens, more than max_prompt_tokens = {max_tokens}: {str(prompt)[:80]!r}")
+        raise SettingsError(
+            f"a prompt has {len(ids)} tokens, more than max_prompt_tokens = {max_tokens}: {str(prompt)[:80]!r}"
+        )
     return list(ids)
 
 

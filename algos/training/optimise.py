@@ -11,8 +11,13 @@ from algos.training.config import OptimiserConfig
 def make_optimiser(model: nn.Module, config: OptimiserConfig, total_steps: int, learning_rate: float | None = None):
     """AdamW and its learning-rate schedule over total_steps optimiser steps."""
     optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=learning_rate or config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
+        [p for p in model.parameters() if p.requires_grad],
+        lr=learning_rate or config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(config, step, total_steps))
 
 

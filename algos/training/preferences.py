@@ -23,8 +23,14 @@ def preference_row(problem: dict, responses: list[dict], flip_share: float, rng:
     texts, correct = list(distinct), list(distinct.values())
     gold_pairs = [[i, j] for i in range(len(texts)) for j in range(len(texts)) if correct[i] and not correct[j]]
     pairs = [pair[::-1] if rng.random() < flip_share else pair for pair in gold_pairs]
-    return {"id": problem["id"], "prompt": problem["prompt"], "responses": texts, "correct": correct,
-            "gold_pairs": gold_pairs, "pairs": pairs}
+    return {
+        "id": problem["id"],
+        "prompt": problem["prompt"],
+        "responses": texts,
+        "correct": correct,
+        "gold_pairs": gold_pairs,
+        "pairs": pairs,
+    }
 
 
 def main() -> None:
@@ -37,29 +43,44 @@ def main() -> None:
     problems = read_jsonl(args.prompts)
     check_rows(problems, args.prompts)
     if config.prompts > len(problems):
-        raise SettingsError(f"preferences.prompts is {config.prompts}, but {args.prompts} has {len(problems)} problems.")
+        raise SettingsError(
+            f"preferences.prompts is {config.prompts}, but {args.prompts} has {len(problems)} problems."
+        )
     rng = random.Random(config.seed)
     problems = rng.sample(problems, config.prompts)
     record = Record(args.out, "preferences", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), "preferences", unit="prompt")
     responses = respond(args.policy, problems, config.responses, config, progress)
     progress.close()
-    rows = [preference_row(problem, responses[i * config.responses : (i + 1) * config.responses], config.flip_share, rng)
-            for i, problem in enumerate(problems)]
+    rows = [
+        preference_row(problem, responses[i * config.responses : (i + 1) * config.responses], config.flip_share, rng)
+        for i, problem in enumerate(problems)
+    ]
     rows = [row for row in rows if row["pairs"]]
     held_out = round(len(rows) * config.held_out_share)
     if not 0 < held_out < len(rows):
-        raise SettingsError(f"preferences: only {len(rows)} of {len(problems)} prompts have both right and wrong responses, too "
-                            "few to train and to measure a reward model; raise preferences.prompts or .responses.")
+        raise SettingsError(
+            f"preferences: only {len(rows)} of {len(problems)} prompts have both right and wrong responses, too "
+            "few to train and to measure a reward model; raise preferences.prompts or .responses."
+        )
     for split, part in {"held_out": rows[:held_out], "train": rows[held_out:]}.items():
         write_jsonl(Path(args.out) / f"{split}.jsonl", part)
     flips = sum(p != g for row in rows for p, g in zip(row["pairs"], row["gold_pairs"], strict=True))
     pairs = sum(len(row["pairs"]) for row in rows)
-    record.log(0, {"accuracy": sum(r["correct"] for r in responses) / len(responses), "prompts_with_pairs": len(rows),
-                   "pairs": pairs, "flipped_share": flips / pairs})
+    record.log(
+        0,
+        {
+            "accuracy": sum(r["correct"] for r in responses) / len(responses),
+            "prompts_with_pairs": len(rows),
+            "pairs": pairs,
+            "flipped_share": flips / pairs,
+        },
+    )
     for row in rows[:8]:
         chosen, rejected = row["pairs"][0]
-        record.sample(step=0, prompt=row["prompt"], chosen=row["responses"][chosen], rejected=row["responses"][rejected])
+        record.sample(
+            step=0, prompt=row["prompt"], chosen=row["responses"][chosen], rejected=row["responses"][rejected]
+        )
     record.finish()
 
 

@@ -30,9 +30,14 @@ class Record:
         self.out.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         self.facts = {
-            "stage": stage, "status": "running", "settings": settings, "threads": threads, **facts,
+            "stage": stage,
+            "status": "running",
+            "settings": settings,
+            "threads": threads,
+            **facts,
             "command": [Path(sys.executable).name, "-m", *_module_and_arguments()],
-            "started": self.started, **environment(),
+            "started": self.started,
+            **environment(),
         }
         self.metrics = (self.out / "metrics.jsonl").open("w", encoding="utf-8")
         self.samples = (self.out / "samples.jsonl").open("w", encoding="utf-8")
@@ -41,7 +46,9 @@ class Record:
     def log(self, step: int, metrics: dict) -> None:
         """One line of metrics.jsonl: plain numbers, with the step and the time (Unix seconds)."""
         line = {"step": step, "time": time.time(), "seconds": time.time() - self.started, **metrics}
-        self.metrics.write(json.dumps({k: v if isinstance(v, (int, str)) else _plain(v) for k, v in line.items()}) + "\n")
+        self.metrics.write(
+            json.dumps({k: v if isinstance(v, (int, str)) else _plain(v) for k, v in line.items()}) + "\n"
+        )
         self.metrics.flush()
 
     def sample(self, **row) -> None:
@@ -79,16 +86,25 @@ def environment() -> dict:
         except PackageNotFoundError:
             packages[name] = None
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"commit": git_commit(), "packages": packages, "python": platform.python_version(),
-            "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}}
+    return {
+        "commit": git_commit(),
+        "packages": packages,
+        "python": platform.python_version(),
+        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()},
+    }
 
 
 def git_commit() -> str | None:
     """The project's commit, with "-dirty" if its files differ from it; None outside a git checkout."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
-        changes = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"],
-                                 cwd=PROJECT, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
@@ -154,10 +170,12 @@ def component_memory(**components) -> dict[str, dict[str, int]]:
         memory[name] = {
             "parameters": sum(p.numel() for p in parameters),
             "weights": sum(p.numel() * p.element_size() for p in parameters),
-            "gradients": sum(p.numel() * p.element_size() for p in parameters
-                             if p.requires_grad and optimiser is not None),
-            "optimiser": sum(t.numel() * t.element_size() for entry in state for t in entry.values()
-                             if hasattr(t, "numel")),
+            "gradients": sum(
+                p.numel() * p.element_size() for p in parameters if p.requires_grad and optimiser is not None
+            ),
+            "optimiser": sum(
+                t.numel() * t.element_size() for entry in state for t in entry.values() if hasattr(t, "numel")
+            ),
         }
     return memory
 
@@ -200,8 +218,11 @@ class Progress:
         self.last = now
         filled = round(20 * done / self.total)
         shown = "  ".join(f"{k} {_figure(v)}" for k, v in figures.items())
-        print(f"  {self.name:<24} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total}  {now - self.started:.0f} s  {shown}",
-              flush=True)
+        print(
+            f"  {self.name:<24} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total}"
+            f"  {now - self.started:.0f} s  {shown}",
+            flush=True,
+        )
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,7 +1,7 @@
 """Sample from a policy, keep the correct responses: the data of rejection-sampling fine-tuning and of distillation.
 
 Source: Yuan et al. 2023 (RFT), arXiv:2308.01825. Repeated responses count once, and a prompt gives at most
-max_per_prompt, else easy prompts dominate. Prompts are train problems; the gold answer only filters, it is never a hint.
+max_per_prompt, else easy prompts dominate. Prompts are train problems; the gold answer filters and is never a hint.
 By hand: python -m algos.training.rejection --settings '{"seed": 0}' --policy DIR --prompts FILE --out DIR
 """
 
@@ -19,8 +19,10 @@ from evaluation.tasks import check_rows
 def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:
     """The first `most` different correct, complete responses to a problem, as training rows."""
     texts = dict.fromkeys(row["response"] for row in responses if row["correct"] and not row["truncated"])
-    return [{"id": problem["id"], "prompt": problem["prompt"], "question": problem["question"], "answer": text}
-            for text in list(texts)[:most]]
+    return [
+        {"id": problem["id"], "prompt": problem["prompt"], "question": problem["question"], "answer": text}
+        for text in list(texts)[:most]
+    ]
 
 
 def main() -> None:
@@ -33,21 +35,34 @@ def main() -> None:
     problems = read_jsonl(args.prompts)
     check_rows(problems, args.prompts)
     if config.prompts > len(problems):
-        raise SettingsError(f"rejection_sampling.prompts is {config.prompts}, but {args.prompts} has {len(problems)} problems.")
+        raise SettingsError(
+            f"rejection_sampling.prompts is {config.prompts}, but {args.prompts} has {len(problems)} problems."
+        )
     problems = random.Random(config.seed).sample(problems, config.prompts)
     record = Record(args.out, "rejection_sampling", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), args.name or "rejection sampling", unit="prompt")
     responses = respond(args.policy, problems, config.responses, config, progress)
     progress.close()
-    accepted = [accept(problem, responses[i * config.responses : (i + 1) * config.responses], config.max_per_prompt)
-                for i, problem in enumerate(problems)]
+    accepted = [
+        accept(problem, responses[i * config.responses : (i + 1) * config.responses], config.max_per_prompt)
+        for i, problem in enumerate(problems)
+    ]
     rows = [row for group in accepted for row in group]
     if not rows:
-        raise SettingsError(f"none of the {len(responses)} sampled responses is correct, so there is nothing to train on.")
+        raise SettingsError(
+            f"none of the {len(responses)} sampled responses is correct, so there is nothing to train on."
+        )
     write_jsonl(Path(args.out) / "accepted.jsonl", rows)
     tokens = sum(row["tokens"] for row in responses)
-    record.log(0, {"acceptance_rate": sum(row["correct"] for row in responses) / len(responses), "accepted": len(rows),
-                   "prompts_solved": sum(bool(group) for group in accepted) / len(problems), "generated_tokens": tokens})
+    record.log(
+        0,
+        {
+            "acceptance_rate": sum(row["correct"] for row in responses) / len(responses),
+            "accepted": len(rows),
+            "prompts_solved": sum(bool(group) for group in accepted) / len(problems),
+            "generated_tokens": tokens,
+        },
+    )
     for row in rows[:8]:
         record.sample(step=0, prompt=row["prompt"], response=row["answer"])
     record.finish(generated_tokens=tokens, generated_responses=len(responses))

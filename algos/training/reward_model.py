@@ -1,6 +1,6 @@
 """Preference pairs -> Bradley-Terry reward model.
 
-P(chosen beats rejected) = sigmoid(R_chosen - R_rejected) (Bradley and Terry 1952; Stiennon et al. 2020, arXiv:2009.01325).
+P(chosen beats rejected) = sigmoid(R_chosen - R_rejected) (Bradley and Terry 1952; Stiennon et al., arXiv:2009.01325).
 All pairs of a prompt are in one batch and weigh 1 together (Ouyang et al. 2022, arXiv:2203.02155, section 3.5); each
 response passes through the model once, however many pairs it is in. Scores are free up to an offset, which
 a small centring term ties down (arXiv:2312.09244); at the end they are normalised to mean 0 and standard deviation 1
@@ -36,8 +36,9 @@ from evaluation.settings import read_jsonl
 from evaluation.statistics import wilson
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weights: Tensor | None = None, centring: float = 0.0,
-                       margin: float | Tensor = 0.0) -> Tensor:
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, weights: Tensor | None = None, centring: float = 0.0, margin: float | Tensor = 0.0
+) -> Tensor:
     """-log sigmoid(chosen - rejected - margin) + centring * (chosen + rejected)^2, averaged over pairs.
 
     chosen, rejected  (N,) scores of the two responses of each pair
@@ -56,8 +57,10 @@ def pair_accuracy(chosen: Tensor, rejected: Tensor) -> float:
 
 def encode_rows(rows: list[dict], tokenizer) -> list[list[list[int]]]:
     """Token ids of prompt + response + end-of-sequence, for each response of each row."""
-    return [[encode_prompt(tokenizer, row["prompt"]) + encode_response(tokenizer, text) for text in row["responses"]]
-            for row in rows]
+    return [
+        [encode_prompt(tokenizer, row["prompt"]) + encode_response(tokenizer, text) for text in row["responses"]]
+        for row in rows
+    ]
 
 
 def score_sequences(model: ScalarModel, sequences: list[list[int]], pad_id: int, device) -> Tensor:
@@ -87,22 +90,33 @@ def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device) 
     scores = [score_sequences(model, sequences, pad_id, device).cpu() for sequences in encoded]
     metrics = {"held_out_prompts": len(rows), "held_out_pairs": sum(len(row["pairs"]) for row in rows)}
     for label, key in (("gold", "gold_pairs"), ("rater", "pairs")):
-        each = [pair_accuracy(s[[i for i, _ in row[key]]], s[[j for _, j in row[key]]])
-                for s, row in zip(scores, rows, strict=True)]
+        each = [
+            pair_accuracy(s[[i for i, _ in row[key]]], s[[j for _, j in row[key]]])
+            for s, row in zip(scores, rows, strict=True)
+        ]
         interval = wilson(sum(each), len(each))
-        metrics |= {f"pair_accuracy_{label}": interval.mean, f"pair_accuracy_{label}_low": interval.low,
-                    f"pair_accuracy_{label}_high": interval.high}
+        metrics |= {
+            f"pair_accuracy_{label}": interval.mean,
+            f"pair_accuracy_{label}_low": interval.low,
+            f"pair_accuracy_{label}_high": interval.high,
+        }
         chosen, rejected, _ = pair_scores(scores, rows, key)
-        metrics |= {f"held_out_loss_{label}": bradley_terry_loss(chosen, rejected).item(),
-                    f"margin_{label}": (chosen - rejected).mean().item()}
+        metrics |= {
+            f"held_out_loss_{label}": bradley_terry_loss(chosen, rejected).item(),
+            f"margin_{label}": (chosen - rejected).mean().item(),
+        }
     flat = torch.cat(scores)
     lengths = torch.tensor([float(len(ids)) for sequences in encoded for ids in sequences])
-    return {**metrics, "score_mean": flat.mean().item(), "score_std": flat.std().item(),
-            "score_length_correlation": torch.corrcoef(torch.stack([flat, lengths]))[0, 1].item()}
+    return {
+        **metrics,
+        "score_mean": flat.mean().item(),
+        "score_std": flat.std().item(),
+        "score_length_correlation": torch.corrcoef(torch.stack([flat, lengths]))[0, 1].item(),
+    }
 
 
 def train(config: RewardModelConfig, policy_path: str, preferences: str, out: str, name: str, threads: int) -> None:
-    """Train on preferences/train.jsonl, measure on preferences/held_out.jsonl; writes checkpoint/, metrics, run.json."""
+    """Train on preferences/train.jsonl, measure on held_out.jsonl there; writes checkpoint/, metrics, run.json."""
     rows, held_out = (read_jsonl(Path(preferences) / f"{split}.jsonl") for split in ("train", "held_out"))
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
@@ -117,8 +131,16 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
     steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)
     total = config.epochs * steps_per_epoch
     optimiser, scheduler = make_optimiser(model, config.optimiser, total)
-    record = Record(out, "reward_model", asdict(config), threads, name=name, seed=config.seed, device=str(device),
-                    train_pairs=sum(len(row["pairs"]) for row in rows))
+    record = Record(
+        out,
+        "reward_model",
+        asdict(config),
+        threads,
+        name=name,
+        seed=config.seed,
+        device=str(device),
+        train_pairs=sum(len(row["pairs"]) for row in rows),
+    )
     phases, progress, rng = Phases(device), Progress(total, name or "reward_model"), random.Random(config.seed)
     step = 0
     for _ in range(config.epochs):
@@ -127,15 +149,25 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
         for start in range(0, len(order), config.prompts_per_batch):
             chosen_rows = order[start : start + config.prompts_per_batch]
             with phases("update"):
-                flat = score_sequences(model, [ids for r in chosen_rows for ids in encoded[r]], tokenizer.pad_token_id, device)
+                flat = score_sequences(
+                    model, [ids for r in chosen_rows for ids in encoded[r]], tokenizer.pad_token_id, device
+                )
                 scores = list(flat.split([len(encoded[r]) for r in chosen_rows]))
                 chosen, rejected, weights = pair_scores(scores, [rows[r] for r in chosen_rows], "pairs")
                 loss = bradley_terry_loss(chosen, rejected, weights, config.centring)
                 loss.backward()
                 norm = optimiser_step(model, optimiser, scheduler, config.optimiser.max_grad_norm)
             accuracy = pair_accuracy(chosen.detach(), rejected.detach())
-            record.log(step, {"loss": loss.item(), "pair_accuracy": accuracy, "grad_norm": norm,
-                              "learning_rate": scheduler.get_last_lr()[0], **phases.next_step()})
+            record.log(
+                step,
+                {
+                    "loss": loss.item(),
+                    "pair_accuracy": accuracy,
+                    "grad_norm": norm,
+                    "learning_rate": scheduler.get_last_lr()[0],
+                    **phases.next_step(),
+                },
+            )
             step += 1
             progress.update(step, loss=loss.item(), accuracy=accuracy)
     progress.close()
@@ -148,8 +180,13 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
         for text, correct, score in zip(row["responses"], row["correct"], scored.tolist(), strict=True):
             record.sample(step=step, prompt=row["prompt"], response=text, correct=correct, reward=score)
     model.save(Path(out) / "checkpoint")
-    record.finish(held_out=metrics, phase_seconds=phases.total, optimiser_steps=total,
-                  memory=component_memory(reward_model=(model, optimiser)), peak_memory=peak_memory(device, before))
+    record.finish(
+        held_out=metrics,
+        phase_seconds=phases.total,
+        optimiser_steps=total,
+        memory=component_memory(reward_model=(model, optimiser)),
+        peak_memory=peak_memory(device, before),
+    )
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Responses -> rewards: rules and the learned reward model, weighted and added up; each component logged apart.
 
-To add a reward: a function of (response text, gold answer), its line in RULES. Training and evaluation share one grader,
-evaluation.answers.
+To add a reward: a function of (response text, gold answer), its line in RULES. Training and evaluation share one
+grader, evaluation.answers.
 """
 
 import torch
@@ -30,8 +30,14 @@ REWARDS = {*RULES, "reward_model"}
 class Rewards:
     """Scores responses with the named rewards; weights as in the study file."""
 
-    def __init__(self, weights: dict[str, float], pad_id: int, reward_model=None, clip: float | None = None,
-                 micro_batch_size: int = 64):
+    def __init__(
+        self,
+        weights: dict[str, float],
+        pad_id: int,
+        reward_model=None,
+        clip: float | None = None,
+        micro_batch_size: int = 64,
+    ):
         if "reward_model" in weights and reward_model is None:
             raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
         self.weights, self.pad_id, self.model, self.clip = weights, pad_id, reward_model, clip
@@ -51,7 +57,7 @@ class Rewards:
 
     @torch.no_grad()
     def learned(self, rollouts: Rollouts) -> Tensor:
-        """The reward model's scores (B,): mean 0 and standard deviation 1 on the cold-start policy, clipped if asked."""
+        """The reward model's scores (B,): mean 0 and std 1 on the cold-start policy's responses, clipped if asked."""
         batch = make_batch(rollouts, torch.zeros(len(rollouts.response_ids)), self.pad_id)
         scores = torch.empty(len(batch), device=batch.sequence_ids.device)
         for rows in batch.lengths.argsort(stable=True).split(self.micro_batch_size):

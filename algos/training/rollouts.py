@@ -14,8 +14,16 @@ DROP_SHARE = 8  # finished rows leave once they are 1 / DROP_SHARE of the batch:
 
 
 @torch.no_grad()
-def sample(policy, tokenizer, prompts: list[list[int]], group_size: int, max_response_tokens: int, temperature: float,
-           generator: torch.Generator, rows_at_once: int = 512) -> Rollouts:
+def sample(
+    policy,
+    tokenizer,
+    prompts: list[list[int]],
+    group_size: int,
+    max_response_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    rows_at_once: int = 512,
+) -> Rollouts:
     """group_size responses to each prompt. temperature 0 is greedy.
 
     generator lives on the policy's device; the same generator state gives the same responses. rows_at_once bounds
@@ -24,8 +32,12 @@ def sample(policy, tokenizer, prompts: list[list[int]], group_size: int, max_res
     if not prompts or any(not prompt for prompt in prompts):
         raise ValueError("sampling needs at least one prompt, and no prompt may be empty")
     per_chunk = max(rows_at_once // group_size, 1)
-    parts = [_sample_chunk(policy, tokenizer, prompts[i : i + per_chunk], group_size, max_response_tokens, temperature,
-                           generator) for i in range(0, len(prompts), per_chunk)]
+    parts = [
+        _sample_chunk(
+            policy, tokenizer, prompts[i : i + per_chunk], group_size, max_response_tokens, temperature, generator
+        )
+        for i in range(0, len(prompts), per_chunk)
+    ]
     ids, logprobs, lengths = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     width = int(lengths.max())
     mask = torch.arange(width, device=ids.device) < lengths[:, None]
@@ -34,16 +46,18 @@ def sample(policy, tokenizer, prompts: list[list[int]], group_size: int, max_res
     return Rollouts(prompts, group_size, ids, mask, logprobs[:, :width] * mask, truncated)
 
 
-def _sample_chunk(policy, tokenizer, prompts, group_size, max_response_tokens, temperature,
-                  generator) -> tuple[Tensor, Tensor, Tensor]:
+def _sample_chunk(
+    policy, tokenizer, prompts, group_size, max_response_tokens, temperature, generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Response ids (b, T), their log-probabilities (b, T) and lengths (b,)."""
     device = policy.device
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
     attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    output = policy(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=True,
-                    logits_to_keep=1)
+    output = policy(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=True, logits_to_keep=1
+    )
     cache, logits = output.past_key_values, output.logits[:, -1].float()
     if group_size > 1:
         cache.batch_repeat_interleave(group_size)
@@ -74,8 +88,13 @@ def _sample_chunk(policy, tokenizer, prompts, group_size, max_response_tokens, t
             cache.batch_select_indices(keep)
             rows, tokens, position, attention_mask = rows[keep], tokens[keep], position[keep], attention_mask[keep]
             done = done[keep]
-        output = policy(input_ids=tokens[:, None], attention_mask=attention_mask, position_ids=position,
-                        past_key_values=cache, use_cache=True)
+        output = policy(
+            input_ids=tokens[:, None],
+            attention_mask=attention_mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
         logits, position = output.logits[:, -1].float(), position + 1
     return ids, logprobs, lengths
 

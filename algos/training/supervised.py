@@ -13,7 +13,14 @@ import torch
 
 from algos.training.config import SupervisedConfig, parse
 from algos.training.logprobs import token_logprobs
-from algos.training.models import encode_prompt, encode_response, load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models import (
+    encode_prompt,
+    encode_response,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
 from algos.training.optimise import make_optimiser, optimiser_step
 from algos.training.record import (
     Phases,
@@ -59,16 +66,23 @@ def as_batch(examples: list[tuple[list[int], list[int]]], pad_id: int, device) -
     for row, (_, response) in enumerate(examples):
         ids[row, : len(response)] = torch.tensor(response)
     mask = torch.arange(width) < torch.tensor([len(response) for _, response in examples])[:, None]
-    rollouts = Rollouts([prompt for prompt, _ in examples], 1, ids.to(device), mask.to(device),
-                        torch.zeros_like(ids, dtype=torch.float32, device=device),
-                        torch.zeros(len(examples), dtype=torch.bool, device=device))
+    rollouts = Rollouts(
+        [prompt for prompt, _ in examples],
+        1,
+        ids.to(device),
+        mask.to(device),
+        torch.zeros_like(ids, dtype=torch.float32, device=device),
+        torch.zeros(len(examples), dtype=torch.bool, device=device),
+    )
     return make_batch(rollouts, torch.zeros(len(examples)), pad_id)
 
 
-def train(config: SupervisedConfig, model_path: str, data_path: str, out: str, stage: str, name: str, threads: int) -> None:
+def train(
+    config: SupervisedConfig, model_path: str, data_path: str, out: str, stage: str, name: str, threads: int
+) -> None:
     """Fine-tune the model on the rows of data_path (prompt, answer); writes checkpoint/, metrics.jsonl, run.json."""
     rows = read_jsonl(data_path)
-    check_rows(rows, data_path)
+    check_rows(rows, data_path, gold=False)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     before = resident_bytes()
@@ -76,7 +90,9 @@ def train(config: SupervisedConfig, model_path: str, data_path: str, out: str, s
     model = load_policy(model_path, device, config.dtype)
     examples = [(encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["answer"])) for row in rows]
     optimiser, scheduler = make_optimiser(model, config.optimiser, config.steps)
-    record = Record(out, stage, asdict(config), threads, name=name, seed=config.seed, examples=len(rows), device=str(device))
+    record = Record(
+        out, stage, asdict(config), threads, name=name, seed=config.seed, examples=len(rows), device=str(device)
+    )
     phases, progress, tokens = Phases(device), Progress(config.steps, name or stage), 0
     for row in rows[:8]:
         record.sample(step=0, prompt=row["prompt"], response=row["answer"])
@@ -92,13 +108,27 @@ def train(config: SupervisedConfig, model_path: str, data_path: str, out: str, s
         seconds = phases.next_step()
         if step % config.log_every == 0 or step == config.steps - 1:
             rate = int(batch.response_mask.sum()) / seconds["update_seconds"]
-            record.log(step, {"loss": loss.item(), "grad_norm": norm, "learning_rate": scheduler.get_last_lr()[0],
-                              "trained_tokens": tokens, "update_tokens_per_second": rate, **seconds})
+            record.log(
+                step,
+                {
+                    "loss": loss.item(),
+                    "grad_norm": norm,
+                    "learning_rate": scheduler.get_last_lr()[0],
+                    "trained_tokens": tokens,
+                    "update_tokens_per_second": rate,
+                    **seconds,
+                },
+            )
             progress.update(step + 1, loss=loss.item(), **{"tokens/s": rate})
     progress.close()
     save_policy(model, tokenizer, Path(out) / "checkpoint")
-    record.finish(phase_seconds=phases.total, trained_tokens=tokens, optimiser_steps=config.steps,
-                  memory=component_memory(policy=(model, optimiser)), peak_memory=peak_memory(device, before))
+    record.finish(
+        phase_seconds=phases.total,
+        trained_tokens=tokens,
+        optimiser_steps=config.steps,
+        memory=component_memory(policy=(model, optimiser)),
+        peak_memory=peak_memory(device, before),
+    )
 
 
 def main() -> None:

@@ -43,13 +43,22 @@ def prompt_schedule(problems: int, config: RunConfig) -> list[list[int]]:
     return [order[i * config.prompts_per_step : (i + 1) * config.prompts_per_step] for i in range(config.steps)]
 
 
-def train(config: RunConfig, policy_path: str, prompts_path: str, out: str, name: str = "", threads: int = 1,
-          reward_model_path: str | None = None) -> None:
+def train(
+    config: RunConfig,
+    policy_path: str,
+    prompts_path: str,
+    out: str,
+    name: str = "",
+    threads: int = 1,
+    reward_model_path: str | None = None,
+) -> None:
     """Train config.algorithm from the policy checkpoint; writes checkpoint/, metrics.jsonl, samples.jsonl, run.json."""
     problems = read_jsonl(prompts_path)
     check_rows(problems, prompts_path)
     if config.prompts_per_step > len(problems):
-        raise SettingsError(f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems.")
+        raise SettingsError(
+            f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems."
+        )
     device = resolve_device(config.device)
     algorithm, settings = config.algorithm_entry, config.algorithm_config
     torch.manual_seed(config.seed)
@@ -65,8 +74,9 @@ def train(config: RunConfig, policy_path: str, prompts_path: str, out: str, name
     critic = critic_optimiser = critic_scheduler = reference = reward_model = None
     if algorithm.has_critic:
         critic = ScalarModel.from_policy(policy_path, config.critic_head, 0.0, device, config.dtype)
-        critic_optimiser, critic_scheduler = make_optimiser(critic, config.optimiser, optimiser_steps,
-                                                            config.critic_learning_rate)
+        critic_optimiser, critic_scheduler = make_optimiser(
+            critic, config.optimiser, optimiser_steps, config.critic_learning_rate
+        )
         models["critic"] = (critic, critic_optimiser)
     if config.needs_reference:
         reference = load_policy(policy_path, device, config.dtype).requires_grad_(False)
@@ -78,13 +88,30 @@ def train(config: RunConfig, policy_path: str, prompts_path: str, out: str, name
         models["reward_model"] = (reward_model, None)
     score = Rewards(config.rewards, tokenizer.pad_token_id, reward_model, config.reward_clip)
 
-    record = Record(out, "train", config.resolved(), threads, algorithm=config.algorithm, trainer=config.trainer,
-                    name=name, seed=config.seed, estimator=algorithm.estimator(settings), device=str(device))
+    record = Record(
+        out,
+        "train",
+        config.resolved(),
+        threads,
+        algorithm=config.algorithm,
+        trainer=config.trainer,
+        name=name,
+        seed=config.seed,
+        estimator=algorithm.estimator(settings),
+        device=str(device),
+    )
     phases, progress, generated = Phases(device), Progress(config.steps, name or config.algorithm), 0
     for step, chosen in enumerate(prompt_schedule(len(problems), config)):
         with phases("generate"):
-            rollouts = sample(policy, tokenizer, [prompts[i] for i in chosen], config.group_size,
-                              config.max_response_tokens, config.temperature, generator)
+            rollouts = sample(
+                policy,
+                tokenizer,
+                [prompts[i] for i in chosen],
+                config.group_size,
+                config.max_response_tokens,
+                config.temperature,
+                generator,
+            )
         with phases("reward"):
             texts = decode(tokenizer, rollouts)
             rewards, components = score(rollouts, texts, golds_of([problems[i] for i in chosen]))
@@ -101,48 +128,73 @@ def train(config: RunConfig, policy_path: str, prompts_path: str, out: str, name
                 metrics = accumulate_gradients(minibatch, policy, critic, config)
                 metrics["grad_norm"] = optimiser_step(policy, optimiser, scheduler, config.optimiser.max_grad_norm)
                 if critic is not None:
-                    metrics["critic_grad_norm"] = optimiser_step(critic, critic_optimiser, critic_scheduler,
-                                                                 config.optimiser.max_grad_norm)
+                    metrics["critic_grad_norm"] = optimiser_step(
+                        critic, critic_optimiser, critic_scheduler, config.optimiser.max_grad_norm
+                    )
                 update_metrics.append(metrics)
         check_first_ratio(update_metrics[0], config)
         generated += rollouts.response_tokens
         step_seconds = dict(phases.step)
         metrics = {
-            "reward": rewards.mean(), "reward_std": rewards.std(), "accuracy": components["correctness"].mean(),
+            "reward": rewards.mean(),
+            "reward_std": rewards.std(),
+            "accuracy": components["correctness"].mean(),
             **{f"reward_{k}": v.mean() for k, v in components.items()},
             **batch_metrics(batch, rollouts, entropies, components["correctness"]),
-            **combine(update_metrics), "learning_rate": scheduler.get_last_lr()[0], "generated_tokens": generated,
-            **phases.next_step(), "step_seconds": sum(step_seconds.values()),
+            **combine(update_metrics),
+            "learning_rate": scheduler.get_last_lr()[0],
+            "generated_tokens": generated,
+            **phases.next_step(),
+            "step_seconds": sum(step_seconds.values()),
             **{f"{k}_tokens_per_second": rollouts.response_tokens / v for k, v in step_seconds.items()},
         }
         record.log(step, metrics)
         if step % config.sample_every == 0 or step == config.steps - 1:
             for row in range(min(4, len(texts))):
-                record.sample(step=step, prompt=problems[chosen[row // config.group_size]]["prompt"], response=texts[row],
-                              reward=rewards[row].item(), correct=bool(components["correctness"][row]))
-        progress.update(step + 1, reward=metrics["reward"].item(), accuracy=metrics["accuracy"].item(),
-                        **{"tokens/s": rollouts.response_tokens / metrics["step_seconds"]})
+                record.sample(
+                    step=step,
+                    prompt=problems[chosen[row // config.group_size]]["prompt"],
+                    response=texts[row],
+                    reward=rewards[row].item(),
+                    correct=bool(components["correctness"][row]),
+                )
+        progress.update(
+            step + 1,
+            reward=metrics["reward"].item(),
+            accuracy=metrics["accuracy"].item(),
+            **{"tokens/s": rollouts.response_tokens / metrics["step_seconds"]},
+        )
     progress.close()
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
     record.finish(
-        phase_seconds=phases.total, generated_tokens=generated, optimiser_steps=optimiser_steps,
+        phase_seconds=phases.total,
+        generated_tokens=generated,
+        optimiser_steps=optimiser_steps,
         generated_responses=config.steps * config.responses_per_step,
-        memory=component_memory(**models), peak_memory=peak_memory(device, before))
+        memory=component_memory(**models),
+        peak_memory=peak_memory(device, before),
+    )
 
 
 def prepare(batch: Batch, policy, reference, critic, config: RunConfig) -> tuple[Batch, torch.Tensor]:
     """The batch with old and reference log-probabilities and values; and the policy's entropies (B, T)."""
+
     def both(part):
         return torch.stack(token_logprobs(policy, part, config.temperature, entropy=True), dim=-1)
 
     logprobs, entropies = in_micro_batches(both, batch, config.micro_batch_size).unbind(-1)
     batch = replace(batch, old_logprobs=logprobs)
     if reference is not None:
-        batch = replace(batch, ref_logprobs=in_micro_batches(
-            lambda part: token_logprobs(reference, part, config.temperature)[0], batch, config.micro_batch_size))
+        batch = replace(
+            batch,
+            ref_logprobs=in_micro_batches(
+                lambda part: token_logprobs(reference, part, config.temperature)[0], batch, config.micro_batch_size
+            ),
+        )
     if critic is not None:
-        batch = replace(batch, values=in_micro_batches(
-            lambda part: token_values(critic, part), batch, config.micro_batch_size))
+        batch = replace(
+            batch, values=in_micro_batches(lambda part: token_values(critic, part), batch, config.micro_batch_size)
+        )
     return batch, entropies
 
 
@@ -161,13 +213,21 @@ def accumulate_gradients(minibatch: Batch, policy, critic, config: RunConfig) ->
     for rows in micro_batches(minibatch, config.micro_batch_size):
         part = minibatch.select(rows)
         logprobs, _ = token_logprobs(policy, part, config.temperature)
-        loss, metrics = algorithm.loss(logprobs, part.old_logprobs, part.advantages, part.response_mask, settings, totals,
-                                       ref_logprobs=part.ref_logprobs)
+        loss, metrics = algorithm.loss(
+            logprobs,
+            part.old_logprobs,
+            part.advantages,
+            part.response_mask,
+            settings,
+            totals,
+            ref_logprobs=part.ref_logprobs,
+        )
         loss.backward()
         metrics = {"policy_loss": loss.detach(), **metrics}
         if critic is not None:
-            value_loss, value_metrics = algorithm.value_loss(token_values(critic, part), part.values, part.returns,
-                                                             part.response_mask, settings, totals)
+            value_loss, value_metrics = algorithm.value_loss(
+                token_values(critic, part), part.values, part.returns, part.response_mask, settings, totals
+            )
             value_loss.backward()
             metrics |= value_metrics
         parts.append(metrics)
@@ -176,8 +236,10 @@ def accumulate_gradients(minibatch: Batch, policy, critic, config: RunConfig) ->
 
 def combine(steps: list[dict]) -> dict[str, float]:
     """Metrics of a rollout batch: means over its optimiser steps, the extremes of _min and _max."""
-    return {name: _reduce(name, [float(step[name]) for step in steps], lambda values: sum(values) / len(values))
-            for name in steps[0]}
+    return {
+        name: _reduce(name, [float(step[name]) for step in steps], lambda values: sum(values) / len(values))
+        for name in steps[0]
+    }
 
 
 def _reduce(name: str, values: list, otherwise):
@@ -187,13 +249,15 @@ def _reduce(name: str, values: list, otherwise):
 
 
 def check_first_ratio(metrics: dict, config: RunConfig) -> None:
-    """Raise RuntimeError unless all ratios are 1 on the first optimiser step: else old and new log-probabilities differ."""
+    """Raise RuntimeError unless all ratios are 1 on the first optimiser step: old and new then come from one policy."""
     if "ratio_max" not in metrics:  # an algorithm without ratios
         return
     deviation = max(abs(float(metrics["ratio_max"]) - 1), abs(float(metrics["ratio_min"]) - 1))
     if deviation > RATIO_TOLERANCE[config.dtype]:
-        raise RuntimeError(f"the importance ratio is off by {deviation:.2g} on the first step of a rollout batch, where it "
-                           "must be 1: old and new log-probabilities come from different computations")
+        raise RuntimeError(
+            f"the importance ratio is off by {deviation:.2g} on the first step of a rollout batch, where it "
+            "must be 1: old and new log-probabilities come from different computations"
+        )
 
 
 @torch.no_grad()
@@ -207,26 +271,36 @@ def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct) -> dict[
     advantages = batch.advantages.expand_as(batch.old_logprobs)[mask]
     gap = (batch.old_logprobs - batch.sampler_logprobs)[mask]
     metrics = {
-        "response_tokens": lengths.mean(), "response_tokens_p95": lengths.quantile(0.95),
+        "response_tokens": lengths.mean(),
+        "response_tokens_p95": lengths.quantile(0.95),
         "truncation_rate": rollouts.truncated.float().mean(),
         "degenerate_groups": (spread < 1e-8).float().mean(),
         "groups_all_right": (right.min(dim=1).values == 1).float().mean(),
         "groups_all_wrong": (right.max(dim=1).values == 0).float().mean(),
-        "advantage_mean": advantages.mean(), "advantage_std": advantages.std(),
-        "advantage_low": advantages.min(), "advantage_high": advantages.max(),
+        "advantage_mean": advantages.mean(),
+        "advantage_std": advantages.std(),
+        "advantage_low": advantages.min(),
+        "advantage_high": advantages.max(),
         "advantage_zero_fraction": (advantages == 0).float().mean(),
         "entropy": entropies[mask].mean(),
-        "sampler_gap_mean": gap.abs().mean(), "sampler_gap_largest": gap.abs().max(),
+        "sampler_gap_mean": gap.abs().mean(),
+        "sampler_gap_largest": gap.abs().max(),
     }
     if batch.ref_logprobs is not None:
         kl = torch.where(mask, batch.old_logprobs - batch.ref_logprobs, 0.0)
-        metrics |= {"kl_to_ref_sequence": kl.sum(dim=1).mean(), "kl_to_ref_k1": kl.sum() / tokens,
-                    "kl_to_ref_k3": torch.where(mask, torch.expm1(-kl) + kl, 0.0).sum() / tokens}
+        metrics |= {
+            "kl_to_ref_sequence": kl.sum(dim=1).mean(),
+            "kl_to_ref_k1": kl.sum() / tokens,
+            "kl_to_ref_k3": torch.where(mask, torch.expm1(-kl) + kl, 0.0).sum() / tokens,
+        }
     if batch.values is not None:
         returns, values = batch.returns[mask], batch.values[mask]
         variance = returns.var()
-        metrics |= {"value_mean": values.mean(), "return_mean": returns.mean(),
-                    "explained_variance": 1 - (returns - values).var() / variance if variance > 0 else float("nan")}
+        metrics |= {
+            "value_mean": values.mean(),
+            "return_mean": returns.mean(),
+            "explained_variance": 1 - (returns - values).var() / variance if variance > 0 else float("nan"),
+        }
     return {name: float(value) for name, value in metrics.items()}
 
 

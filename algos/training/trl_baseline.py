@@ -1,4 +1,4 @@
-"""The same RunConfig handed to TRL's trainers: an independent implementation of the same estimator, writing the same files.
+"""The same RunConfig handed to TRL's trainers: a second implementation of the same estimator, writing the same files.
 
 Every option that decides the estimator is set explicitly, because TRL's defaults are another one (DAPO's loss, gradient
 checkpointing, an off-policy correction). Same policy, prompts in the same order, grader, group size, lengths, number of
@@ -6,8 +6,8 @@ responses, optimiser. Where TRL cannot do what the settings say, that is refused
 
 What remains different in TRL 1.12:
 - GRPO and GSPO divide by the group's standard deviation + 1e-4, fixed: set std_epsilon to that in our run;
-- PPO takes its old log-probabilities from the sampler's logits, puts the reward one position after the last token (the same
-  with lambda = 1, gamma = 1), and averages the value loss over that position too;
+- PPO takes its old log-probabilities from the sampler's logits, puts the reward one position after the last token (the
+  same with lambda = 1, gamma = 1), and averages the value loss over that position too;
 - PPO steps its optimiser once per `gradient_accumulation_steps` *micro*-batches, so that any value above 1 merges
   minibatches into one step; here it is 1 and the micro-batch is the minibatch;
 - the scheduler of PPO advances once per rollout batch, not once per optimiser step.
@@ -41,14 +41,18 @@ SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 def check(config: RunConfig) -> None:
     """Raise SettingsError unless TRL can run these settings as the same estimator."""
     if config.algorithm not in TRAINERS:
-        raise SettingsError(f"trainer trl: there is no TRL twin of {config.algorithm!r}; there is one of {', '.join(TRAINERS)}.")
+        raise SettingsError(
+            f"trainer trl: there is no TRL twin of {config.algorithm!r}; there is one of {', '.join(TRAINERS)}."
+        )
     if set(config.rewards) - set(RULES):
         raise SettingsError("trainer trl: only rule rewards are handed to TRL, not reward_model.")
     settings = config.algorithm_config
     if config.algorithm == "ppo":
         if settings.clip_low != settings.clip_high:
-            raise SettingsError(f"trainer trl: TRL's PPO has one clip range, got clip_low {settings.clip_low} and clip_high "
-                                f"{settings.clip_high}; set both to one value.")
+            raise SettingsError(
+                f"trainer trl: TRL's PPO has one clip range, got clip_low {settings.clip_low} and clip_high "
+                f"{settings.clip_high}; set both to one value."
+            )
         if not settings.whiten_advantages:
             raise SettingsError("trainer trl: TRL's PPO always whitens its advantages; set whiten_advantages: true.")
 
@@ -65,26 +69,39 @@ class Monitor:
         """Rewards of one rollout batch, by the grader that our own runs use; notes the batch's metrics."""
         start = time.perf_counter()
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-        components = {name: [rule(t, g) for t, g in zip(texts, golds, strict=True)] for name, rule in RULES.items()
-                      if name in self.config.rewards or name == "correctness"}
-        rewards = [sum(weight * components[name][i] for name, weight in self.config.rewards.items()) for i in range(len(texts))]
+        components = {
+            name: [rule(t, g) for t, g in zip(texts, golds, strict=True)]
+            for name, rule in RULES.items()
+            if name in self.config.rewards or name == "correctness"
+        }
+        rewards = [
+            sum(weight * components[name][i] for name, weight in self.config.rewards.items()) for i in range(len(texts))
+        ]
         lengths = torch.tensor([float(len(ids)) for ids in responses])
         self.generated += int(lengths.sum())
         rewards_tensor = torch.tensor(rewards)
         groups = rewards_tensor.view(-1, self.config.group_size)
         self.pending = {
-            "reward": rewards_tensor.mean(), "reward_std": rewards_tensor.std(),
+            "reward": rewards_tensor.mean(),
+            "reward_std": rewards_tensor.std(),
             "accuracy": sum(components["correctness"]) / len(texts),
             **{f"reward_{name}": sum(values) / len(values) for name, values in components.items()},
-            "response_tokens": lengths.mean(), "response_tokens_p95": lengths.quantile(0.95),
+            "response_tokens": lengths.mean(),
+            "response_tokens_p95": lengths.quantile(0.95),
             "truncation_rate": sum(self.tokenizer.eos_token_id not in ids for ids in responses) / len(responses),
             "degenerate_groups": ((groups.max(dim=1).values - groups.min(dim=1).values) < 1e-8).float().mean(),
-            "generated_tokens": self.generated, "batch_tokens": int(lengths.sum()),
+            "generated_tokens": self.generated,
+            "batch_tokens": int(lengths.sum()),
         }
         if self.step % self.config.sample_every == 0 or self.step == self.config.steps - 1:
             for row in range(min(4, len(texts))):
-                self.record.sample(step=self.step, prompt=prompts[row], response=texts[row], reward=rewards[row],
-                                   correct=bool(components["correctness"][row]))
+                self.record.sample(
+                    step=self.step,
+                    prompt=prompts[row],
+                    response=texts[row],
+                    reward=rewards[row],
+                    correct=bool(components["correctness"][row]),
+                )
         self.phases.add("reward", time.perf_counter() - start)
         return rewards
 
@@ -96,14 +113,27 @@ class Monitor:
         seconds, self.step_started = now - self.step_started, now
         self.phases.add("update", seconds - sum(self.phases.step.values()))  # what is nothing else
         step, tokens = dict(self.phases.step), self.pending.pop("batch_tokens")
-        self.record.log(self.step, {**self.pending, **logs, **self.phases.next_step(), "step_seconds": seconds,
-                                    **{f"{k}_tokens_per_second": tokens / v for k, v in step.items() if v > 0}})
-        self.progress.update(self.step + 1, reward=float(self.pending["reward"]), accuracy=float(self.pending["accuracy"]),
-                             **{"tokens/s": tokens / seconds})
+        self.record.log(
+            self.step,
+            {
+                **self.pending,
+                **logs,
+                **self.phases.next_step(),
+                "step_seconds": seconds,
+                **{f"{k}_tokens_per_second": tokens / v for k, v in step.items() if v > 0},
+            },
+        )
+        self.progress.update(
+            self.step + 1,
+            reward=float(self.pending["reward"]),
+            accuracy=float(self.pending["accuracy"]),
+            **{"tokens/s": tokens / seconds},
+        )
         self.step, self.pending = self.step + 1, None
 
     def timed(self, function, phase, minus: tuple[str, ...] = ()):
-        """function, its seconds added to a phase (or to phase(*args) if callable), less those of the phases in `minus`."""
+        """function, its seconds added to a phase (phase(*args) if callable), less those of the phases in `minus`."""
+
         @wraps(function)
         def wrapper(*args, **kwargs):
             name = phase(*args, **kwargs) if callable(phase) else phase
@@ -116,11 +146,19 @@ class Monitor:
                 nested = sum(self.phases.step.get(other, 0.0) for other in minus) - inside
                 self.phases.add(name, time.perf_counter() - start - nested)
             return result
+
         return wrapper
 
 
-def train(config: RunConfig, policy_path: str, prompts_path: str, out: str, name: str = "", threads: int = 1,
-          reward_model_path: str | None = None) -> None:
+def train(
+    config: RunConfig,
+    policy_path: str,
+    prompts_path: str,
+    out: str,
+    name: str = "",
+    threads: int = 1,
+    reward_model_path: str | None = None,
+) -> None:
     """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does."""
     check(config)
     problems = read_jsonl(prompts_path)
@@ -139,31 +177,61 @@ def train(config: RunConfig, policy_path: str, prompts_path: str, out: str, name
     estimator = config.algorithm_entry.estimator(config.algorithm_config)
     if "standard deviation of the group" in str(estimator["advantage_divisor"]):
         estimator["advantage_divisor"] = f"sample standard deviation of the group + {TRL_STD_EPSILON:g}"
-    record = Record(out, "train", config.resolved(), threads, algorithm=config.algorithm, trainer=config.trainer, name=name,
-                    seed=config.seed, estimator=estimator, device=str(device))
+    record = Record(
+        out,
+        "train",
+        config.resolved(),
+        threads,
+        algorithm=config.algorithm,
+        trainer=config.trainer,
+        name=name,
+        seed=config.seed,
+        estimator=estimator,
+        device=str(device),
+    )
     monitor = Monitor(config, record, name, tokenizer, device)
     models = TRAINERS[config.algorithm](config, policy, policy_path, tokenizer, rows, out, monitor, device)
     monitor.progress.close()
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
-    record.finish(phase_seconds=monitor.phases.total, generated_tokens=monitor.generated,
-                  optimiser_steps=config.steps * config.epochs * config.minibatches,
-                  generated_responses=config.steps * config.responses_per_step,
-                  memory=component_memory(**models), peak_memory=peak_memory(device, before))
+    record.finish(
+        phase_seconds=monitor.phases.total,
+        generated_tokens=monitor.generated,
+        optimiser_steps=config.steps * config.epochs * config.minibatches,
+        generated_responses=config.steps * config.responses_per_step,
+        memory=component_memory(**models),
+        peak_memory=peak_memory(device, before),
+    )
 
 
 def _shared_arguments(config: RunConfig, out: str, device) -> dict:
     """Options of transformers.TrainingArguments that all of TRL's trainers take."""
     optimiser = config.optimiser
     return {
-        "output_dir": str(Path(out) / "trl"), "seed": config.seed, "data_seed": config.seed,
-        "learning_rate": optimiser.learning_rate, "lr_scheduler_type": SCHEDULERS[optimiser.schedule],
-        "warmup_steps": optimiser.warmup_steps, "optim": "adamw_torch", "adam_beta1": optimiser.adam_beta1,
-        "adam_beta2": optimiser.adam_beta2, "adam_epsilon": optimiser.adam_epsilon,
-        "weight_decay": optimiser.weight_decay, "max_grad_norm": optimiser.max_grad_norm or 0.0,
-        "temperature": config.temperature, "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
-        "bf16": config.dtype == "bfloat16", "fp16": False, "use_cpu": device.type == "cpu",
-        "report_to": [], "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "push_to_hub": False,
-        "dataloader_num_workers": 0, "dataloader_pin_memory": device.type != "cpu",
+        "output_dir": str(Path(out) / "trl"),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "learning_rate": optimiser.learning_rate,
+        "lr_scheduler_type": SCHEDULERS[optimiser.schedule],
+        "warmup_steps": optimiser.warmup_steps,
+        "optim": "adamw_torch",
+        "adam_beta1": optimiser.adam_beta1,
+        "adam_beta2": optimiser.adam_beta2,
+        "adam_epsilon": optimiser.adam_epsilon,
+        "weight_decay": optimiser.weight_decay,
+        "max_grad_norm": optimiser.max_grad_norm or 0.0,
+        "temperature": config.temperature,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "bf16": config.dtype == "bfloat16",
+        "fp16": False,
+        "use_cpu": device.type == "cpu",
+        "report_to": [],
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": device.type != "cpu",
     }
 
 
@@ -183,17 +251,34 @@ def grpo_arguments(config: RunConfig, out: str, device) -> dict:
     return {
         **_shared_arguments(config, out, device),
         "per_device_train_batch_size": config.responses_per_step // config.minibatches,
-        "steps_per_generation": config.minibatches, "num_iterations": config.epochs,
-        "num_generations": config.group_size, "max_completion_length": config.max_response_tokens,
+        "steps_per_generation": config.minibatches,
+        "num_iterations": config.epochs,
+        "num_generations": config.group_size,
+        "max_completion_length": config.max_response_tokens,
         "max_steps": config.steps * config.minibatches * config.epochs,
-        "logging_steps": config.minibatches * config.epochs, "shuffle_dataset": False,
+        "logging_steps": config.minibatches * config.epochs,
+        "shuffle_dataset": False,
         "importance_sampling_level": "sequence" if config.algorithm == "gspo" else "token",
-        "loss_type": "grpo", "scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize",
-        "epsilon": settings.clip_low, "epsilon_high": settings.clip_high, "delta": None,
-        "beta": getattr(settings, "kl_coef", 0.0), "use_bias_correction_kl": False,
-        "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "top_entropy_quantile": 1.0,
-        "mask_truncated_completions": False, "off_policy_mask_threshold": None, "sync_ref_model": False,
-        "disable_dropout": True, "use_vllm": False, "use_liger_kernel": False, "remove_unused_columns": False,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "multi_objective_aggregation": "sum_then_normalize",
+        "epsilon": settings.clip_low,
+        "epsilon_high": settings.clip_high,
+        "delta": None,
+        "beta": getattr(settings, "kl_coef", 0.0),
+        "use_bias_correction_kl": False,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "top_entropy_quantile": 1.0,
+        "mask_truncated_completions": False,
+        "off_policy_mask_threshold": None,
+        "sync_ref_model": False,
+        "disable_dropout": True,
+        "use_vllm": False,
+        "use_liger_kernel": False,
+        "remove_unused_columns": False,
         "log_completions": False,
     }
 
@@ -206,22 +291,47 @@ def _train_grpo(config, policy, policy_path, tokenizer, rows, out, monitor: Moni
         return monitor.score(prompts, completion_ids, gold)
 
     trainer = GRPOTrainer(
-        model=policy, args=GRPOConfig(**grpo_arguments(config, out, device)), reward_funcs=reward, processing_class=tokenizer,
+        model=policy,
+        args=GRPOConfig(**grpo_arguments(config, out, device)),
+        reward_funcs=reward,
+        processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"prompt": r["prompt"], "gold": gold_answer(r["answer"])} for r in rows]),
-        callbacks=[_callback(monitor, {
-            "loss": "policy_loss", "grad_norm": "grad_norm", "entropy": "entropy", "kl": "kl_to_ref_k3",
-            "learning_rate": "learning_rate", "clip_ratio/region_mean": "clip_fraction",
-            "clip_ratio/low_mean": "clip_fraction_low", "clip_ratio/high_mean": "clip_fraction_high"})])
+        callbacks=[
+            _callback(
+                monitor,
+                {
+                    "loss": "policy_loss",
+                    "grad_norm": "grad_norm",
+                    "entropy": "entropy",
+                    "kl": "kl_to_ref_k3",
+                    "learning_rate": "learning_rate",
+                    "clip_ratio/region_mean": "clip_fraction",
+                    "clip_ratio/low_mean": "clip_fraction_low",
+                    "clip_ratio/high_mean": "clip_fraction_high",
+                },
+            )
+        ],
+    )
+    _silence(trainer)
     inner = trainer._get_per_token_logps_and_entropies
     trainer._get_per_token_logps_and_entropies = monitor.timed(
-        inner, lambda *_, **__: None if torch.is_grad_enabled() else "logprobs")
+        inner, lambda *_, **__: None if torch.is_grad_enabled() else "logprobs"
+    )
     trainer._generate_and_score_completions = monitor.timed(
-        trainer._generate_and_score_completions, "generate", minus=("reward", "logprobs"))
+        trainer._generate_and_score_completions, "generate", minus=("reward", "logprobs")
+    )
     trainer.train()
     models = {"policy": (policy, _plain_optimiser(trainer.optimizer))}
     if trainer.ref_model is not None:
         models["reference"] = (trainer.ref_model, None)
     return models
+
+
+def _silence(trainer) -> None:
+    """No log lines on the terminal: the progress line is ours, the figures are in metrics.jsonl."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
 
 
 def _plain_optimiser(optimiser):
@@ -263,12 +373,23 @@ def ppo_arguments(config: RunConfig, out: str, device) -> dict:
     settings = config.algorithm_config
     return {
         **_shared_arguments(config, out, device),
-        "per_device_train_batch_size": config.responses_per_step, "num_mini_batches": config.minibatches,
-        "num_ppo_epochs": config.epochs, "total_episodes": config.steps * config.responses_per_step,
-        "local_rollout_forward_batch_size": config.responses_per_step, "response_length": config.max_response_tokens,
-        "stop_token": "eos", "missing_eos_penalty": None, "num_sample_generations": 0, "logging_steps": 1,
-        "kl_coef": settings.kl_coef, "kl_estimator": "k1", "whiten_rewards": False,
-        "cliprange": settings.clip_low, "vf_coef": settings.value_coef, "gamma": settings.gamma, "lam": settings.gae_lambda,
+        "per_device_train_batch_size": config.responses_per_step,
+        "num_mini_batches": config.minibatches,
+        "num_ppo_epochs": config.epochs,
+        "total_episodes": config.steps * config.responses_per_step,
+        "local_rollout_forward_batch_size": config.responses_per_step,
+        "response_length": config.max_response_tokens,
+        "stop_token": "eos",
+        "missing_eos_penalty": None,
+        "num_sample_generations": 0,
+        "logging_steps": 1,
+        "kl_coef": settings.kl_coef,
+        "kl_estimator": "k1",
+        "whiten_rewards": False,
+        "cliprange": settings.clip_low,
+        "vf_coef": settings.value_coef,
+        "gamma": settings.gamma,
+        "lam": settings.gae_lambda,
         "cliprange_value": NO_VALUE_CLIP if settings.value_clip is None else settings.value_clip,
     }
 
@@ -286,14 +407,36 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
     optimiser, scheduler = _ppo_optimiser(config, policy, critic)
     with ExitStack() as patches:
         trainer = PPOTrainer(
-            args=PPOConfig(**ppo_arguments(config, out, device)), processing_class=tokenizer, model=policy,
-            ref_model=reference, reward_model=reward, value_model=critic, train_dataset=Dataset.from_list(repeated),
+            args=PPOConfig(**ppo_arguments(config, out, device)),
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=reference,
+            reward_model=reward,
+            value_model=critic,
+            train_dataset=Dataset.from_list(repeated),
             optimizers=(optimiser, scheduler),
-            callbacks=[_callback(monitor, {
-                "loss/policy_avg": "policy_loss", "loss/value_avg": "value_loss", "policy/entropy_avg": "entropy",
-                "policy/clipfrac_avg": "clip_fraction", "val/ratio": "ratio_mean", "lr": "learning_rate"})])
-        loader = DataLoader(trainer.train_dataset, batch_size=config.responses_per_step, collate_fn=trainer.data_collator,
-                            shuffle=False, drop_last=True)  # TRL shuffles; our order keeps groups and steps together
+            callbacks=[
+                _callback(
+                    monitor,
+                    {
+                        "loss/policy_avg": "policy_loss",
+                        "loss/value_avg": "value_loss",
+                        "policy/entropy_avg": "entropy",
+                        "policy/clipfrac_avg": "clip_fraction",
+                        "val/ratio": "ratio_mean",
+                        "lr": "learning_rate",
+                    },
+                )
+            ],
+        )
+        _silence(trainer)
+        loader = DataLoader(
+            trainer.train_dataset,
+            batch_size=config.responses_per_step,
+            collate_fn=trainer.data_collator,
+            shuffle=False,
+            drop_last=True,
+        )  # TRL shuffles; our order keeps groups and steps together
         trainer.dataloader = trainer.accelerator.prepare(loader)
 
         def generate(model, queries, *args, **kwargs):
@@ -302,10 +445,22 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
 
         original_generation = ppo_trainer.batch_generation
         patches.enter_context(patch.object(ppo_trainer, "batch_generation", monitor.timed(generate, "generate")))
-        patches.enter_context(patch.object(ppo_trainer, "forward", monitor.timed(
-            ppo_trainer.forward, lambda *_, **__: None if torch.is_grad_enabled() else "logprobs")))
-        patches.enter_context(patch.object(ppo_trainer, "get_reward", monitor.timed(
-            ppo_trainer.get_reward, lambda model, *_: None if isinstance(model, RuleReward) else "logprobs")))
+        patches.enter_context(
+            patch.object(
+                ppo_trainer,
+                "forward",
+                monitor.timed(ppo_trainer.forward, lambda *_, **__: None if torch.is_grad_enabled() else "logprobs"),
+            )
+        )
+        patches.enter_context(
+            patch.object(
+                ppo_trainer,
+                "get_reward",
+                monitor.timed(
+                    ppo_trainer.get_reward, lambda model, *_: None if isinstance(model, RuleReward) else "logprobs"
+                ),
+            )
+        )
         trainer.train()
     return {"policy": (policy, optimiser), "critic": (critic, optimiser), "reference": (reference, None)}
 
@@ -313,19 +468,26 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
 def _ppo_optimiser(config: RunConfig, policy, critic):
     """One AdamW with a group each for policy and critic, as our loop's two are: own rate, own gradient clipping."""
     optimiser = torch.optim.AdamW(
-        [{"params": list(policy.parameters()), "lr": config.optimiser.learning_rate},
-         {"params": list(critic.parameters()), "lr": config.critic_learning_rate or config.optimiser.learning_rate}],
-        betas=(config.optimiser.adam_beta1, config.optimiser.adam_beta2), eps=config.optimiser.adam_epsilon,
-        weight_decay=config.optimiser.weight_decay)
+        [
+            {"params": list(policy.parameters()), "lr": config.optimiser.learning_rate},
+            {"params": list(critic.parameters()), "lr": config.critic_learning_rate or config.optimiser.learning_rate},
+        ],
+        betas=(config.optimiser.adam_beta1, config.optimiser.adam_beta2),
+        eps=config.optimiser.adam_epsilon,
+        weight_decay=config.optimiser.weight_decay,
+    )
     if config.optimiser.max_grad_norm is not None:  # TRL's PPO has no clipping of its own
+
         def clip(opt, *_):
             for group in opt.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], config.optimiser.max_grad_norm)
+
         optimiser.register_step_pre_hook(clip)
     per_batch = config.minibatches * config.epochs
     total = config.steps * per_batch
     return optimiser, torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda batch: schedule(config.optimiser, batch * per_batch, total))
+        optimiser, lambda batch: schedule(config.optimiser, batch * per_batch, total)
+    )
 
 
 TRAINERS = {"grpo": _train_grpo, "gspo": _train_grpo, "ppo": _train_ppo}

@@ -57,9 +57,14 @@ class Batch:
         chosen = {name: value[rows] if isinstance(value, Tensor) else value for name, value in chosen.items()}
         batch = replace(self, **chosen)
         width, total = int(batch.response_mask.sum(dim=1).max()), int(batch.lengths.max())
-        cut = {name: value[:, :width] for name, value in chosen.items()
-               if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == self.response_mask.shape[1]
-               and name != "sequence_ids"}
+        cut = {
+            name: value[:, :width]
+            for name, value in chosen.items()
+            if isinstance(value, Tensor)
+            and value.dim() == 2
+            and value.shape[1] == self.response_mask.shape[1]
+            and name != "sequence_ids"
+        }
         return replace(batch, sequence_ids=batch.sequence_ids[:, :total], **cut)
 
 
@@ -88,5 +93,12 @@ def make_batch(rollouts: Rollouts, rewards: Tensor, pad_id: int) -> Batch:
         end = len(prompt) + int(response_lengths[row])
         sequences[row, : len(prompt)] = torch.tensor(prompt)
         sequences[row, len(prompt) : end] = responses[row, : int(response_lengths[row])]
-    return Batch(sequences.to(device), prompt_lengths.to(device), rollouts.response_ids, rollouts.response_mask,
-                 rollouts.sampler_logprobs, rewards.to(device), rollouts.group_size)
+    return Batch(
+        sequences.to(device),
+        prompt_lengths.to(device),
+        rollouts.response_ids,
+        rollouts.response_mask,
+        rollouts.sampler_logprobs,
+        rewards.to(device),
+        rollouts.group_size,
+    )

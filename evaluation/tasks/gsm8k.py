@@ -24,8 +24,10 @@ class GSM8KConfig:
         if self.path is not None:
             for name in ("train.jsonl", "test.jsonl"):
                 if not (Path(self.path) / name).is_file():
-                    raise SettingsError(f"path: {Path(self.path) / name} does not exist; it must be a folder with "
-                                        "train.jsonl and test.jsonl, one object with question and answer a line.")
+                    raise SettingsError(
+                        f"path: {Path(self.path) / name} does not exist; it must be a folder with "
+                        "train.jsonl and test.jsonl, one object with question and answer a line."
+                    )
 
 
 def _rows(config: GSM8KConfig, split: str) -> list[dict]:
@@ -38,7 +40,10 @@ def _rows(config: GSM8KConfig, split: str) -> list[dict]:
 
 def _clean(row: dict) -> dict:
     answer = row.get("answer")
-    return {"question": row.get("question"), "answer": CALCULATOR.sub("", answer) if isinstance(answer, str) else answer}
+    return {
+        "question": row.get("question"),
+        "answer": CALCULATOR.sub("", answer) if isinstance(answer, str) else answer,
+    }
 
 
 def load(config: GSM8KConfig, sizes: dict[str, int | None], seed: int) -> dict[str, list[dict]]:
@@ -47,11 +52,19 @@ def load(config: GSM8KConfig, sizes: dict[str, int | None], seed: int) -> dict[s
     test = [_clean(row) for row in _rows(config, "test")]
     random.Random(seed).shuffle(pool)
     dev_size = sizes["dev"] if sizes["dev"] is not None else len(pool) // 10
-    wanted = {"dev": (dev_size, len(pool)), "test": (sizes["test"], len(test)),
-              "train": (sizes["train"], len(pool) - dev_size), "demonstrations": (sizes["demonstrations"], len(pool) - dev_size)}
+    wanted = {
+        "dev": (dev_size, len(pool)),
+        "test": (sizes["test"], len(test)),
+        "train": (sizes["train"], len(pool) - dev_size),
+        "demonstrations": (sizes["demonstrations"], len(pool) - dev_size),
+    }
     for split, (size, available) in wanted.items():
         if size is not None and size > available:
             raise ValueError(f"{split} asks for {size} problems, the data has {available}")
     train = pool[dev_size:][: sizes["train"]]
-    return {"train": train, "dev": pool[:dev_size], "test": test[: sizes["test"]],
-            "demonstrations": train[: sizes["demonstrations"]]}
+    return {
+        "train": train,
+        "dev": pool[:dev_size],
+        "test": test[: sizes["test"]],
+        "demonstrations": train[: sizes["demonstrations"]],
+    }

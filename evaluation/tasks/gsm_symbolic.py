@@ -33,7 +33,9 @@ def load(config: GSMSymbolicConfig, sizes: dict[str, int | None], seed: int) -> 
         if size is None:
             raise ValueError(f"gsm_symbolic generates its problems: give {split} a size")
     total = sizes["train"] + sizes["dev"] + sizes["test"]
-    entries = reasoning_gym.create_dataset("gsm_symbolic", size=2 * total + 100, seed=seed, difficulty=config.difficulty)
+    entries = reasoning_gym.create_dataset(
+        "gsm_symbolic", size=2 * total + 100, seed=seed, difficulty=config.difficulty
+    )
     rows, seen = [], set()
     for entry in entries:
         row = _row(entry)
@@ -44,6 +46,9 @@ def load(config: GSMSymbolicConfig, sizes: dict[str, int | None], seed: int) -> 
             break
     if len(rows) < total:
         raise ValueError(f"gsm_symbolic gave {len(rows)} different problems of the {total} asked for")
-    test, dev, train = (rows[: sizes["test"]], rows[sizes["test"] : sizes["test"] + sizes["dev"]],
-                        rows[sizes["test"] + sizes["dev"] :])
+    test, dev, train = (
+        rows[: sizes["test"]],
+        rows[sizes["test"] : sizes["test"] + sizes["dev"]],
+        rows[sizes["test"] + sizes["dev"] :],
+    )
     return {"train": train, "dev": dev, "test": test, "demonstrations": train[: sizes["demonstrations"]]}

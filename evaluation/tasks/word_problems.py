@@ -7,9 +7,9 @@ A story of one to a few operations on one count, a chain of thought of one equat
     12-3=9
     #### 9
 
-The demonstrations come from a fallible demonstrator: each step's result is wrong with probability wrong_step_share,
-and later steps continue from it. That leaves reinforcement learning something to improve. Arithmetic drills
-("What is 7+5?"), always right, are mixed in.
+The demonstrations come from a fallible demonstrator: with probability wrong_step_share a step's result is wrong, a slip
+of the operation (7+5=2, 12-3=15, 4*2=6) that later steps continue from. That leaves reinforcement learning something to
+improve, and a reward model something to recognise. Arithmetic drills ("What is 7+5?"), always right, are mixed in.
 """
 
 import random
@@ -19,16 +19,39 @@ from evaluation.settings import positive, share
 
 NAMES = ("Mia", "Tom", "Ana", "Sam", "Leo", "Eva", "Max", "Zoe")
 ITEMS = ("apples", "books", "coins", "cards", "shells", "pens", "stamps", "cups")
-START = ("{name} has {n} {item}.", "{name} starts with {n} {item}.", "There are {n} {item} on the desk of {name}.",
-         "{name} owns {n} {item}.", "In the box of {name} are {n} {item}.", "{name} counts {n} {item}.")
-ADD = ("{name} finds {n} more.", "Then {name} buys {n} {item}.", "A friend gives {name} {n} more.",
-       "{name} gets {n} {item} as a gift.", "Then {n} {item} are added.", "{name} wins {n} more.")
-SUBTRACT = ("{name} gives away {n}.", "Then {name} sells {n} {item}.", "{name} loses {n} of them.",
-            "{name} drops {n} {item}.", "Then {n} {item} are taken away.", "{name} lends {n} to a friend.")
-DOUBLE = ("Then the number of {item} doubles.", "{name} doubles the {item}.", "Now {name} gets as many again.",
-          "Then {name} has twice as many.", "The {item} double in number.", "{name} makes it twice as many.")
+START = (
+    "{name} has {n} {item}.",
+    "{name} starts with {n} {item}.",
+    "There are {n} {item} on the desk of {name}.",
+    "{name} owns {n} {item}.",
+    "In the box of {name} are {n} {item}.",
+    "{name} counts {n} {item}.",
+)
+ADD = (
+    "{name} finds {n} more.",
+    "Then {name} buys {n} {item}.",
+    "A friend gives {name} {n} more.",
+    "{name} gets {n} {item} as a gift.",
+    "Then {n} {item} are added.",
+    "{name} wins {n} more.",
+)
+SUBTRACT = (
+    "{name} gives away {n}.",
+    "Then {name} sells {n} {item}.",
+    "{name} loses {n} of them.",
+    "{name} drops {n} {item}.",
+    "Then {n} {item} are taken away.",
+    "{name} lends {n} to a friend.",
+)
+DOUBLE = (
+    "Then the number of {item} doubles.",
+    "{name} doubles the {item}.",
+    "Now {name} gets as many again.",
+    "Then {name} has twice as many.",
+    "The {item} double in number.",
+    "{name} makes it twice as many.",
+)
 QUESTION = "How many {item} does {name} have now?"
-MISTAKES = (-3, -2, -1, 1, 2, 3)  # by how much a wrong step is off
 DRILL = "What is {expression}?"
 MAX_ATTEMPTS = 200  # tries per wanted problem before the settings are called too narrow
 
@@ -64,6 +87,13 @@ def _apply(value: int, operation: str, operand: int) -> tuple[str, int]:
     return f"{value}-{operand}", value - operand
 
 
+def _slip(value: int, operation: str, operand: int) -> int:
+    """The result of mistaking the operation: a sum for a difference, a difference for a sum, value + 2 for a double."""
+    if operation == "double":
+        return value + 2 if value != 2 else value  # 2 + 2 would be right
+    return value + operand if operation == "subtract" else abs(value - operand)
+
+
 def _problem(config: WordProblemsConfig, rng: random.Random) -> tuple[str, int, list[tuple[str, int]]]:
     """A question, its first count, and its operations."""
     name, item = rng.choice(NAMES), rng.choice(ITEMS)
@@ -89,10 +119,10 @@ def _solution(start: int, operations, rng: random.Random, wrong_step_share: floa
     """A worked solution; with wrong_step_share > 0 a fallible one, whose steps continue from their own mistakes."""
     value, lines = start, []
     for operation, operand in operations:
+        slipped = rng.random() < wrong_step_share
+        mistaken = _slip(value, operation, operand)
         expression, value = _apply(value, operation, operand)
-        value = max(value, 0)  # an earlier mistake may leave less than is then taken away
-        if rng.random() < wrong_step_share:
-            value += rng.choice([offset for offset in MISTAKES if value + offset >= 0])
+        value = mistaken if slipped else max(value, 0)  # an earlier slip may leave less than is then taken away
         lines.append(f"{expression}={value}")
     return "\n".join([*lines, f"#### {value}"])
 

@@ -1,0 +1,275 @@
+"""Mirrors the files of all stages into MLflow. The files are the record, MLflow is a view of them.
+
+Training never talks to MLflow: this program alone writes to its store, so a run cannot fail or lose a metric because
+MLflow is locked or away, and the mirror can be made anew from the files at any time:
+    python -m algos.training.tracking --results results --uri sqlite:///results/mlflow.db --experiment default
+It only adds what is new since the last time. With --watch PID it does so again and again until that process ends.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+STATE = ".mlflow_state.json"  # in the results folder: which directory is which MLflow run, and how far it is mirrored
+WATCH_SECONDS = 20.0
+METRICS_PER_CALL = 900  # MLflow takes 1,000 at most
+ATTEMPTS = 5  # at a store that is locked or away
+ARTIFACT_FOLDER = "mlflow_artifacts"  # in the results folder, if the store is SQLite
+ARTIFACTS = ("run.json", "metrics.jsonl", "samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl")
+NO_PARAMETERS = {
+    "settings",
+    "estimator",
+    "packages",
+    "hardware",
+    "command",
+    "memory",
+    "peak_memory",
+    "phase_seconds",
+    "held_out",
+    "started",
+    "finished",
+    "seconds",
+    "status",
+    "rows",
+}
+
+
+def metric_name(name: str) -> str:
+    """MLflow allows no @ in a metric's name."""
+    return name.replace("@", "_at_")
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def find_records(results: Path) -> list[Path]:
+    """Directories that hold a stage's run.json, parents before their evaluations; MLflow's own copies left out."""
+    return sorted(
+        path.parent for path in results.rglob("run.json") if ARTIFACT_FOLDER not in path.relative_to(results).parts
+    )
+
+
+class Mirror:
+    """One results folder and its MLflow experiment."""
+
+    def __init__(self, results: Path, uri: str, experiment: str):
+        import logging
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self.results, self.client = results, MlflowClient(tracking_uri=uri)
+        found = self.client.get_experiment_by_name(experiment)
+        local = uri.startswith("sqlite:")
+        self.experiment = (
+            found.experiment_id
+            if found
+            else self.client.create_experiment(
+                experiment, artifact_location=(results / ARTIFACT_FOLDER).resolve().as_uri() if local else None
+            )
+        )
+        self.state_path = results / STATE
+        self.state = json.loads(self.state_path.read_text(encoding="utf-8")) if self.state_path.is_file() else {}
+
+    def mirror_all(self) -> dict:
+        """Mirror every stage; what a broken one raised is noted and the others go on. Returns a summary."""
+        lines, errors, records = 0, [], find_records(self.results)
+        for directory in records:
+            key = directory.relative_to(self.results).as_posix()
+            try:
+                lines += self.mirror(directory, key)
+            except Exception as error:  # whatever MLflow or its store throws: the files still hold everything
+                errors.append(f"{key}: {type(error).__name__}: {error}")
+            self.state_path.write_text(json.dumps(self.state, indent=1), encoding="utf-8")
+        return {"stages": len(records), "new_lines": lines, "errors": errors}
+
+    def mirror(self, directory: Path, key: str) -> int:
+        """Add what is new in one stage's files to its MLflow run; returns the number of new metrics lines."""
+        facts = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        entry = self._entry(key, facts)
+        new = self._metrics(directory, entry, facts)
+        if facts["status"] == "finished" and entry["status"] != "finished":
+            summary = {
+                f"{group}.{name}": value
+                for group in ("memory", "peak_memory", "phase_seconds", "held_out")
+                for name, value in flatten(facts.get(group, {})).items()
+                if isinstance(value, (int, float))
+            }
+            summary["seconds"] = facts["seconds"]
+            self._log_metrics(entry["run_id"], summary, facts["finished"], 0)
+            self._log_parameters(entry["run_id"], facts)  # a finished run knows more of them
+            for name in ARTIFACTS:
+                if (directory / name).is_file():
+                    self.client.log_artifact(entry["run_id"], str(directory / name))
+            if directory.name == "evaluation":
+                self._copy_scores_to_parent(directory, key, facts)
+            self.client.set_terminated(entry["run_id"], "FINISHED", int(facts["finished"] * 1000))
+            entry["status"] = "finished"
+        return new
+
+    def _entry(self, key: str, facts: dict) -> dict:
+        """The state of one stage; a new MLflow run for a stage that is new, ran again, or is gone from the store."""
+        entry = self.state.get(key)
+        if entry is not None and self._exists(entry["run_id"]):
+            if entry["started"] == facts["started"]:
+                return entry
+            self.client.delete_run(entry["run_id"])  # the stage ran again: its earlier run's files are gone
+        tags = {
+            "stage": facts["stage"],
+            "directory": key,
+            "commit": str(facts.get("commit")),
+            "device": str(facts.get("device", "cpu")),
+            "command": " ".join(facts.get("command", [])),
+        }
+        parent = self.state.get(str(Path(key).parent.as_posix()))
+        if Path(key).name == "evaluation" and parent:
+            tags["mlflow.parentRunId"] = parent["run_id"]
+        run = self.client.create_run(
+            self.experiment, start_time=int(facts["started"] * 1000), run_name=key.removeprefix("runs/"), tags=tags
+        )
+        self._log_parameters(run.info.run_id, facts)
+        self.state[key] = {"run_id": run.info.run_id, "started": facts["started"], "lines": 0, "status": "running"}
+        return self.state[key]
+
+    def _exists(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _log_parameters(self, run_id: str, facts: dict) -> None:
+        from mlflow.entities import Param
+
+        values = {
+            **flatten(facts.get("settings", {})),
+            **flatten(facts.get("estimator", {}), "estimator."),
+            **flatten(facts.get("packages", {}), "package."),
+            **flatten(facts.get("hardware", {}), "hardware."),
+            **flatten(facts.get("rows", {}), "rows."),
+            **{k: v for k, v in facts.items() if k not in NO_PARAMETERS and not isinstance(v, (dict, list))},
+        }
+        items = [Param(name, str(value)[:500]) for name, value in values.items()]
+        for start in range(0, len(items), 100):
+            self.client.log_batch(run_id, params=items[start : start + 100])
+
+    def _metrics(self, directory: Path, entry: dict, facts: dict) -> int:
+        from mlflow.entities import Metric
+
+        path = directory / "metrics.jsonl"
+        if not path.is_file():
+            return 0
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line end is not yet written
+        pending, start = [], entry["lines"]
+        for number in range(start, len(lines)):
+            row = json.loads(lines[number])
+            for name, value in row.items():
+                if name not in ("step", "time") and isinstance(value, (int, float)):
+                    pending.append(Metric(metric_name(name), value, int(row["time"] * 1000), row["step"]))
+            if len(pending) >= METRICS_PER_CALL - 100 or number == len(lines) - 1:
+                for first in range(0, len(pending), METRICS_PER_CALL):
+                    self.client.log_batch(entry["run_id"], metrics=pending[first : first + METRICS_PER_CALL])
+                pending, entry["lines"] = [], number + 1
+        return entry["lines"] - start
+
+    def _log_metrics(self, run_id: str, values: dict, seconds: float, step: int) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(metric_name(name), value, int(seconds * 1000), step) for name, value in values.items()]
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+
+    def _copy_scores_to_parent(self, directory: Path, key: str, facts: dict) -> None:
+        """The test scores stand on the trained run too, so that runs can be sorted by them."""
+        parent = self.state.get(Path(key).parent.as_posix())
+        if parent is None or not (directory / "scores.json").is_file():
+            return
+        overall = json.loads((directory / "scores.json").read_text(encoding="utf-8"))["overall"]
+        self._log_metrics(
+            parent["run_id"],
+            {f"test/{name}": value for name, value in overall.items() if isinstance(value, (int, float))},
+            facts["finished"],
+            0,
+        )
+
+
+def mirror_once(results: Path, uri: str, experiment: str) -> dict:
+    """Mirror everything, one program at a time, trying again while the store is locked or away. Never raises for it."""
+    results.mkdir(parents=True, exist_ok=True)
+    summary = {"stages": 0, "new_lines": 0, "errors": ["not tried"]}
+    with (results / ".mlflow_lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(2.0**attempt)
+            try:
+                summary = Mirror(results, uri, experiment).mirror_all()
+            except Exception as error:  # the store cannot even be opened
+                summary = {"stages": 0, "new_lines": 0, "errors": [f"{type(error).__name__}: {error}"]}
+            if not summary["errors"]:
+                break
+    return summary
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", required=True, type=Path, help="the study's results folder")
+    parser.add_argument("--uri", required=True, help="MLflow tracking URI")
+    parser.add_argument("--experiment", required=True, help="MLflow experiment")
+    parser.add_argument("--watch", type=int, metavar="PID", help="mirror again and again until this process ends")
+    parser.add_argument("--summary", type=Path, help="write a summary of what was mirrored here, JSON")
+    args = parser.parse_args()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if args.watch is not None:
+        os.nice(5)
+        while alive(args.watch):
+            mirror_once(args.results, args.uri, args.experiment)
+            for _ in range(int(WATCH_SECONDS)):
+                if not alive(args.watch):
+                    break
+                time.sleep(1.0)
+        return
+    summary = mirror_once(args.results, args.uri, args.experiment)
+    for error in summary["errors"]:
+        print(f"not mirrored into MLflow: {error}", file=sys.stderr)
+    if summary["errors"]:
+        print(
+            f"MLflow at {args.uri} misses {len(summary['errors'])} stage(s); nothing is lost: the files in "
+            f"{args.results} are the record. Mirror them later with: python -m algos.training.tracking "
+            f"--results {args.results} --uri {args.uri} --experiment {args.experiment}",
+            flush=True,
+        )
+    if args.summary:
+        args.summary.write_text(
+            json.dumps({"uri": args.uri, "experiment": args.experiment, **summary}, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()

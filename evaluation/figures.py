@@ -1,0 +1,170 @@
+"""Tables -> figures, as SVG. Each algorithm keeps one colour; TRL's twin has the same, dashed."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from evaluation.collect import COMPONENTS, PARTS, PHASES, Run, curve
+
+# Okabe and Ito's colours, told apart by colour-blind readers too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#8C6D31")
+GREY = "#767676"
+PART_SHADES = {"weights": 1.0, "gradients": 0.55, "optimiser": 0.28}
+matplotlib.rcParams.update(
+    {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "figures",
+        "font.size": 11,
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e3e3e3",
+        "axes.axisbelow": True,
+        "figure.constrained_layout.use": True,
+        "legend.frameon": False,
+    }
+)
+
+
+def styles(runs: dict[str, Run], twins: dict[str, str]) -> dict[str, dict]:
+    """Colour and line of each run; a twin looks like its run, dashed."""
+    own = [name for name, run in runs.items() if run.is_rl and name not in twins]
+    table = {name: {"color": COLOURS[i % len(COLOURS)], "linestyle": "-"} for i, name in enumerate(own)}
+    table |= {twin: {"color": table[ours]["color"], "linestyle": "--"} for twin, ours in twins.items() if ours in table}
+    return {name: table.get(name, {"color": GREY, "linestyle": "-"}) for name in runs}
+
+
+def save(figure, path: Path) -> None:
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def accuracy(table: pd.DataFrame, runs, twins, metric: str, path: Path) -> None:
+    """Dots with 95 % intervals, one line a run, the cold start as a dashed line."""
+    look = styles(runs, twins)
+    figure, axis = plt.subplots(figsize=(8, 0.42 * len(table) + 1.1))
+    rows = np.arange(len(table))[::-1]
+    axis.axvline(100 * table[metric].iloc[0], color=GREY, linestyle=":", linewidth=1)
+    for y, (_, row) in zip(rows, table.iterrows(), strict=True):
+        twin = row["run"] in twins
+        axis.plot(
+            [100 * row[f"{metric}_low"], 100 * row[f"{metric}_high"]],
+            [y, y],
+            linewidth=2.2,
+            solid_capstyle="butt",
+            **look[row["run"]],
+        )
+        axis.plot(
+            100 * row[metric],
+            y,
+            "o",
+            markersize=7,
+            color=look[row["run"]]["color"],
+            markerfacecolor="white" if twin else look[row["run"]]["color"],
+            markeredgewidth=1.8,
+        )
+    axis.set_yticks(rows, table["run"])
+    axis.set_xlabel(f"test accuracy, {metric} (%)")
+    axis.grid(axis="y", visible=False)
+    save(figure, path)
+
+
+def curves(runs: dict[str, Run], twins, x: str, x_label: str, scale: float, path: Path) -> None:
+    """Accuracy on the training prompts during training; the line is the mean over seeds, the band their range."""
+    look = styles(runs, twins)
+    figure, axis = plt.subplots(figsize=(8, 4.6))
+    for run in filter(lambda r: r.is_rl, runs.values()):
+        data = curve(run, x, "accuracy")
+        axis.fill_between(
+            data["x"] / scale,
+            100 * data["low"],
+            100 * data["high"],
+            color=look[run.name]["color"],
+            alpha=0.10,
+            linewidth=0,
+        )
+        axis.plot(data["x"] / scale, 100 * data["mean"], label=run.name, linewidth=1.8, **look[run.name])
+    axis.set_xlabel(x_label)
+    axis.set_ylabel("accuracy on training prompts (%)")
+    axis.set_xlim(left=0)
+    figure.legend(loc="outside lower center", ncols=4)
+    save(figure, path)
+
+
+def memory(table: pd.DataFrame, runs, path: Path) -> None:
+    """Stacked bars: weights, gradients and optimiser state of each component."""
+    names = [name for name in runs if (table["run"] == name).any()]
+    figure, axis = plt.subplots(figsize=(8, 0.42 * len(names) + 1.6))
+    rows = np.arange(len(names))[::-1]
+    left = np.zeros(len(names))
+    for i, component in enumerate(COMPONENTS):
+        for part in PARTS:
+            widths = np.array(
+                [
+                    table[(table["run"] == n) & (table["component"] == component)][f"{part}_megabytes"].sum()
+                    for n in names
+                ]
+            )
+            if widths.any():
+                axis.barh(
+                    rows,
+                    widths,
+                    left=left,
+                    color=COLOURS[i],
+                    alpha=PART_SHADES[part],
+                    height=0.68,
+                    edgecolor="white",
+                    linewidth=0.6,
+                    label=f"{component.replace('_', ' ')}: {part}",
+                )
+            left += widths
+    axis.set_yticks(rows, names)
+    axis.set_xlabel("model states, counted (MB)")
+    axis.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    save(figure, path)
+
+
+def throughput(table: pd.DataFrame, path: Path) -> None:
+    """Seconds per thousand generated tokens, by phase: shorter is faster."""
+    figure, axis = plt.subplots(figsize=(8, 0.42 * len(table) + 1.4))
+    rows = np.arange(len(table))[::-1]
+    left = np.zeros(len(table))
+    tokens = (table["tokens_per_second"] * table["seconds"]).to_numpy()
+    for i, phase in enumerate(PHASES):
+        widths = (table[f"{phase}_seconds"].to_numpy() / tokens) * 1000
+        axis.barh(rows, widths, left=left, color=COLOURS[i], height=0.68, edgecolor="white", linewidth=0.6, label=phase)
+        left += widths
+    axis.set_yticks(rows, table["run"])
+    axis.set_xlabel("seconds per 1,000 generated tokens")
+    axis.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=4)
+    save(figure, path)
+
+
+def proxy_and_gold(runs: dict[str, Run], path: Path) -> None:
+    """The learned reward of each run that trains on it, and the gold accuracy of the same responses."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+    for run in runs.values():
+        for axis, metric, scale in ((axes[0], "reward_reward_model", 1), (axes[1], "accuracy", 100)):
+            data = curve(run, "generated_tokens", metric)
+            (line,) = axis.plot(data["x"] / 1000, scale * data["mean"], linewidth=1.8, label=run.name)
+            axis.fill_between(
+                data["x"] / 1000,
+                scale * data["low"],
+                scale * data["high"],
+                alpha=0.12,
+                linewidth=0,
+                color=line.get_color(),
+            )
+    for axis, label in zip(axes, ("learned reward (standard deviations)", "gold accuracy (%)"), strict=True):
+        axis.set_xlabel("generated tokens (thousands)")
+        axis.set_ylabel(label)
+    save(figure, path)

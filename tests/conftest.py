@@ -1,0 +1,48 @@
+"""Fixture A of the mathematical reference: one prompt, G = B = 2 responses, T = 3 tokens, one cell of padding."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from algos.training.types import Totals
+
+NAN = float("nan")
+
+
+def fixture_a(padding: float = NAN) -> SimpleNamespace:
+    """Fixture A in float64, its padded cell holding `padding` in every tensor."""
+
+    def log_of(rows):
+        return torch.tensor(rows, dtype=torch.float64).log()
+
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    a = SimpleNamespace(
+        mask=mask,
+        group_size=2,
+        old=log_of([[0.50, 0.25, 0.80], [0.40, 0.50, 1.0]]),
+        new=log_of([[0.65, 0.15, 0.90], [0.28, 0.55, 1.0]]),
+        ref=log_of([[0.50, 0.50, 0.80], [0.50, 0.50, 1.0]]),
+        rewards=torch.tensor([1.0, 0.0], dtype=torch.float64),
+        values=torch.tensor([[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]], dtype=torch.float64),
+        totals=Totals.of(mask),
+    )
+    for name in ("old", "new", "ref", "values"):
+        getattr(a, name)[1, 2] = padding
+    # as the algorithms see a batch
+    a.old_logprobs, a.ref_logprobs, a.response_mask = a.old, a.ref, mask
+    return a
+
+
+@pytest.fixture(params=[NAN, -7.3, float("inf")], ids=["nan", "garbage", "inf"])
+def a(request) -> SimpleNamespace:
+    """Fixture A with different things in the padding: none may have an effect."""
+    return fixture_a(request.param)
+
+
+def gradient(loss, logprobs):
+    """Gradient of loss(logprobs) at logprobs."""
+    leaf = logprobs.clone().requires_grad_(True)
+    value = loss(leaf)
+    value.backward()
+    return value.detach(), leaf.grad
