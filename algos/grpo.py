@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from algos.algorithm import Algorithm
 from algos.diagnostics import clip_metrics, ratio_metrics
 from algos.kl import kl_k3, log_ratio
 from algos.masked import masked_mean, masked_sum
@@ -96,3 +97,6 @@ def loss(logprobs, old_logprobs, advantages, response_mask, config, totals, ref_
         metrics["kl_to_ref_k3"] = masked_sum(kl.detach(), response_mask) / totals.response_tokens
     per_response = masked_mean(objective, response_mask, dim=1)  # (B,)
     return -per_response.sum() / totals.responses, metrics
+
+
+ALGORITHM = Algorithm(GRPOConfig, advantages, loss, estimator, min_group=2)

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from algos.algorithm import Algorithm
 from algos.diagnostics import clip_metrics, ratio_metrics
-from algos.grpo import advantages, group_advantages
+from algos.grpo import advantages
 from algos.kl import log_ratio
 from algos.masked import masked_mean, masked_sum
-
-__all__ = ["GSPOConfig", "advantages", "estimator", "group_advantages", "loss", "sequence_ratio"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +78,6 @@ def loss(logprobs, old_logprobs, advantages, response_mask, config, totals, ref_
         "sequence_ratio_max": torch.where(not_empty, ratio.detach(), 1.0).max(),
     }
     return -masked_sum(objective, not_empty) / totals.responses, metrics
+
+
+ALGORITHM = Algorithm(GSPOConfig, advantages, loss, estimator, min_group=2)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from algos.algorithm import Algorithm
 from algos.diagnostics import clip_metrics, ratio_metrics
 from algos.kl import kl_k1, log_ratio
 from algos.masked import masked_sum, masked_whiten
@@ -151,3 +152,6 @@ def value_loss(values, old_values, returns, response_mask, config, totals):
         error = torch.maximum(error, clipped_error)
     mean = 0.5 * masked_sum(error, response_mask) / totals.response_tokens
     return config.value_coef * mean, {"value_loss": mean.detach(), **metrics}
+
+
+ALGORITHM = Algorithm(PPOConfig, advantages, loss, estimator, returns, value_loss)

@@ -103,7 +103,10 @@ class Study:
         if config.trainer == "trl":
             from algos.training.trl_baseline import check
 
-            check(config)
+            try:
+                check(config)
+            except SettingsError as error:
+                raise SettingsError(f"{where}: {error}") from None
         if config.needs_reward_model and not self.has_reward_model:
             raise SettingsError(
                 f"{where}: its rewards name reward_model; add the sections preferences and reward_model."

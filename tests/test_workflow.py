@@ -1,0 +1,341 @@
+"""The smoke study end to end: one command, then what a user does next."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evaluation.report import write as write_report
+from evaluation.settings import read_jsonl
+from pipelines.study import load
+
+PROJECT = Path(__file__).parents[1]
+STUDY = "pipelines/studies/smoke.yaml"
+PARTS = ("Snakefile", "README.md", "pyproject.toml", "pipelines", "algos", "evaluation")
+RUNS = ["ppo", "grpo", "gspo", "gspo_paper_clip", "ppo_rm", "trl_ppo", "trl_grpo", "trl_gspo"]
+
+
+def copy_project(to: Path) -> Path:
+    """The project's files without results, so that a test may edit them."""
+    to.mkdir()
+    for part in PARTS:
+        source = PROJECT / part
+        if source.is_dir():
+            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, to / part)
+    return to
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """Jobs import the copy's modules, and find this Python."""
+    return {**os.environ, "PYTHONPATH": str(tree), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def snakemake(tree: Path, *arguments: str, study: str = STUDY) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", study, *arguments]
+    return subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=900)
+
+
+def planned(tree: Path, *arguments: str) -> dict[str, int]:
+    """Jobs per rule that a dry run would do."""
+    run = snakemake(tree, "-n", *arguments)
+    assert run.returncode == 0, run.stderr
+    table = re.findall(r"^(\w+) +(\d+)$", run.stdout + run.stderr, re.M)
+    return {rule: int(count) for rule, count in table if rule != "total"}
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory) -> Path:
+    """A copy of the project with the finished smoke study. Tests that change it take a copy of their own."""
+    tree = copy_project(tmp_path_factory.mktemp("smoke") / "project")
+    run = snakemake(tree)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    return tree
+
+
+@pytest.fixture
+def own(tree, tmp_path) -> Path:
+    """A copy of the finished tree, times kept, so that nothing in it counts as changed."""
+    shutil.copytree(tree, tmp_path / "own")
+    return tmp_path / "own"
+
+
+def results(tree: Path) -> Path:
+    return tree / "results" / "smoke"
+
+
+def test_every_run_has_its_files(tree):
+    for run in [*RUNS, "cold_start", "rejection_sft", "student_cold", "student_distilled"]:
+        folder = results(tree) / "runs" / run / "seed0"
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "finished" and record["packages"]["torch"] and record["command"][1] == "-m"
+        assert set(record["memory"]["policy"]) == {"parameters", "weights", "gradients", "optimiser"}
+        assert read_jsonl(folder / "metrics.jsonl")
+        assert (folder / "checkpoint" / "model.safetensors").is_file() and not list(folder.rglob("*.bin"))
+        responses = read_jsonl(folder / "evaluation" / "responses.jsonl")
+        assert len(responses) == 20 * 9
+        scores = json.loads((folder / "evaluation" / "scores.json").read_text())
+        assert scores["overall"]["mean@8"] == pytest.approx(
+            sum(r["correct"] for r in responses if r["sample"] >= 0) / 160
+        )
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_rl_run_logs_what_it_promises(tree, run):
+    folder = results(tree) / "runs" / run / "seed0"
+    lines, record = read_jsonl(folder / "metrics.jsonl"), json.loads((folder / "run.json").read_text())
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        assert {
+            "reward",
+            "accuracy",
+            "response_tokens",
+            "truncation_rate",
+            "degenerate_groups",
+            "entropy",
+            "clip_fraction",
+            "policy_loss",
+            "generated_tokens",
+            "generate_seconds",
+            "reward_seconds",
+            "logprobs_seconds",
+            "update_seconds",
+            "generate_tokens_per_second",
+        } <= set(line)
+    assert lines[-1]["generated_tokens"] == record["generated_tokens"] and record["generated_responses"] == 48
+    assert record["optimiser_steps"] == 12 and read_jsonl(folder / "samples.jsonl")
+    assert {
+        "advantage_baseline",
+        "advantage_divisor",
+        "ratio_level",
+        "clip_low",
+        "clip_high",
+        "kl_place",
+        "kl_estimator",
+        "loss_aggregation",
+    } <= set(record["estimator"])
+    assert record["peak_memory"]["peak_bytes"] > 0 and set(record["phase_seconds"]) == {
+        "generate",
+        "reward",
+        "logprobs",
+        "update",
+    }
+
+
+def test_components_are_those_of_the_algorithm(tree):
+    def components(run):
+        return set(json.loads((results(tree) / "runs" / run / "seed0" / "run.json").read_text())["memory"])
+
+    assert components("grpo") == components("gspo") == components("trl_grpo") == {"policy"}
+    assert components("ppo") == {"policy", "critic"}
+    assert components("ppo_rm") == {"policy", "critic", "reference", "reward_model"}
+    assert components("trl_ppo") == {"policy", "critic", "reference"}
+    memory = json.loads((results(tree) / "runs" / "ppo_rm" / "seed0" / "run.json").read_text())["memory"]
+    policy = memory["policy"]
+    assert policy["weights"] == policy["gradients"] == 4 * policy["parameters"]
+    assert policy["optimiser"] == pytest.approx(8 * policy["parameters"], rel=0.01)
+    assert memory["reference"]["gradients"] == memory["reward_model"]["optimiser"] == 0
+
+
+def test_runs_share_prompts_and_first_responses(tree):
+    """Paired seeds: all of our runs begin from the same policy with the same prompts and random numbers."""
+    first = [read_jsonl(results(tree) / "runs" / run / "seed0" / "samples.jsonl")[0] for run in RUNS[:4]]
+    assert len({row["prompt"] for row in first}) == len({row["response"] for row in first}) == 1
+    prompts = {
+        read_jsonl(results(tree) / "runs" / run / "seed0" / "samples.jsonl")[0]["prompt"]
+        for run in ("trl_grpo", "trl_gspo")
+    }
+    assert prompts == {first[0]["prompt"]}
+
+
+def test_the_learned_reward_is_logged_beside_the_gold_accuracy(tree):
+    line = read_jsonl(results(tree) / "runs" / "ppo_rm" / "seed0" / "metrics.jsonl")[0]
+    assert line["reward"] == pytest.approx(line["reward_reward_model"]) and "kl_to_ref_sequence" in line
+    assert line["accuracy"] == line["reward_correctness"]
+    held_out = json.loads((results(tree) / "reward_model" / "run.json").read_text())["held_out"]
+    assert (
+        0
+        <= held_out["pair_accuracy_gold_low"]
+        <= held_out["pair_accuracy_gold"]
+        <= held_out["pair_accuracy_gold_high"]
+        <= 1
+    )
+
+
+def test_the_report_is_complete_self_contained_and_names_its_source(tree):
+    report = results(tree) / "report"
+    page = (report / "report.html").read_text()
+    assert all(f">{run}<" in page for run in [*RUNS, "cold_start", "student_distilled"])
+    assert page.count("<svg") == 6 and STUDY in page
+    assert not re.search(r"<(script|link|iframe)|<img|\b(?:src|href)=\"https?:", page)
+    rows = (report / "comparison.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(RUNS) + 4
+    assert (report / "comparison.md").read_text().count("\n") == 2 + len(RUNS) + 4
+
+
+def test_model_output_is_escaped_in_the_report(own):
+    path = results(own) / "runs" / "grpo" / "seed0" / "evaluation" / "responses.jsonl"
+    rows = read_jsonl(path)
+    for row in rows:
+        row["response"] = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(results(own), load(own / STUDY).report(), own / "again")
+    page = (own / "again" / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page and "<script" not in page and "<img" not in page
+
+
+def test_mlflow_has_every_stage_and_every_metric(tree):
+    from mlflow import MlflowClient
+
+    summary = json.loads((results(tree) / "mlflow_mirror.json").read_text())
+    assert summary["errors"] == []
+    client = MlflowClient(tracking_uri=f"sqlite:///{results(tree) / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("smoke")
+    runs = {run.data.tags["directory"]: run for run in client.search_runs([experiment.experiment_id], max_results=500)}
+    on_disk = {
+        p.parent.relative_to(results(tree)).as_posix()
+        for p in results(tree).rglob("run.json")
+        if "mlflow_artifacts" not in p.parts
+    }
+    assert set(runs) == on_disk and len(on_disk) == 2 * 12 + 6  # runs and evaluations; data, models, preferences, ...
+    for name in RUNS:
+        run = runs[f"runs/{name}/seed0"]
+        assert run.info.status == "FINISHED" and "test/mean_at_8" in run.data.metrics
+        assert run.data.params["estimator.ratio_level"] and run.data.params["package.torch"] and run.data.tags["commit"]
+        history = client.get_metric_history(run.info.run_id, "reward")
+        lines = read_jsonl(results(tree) / "runs" / name / "seed0" / "metrics.jsonl")
+        assert [(m.step, m.value) for m in history] == [(line["step"], line["reward"]) for line in lines]
+        assert {"run.json", "metrics.jsonl", "samples.jsonl"} <= {
+            a.path for a in client.list_artifacts(run.info.run_id)
+        }
+
+
+def test_after_a_finished_run_there_is_nothing_to_do(tree):
+    assert planned(tree) == {}
+
+
+def test_one_changed_clip_range_runs_that_run_its_evaluation_and_the_report(own):
+    study = own / STUDY
+    study.write_text(study.read_text().replace("clip_low: 3.0e-4", "clip_low: 2.0e-4"))
+    assert planned(own) == {"train": 1, "evaluate": 1, "report": 1, "mlflow": 1, "all": 1}
+
+
+def test_a_changed_cold_start_runs_what_follows_from_it(own):
+    study = own / STUDY
+    study.write_text(study.read_text().replace("steps: 120", "steps: 121"))
+    jobs = planned(own)
+    assert (
+        jobs["train"] == 8 and jobs["evaluate"] == 11 and "data" not in jobs
+    )  # not student_cold, which starts from nothing
+
+
+@pytest.mark.parametrize("run", ["ppo", "gspo", "trl_grpo", "trl_ppo"])
+def test_the_recorded_command_makes_the_same_weights_again(tree, tmp_path, run):
+    folder = results(tree) / "runs" / run / "seed0"
+    command = json.loads((folder / "run.json").read_text())["command"]
+    command[command.index("--out") + 1] = str(tmp_path / "again")
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    again, first = ((f / "checkpoint" / "model.safetensors").read_bytes() for f in (tmp_path / "again", folder))
+    assert again == first
+    accuracies = [[line["accuracy"] for line in read_jsonl(f / "metrics.jsonl")] for f in (tmp_path / "again", folder)]
+    assert accuracies[0] == accuracies[1]
+
+
+def readme_blocks() -> list[str]:
+    """The code blocks of README.md's section on adding an algorithm: the file, the table line, the study entry."""
+    section = (PROJECT / "README.md").read_text().split("## Add an algorithm")[1].split("\n## ")[0]
+    return re.findall(r"```(?:python|yaml)\n(.*?)```", section, re.S)
+
+
+def test_the_readmes_algorithm_is_trained_measured_and_reported_after_three_edits(own):
+    file, line, entry = readme_blocks()
+    (own / "algos" / "dr_grpo.py").write_text(file)
+    table = own / "algos" / "__init__.py"
+    table.write_text(table.read_text().replace('    "gspo": "algos.gspo",\n', '    "gspo": "algos.gspo",\n' + line))
+    study = own / STUDY
+    study.write_text(study.read_text().replace("\nruns:\n", "\nruns:\n" + entry))
+    assert planned(own) == {"train": 1, "evaluate": 1, "report": 1, "mlflow": 1, "all": 1}
+    run = snakemake(own)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    report = results(own) / "report"
+    for name in ("comparison.csv", "throughput.csv", "memory.csv", "report.html", "curves_tokens.svg"):
+        assert "dr_grpo" in (report / name).read_text(), name
+    assert "sum over tokens / 48" in (report / "estimators.csv").read_text()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{results(own) / 'mlflow.db'}")
+    found = client.search_runs(
+        [client.get_experiment_by_name("smoke").experiment_id], "tags.directory = 'runs/dr_grpo/seed0'"
+    )
+    assert len(found) == 1 and "test/mean_at_8" in found[0].data.metrics
+
+
+def test_snakemakes_own_report_works(tree, tmp_path):
+    run = snakemake(tree, "--report", str(tmp_path / "report.zip"))
+    assert run.returncode == 0 and (tmp_path / "report.zip").stat().st_size > 10_000, run.stderr[-2000:]
+
+
+def test_a_bad_study_stops_before_anything_with_one_clear_message(tmp_path):
+    tree = copy_project(tmp_path / "project")
+    study = tree / STUDY
+    study.write_text(study.read_text().replace("algorithm: gspo", "algorithm: gsop"))
+    run = snakemake(tree)
+    assert run.returncode != 0 and not (tree / "results").exists()
+    assert f"{STUDY}: runs.gspo: algorithm: 'gsop' is unknown. Did you mean 'gspo'? Allowed: gspo, grpo, ppo." in (
+        run.stdout + run.stderr
+    ).replace("Allowed: grpo, gspo, ppo", "Allowed: gspo, grpo, ppo")
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+def test_a_data_row_without_an_answer_stops_before_any_training(tmp_path):
+    tree = copy_project(tmp_path / "project")
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text('{"question": "1+1?", "answer": "2\\n#### 2"}\n{"question": "2+2?"}\n')
+    study = tree / STUDY
+    task = f"task: {{name: gsm8k, settings: {{path: {data}}}}}\n\nbase_model:"
+    study.write_text(re.sub(r"task:\n.*?\n\nbase_model:", task, study.read_text(), flags=re.S))
+    run = snakemake(tree)
+    assert run.returncode != 0
+    assert re.search(r"error: task gsm8k, split \w+, row \d: 'answer' is missing or empty", run.stdout + run.stderr)
+    assert not (results(tree) / "models").exists()
+
+
+def test_after_an_interrupt_finished_stages_are_not_repeated(tmp_path):
+    tree = copy_project(tmp_path / "project")
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", STUDY]
+    process = subprocess.Popen(
+        command,
+        cwd=tree,
+        env=environment(tree),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    finished = results(tree) / "models" / "base" / "checkpoint" / "model.safetensors"
+    began = results(tree) / "runs" / "cold_start" / "seed0" / "metrics.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (finished.exists() and began.exists() and began.stat().st_size):
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    jobs = planned(tree)
+    assert "data" not in jobs and "base_model" not in jobs and jobs["cold_start"] == 1
+    stamp = finished.stat().st_mtime
+    assert snakemake(tree, "results/smoke/runs/cold_start/seed0/run.json").returncode == 0
+    assert (
+        finished.stat().st_mtime == stamp
+        and json.loads((began.parent / "run.json").read_text())["status"] == "finished"
+    )
