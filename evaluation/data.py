@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluation.settings import SettingsError, from_dict, write_jsonl
+from evaluation.settings import from_dict, write_jsonl
 from evaluation.tasks import TaskSettings, load_task
 
 
@@ -51,16 +51,14 @@ def main() -> None:
     parser.add_argument("--prompt", default="{}", help="the study's prompt section, as JSON")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
-    try:
-        write_splits(
-            from_dict(TaskSettings, json.loads(args.task), "task"),
-            from_dict(PromptSettings, json.loads(args.prompt), "prompt"),
-            args.out,
-        )
-    except SettingsError as error:
-        print(f"error: {error}", flush=True)
-        raise SystemExit(2) from None
+    write_splits(
+        from_dict(TaskSettings, json.loads(args.task), "task"),
+        from_dict(PromptSettings, json.loads(args.prompt), "prompt"),
+        args.out,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    from algos.training.record import main_guard
+
+    main_guard(main)

@@ -40,7 +40,7 @@ def environment(tree: Path) -> dict[str, str]:
 
 
 def snakemake(tree: Path, *arguments: str, study: str = STUDY) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", study, *arguments]
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", study]
     return subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=900)
 
 
@@ -334,7 +334,8 @@ def test_after_an_interrupt_finished_stages_are_not_repeated(tmp_path):
     jobs = planned(tree)
     assert "data" not in jobs and "base_model" not in jobs and jobs["cold_start"] == 1
     stamp = finished.stat().st_mtime
-    assert snakemake(tree, "results/smoke/runs/cold_start/seed0/run.json").returncode == 0
+    run = snakemake(tree, "results/smoke/runs/cold_start/seed0/run.json")
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert (
         finished.stat().st_mtime == stamp
         and json.loads((began.parent / "run.json").read_text())["status"] == "finished"

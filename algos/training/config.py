@@ -225,7 +225,9 @@ class RewardModelConfig:
     prompts_per_batch: int = 8  # all pairs of a prompt stay in one batch
     centring: float = 0.01  # weight of (score_chosen + score_rejected)^2, which fixes the free offset
     optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(learning_rate=3.0e-4, schedule="linear", warmup_steps=10, adam_epsilon=1.0e-8)
+        default_factory=lambda: OptimiserConfig(
+            learning_rate=3.0e-4, schedule="linear", warmup_steps=10, adam_epsilon=1.0e-8
+        )
     )
     device: str = "auto"
     dtype: str = "float32"

@@ -8,22 +8,27 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ClassVar
 
 from evaluation.settings import SettingsError, write_json
 
 PROJECT = Path(__file__).resolve().parents[2]
+FILES = ("run.json", "metrics.jsonl", "samples.jsonl")
 PACKAGES = ("torch", "transformers", "trl", "vllm", "mlflow", "pandas", "snakemake", "tokenizers", "safetensors")
 PROGRESS_SECONDS = 15.0  # between progress lines where there is no terminal to redraw a bar on
 
 
 class Record:
     """Writes a stage's files into `out`. Each metrics line is on disk before the next step begins."""
+
+    unfinished: ClassVar[list["Record"]] = []
 
     def __init__(self, out: str | Path, stage: str, settings: dict, threads: int, **facts):
         self.out = Path(out)
@@ -42,6 +47,7 @@ class Record:
         self.metrics = (self.out / "metrics.jsonl").open("w", encoding="utf-8")
         self.samples = (self.out / "samples.jsonl").open("w", encoding="utf-8")
         write_json(self.out / "run.json", self.facts)
+        Record.unfinished.append(self)
 
     def log(self, step: int, metrics: dict) -> None:
         """One line of metrics.jsonl: plain numbers, with the step and the time (Unix seconds)."""
@@ -59,8 +65,16 @@ class Record:
         self.metrics.close()
         self.samples.close()
         finished = time.time()
+        Record.unfinished.remove(self)
         self.facts.update(status="finished", finished=finished, seconds=finished - self.started, **facts)
         write_json(self.out / "run.json", self.facts)
+
+    def set_aside(self) -> None:
+        """After an interrupt: rename the files, so that no one takes them for a finished stage's."""
+        self.metrics.close()
+        self.samples.close()
+        for name in FILES:
+            (self.out / name).replace(self.out / f"interrupted-{name}")
 
 
 def _module_and_arguments() -> list[str]:
@@ -260,9 +274,17 @@ def load_settings(text: str) -> dict:
 
 
 def main_guard(main) -> None:
-    """Run a stage's main; bad input ends it with one line on stderr and exit status 2, without a traceback."""
+    """Run a stage's main; bad input ends it with one line on stderr and exit status 2, without a traceback.
+
+    After Ctrl-C or SIGTERM the unfinished record is set aside, so that Snakemake makes the stage again without asking.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
+    except KeyboardInterrupt:
+        for record in Record.unfinished:
+            record.set_aside()
+        raise SystemExit(130) from None
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         if not sys.stderr.isatty():  # a log file: say it where the user looks, too

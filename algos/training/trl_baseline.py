@@ -160,11 +160,13 @@ def train(
     reward_model_path: str | None = None,
 ) -> None:
     """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does."""
+    from transformers import set_seed
+
     check(config)
     problems = read_jsonl(prompts_path)
     check_rows(problems, prompts_path)
     device = resolve_device(config.device)
-    torch.manual_seed(config.seed)
+    set_seed(config.seed)  # numpy's too: TRL's PPO shuffles its minibatches with it
     before = resident_bytes()
     tokenizer = load_tokenizer(policy_path)
     tokenizer.padding_side = "left"
