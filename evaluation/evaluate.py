@@ -5,6 +5,7 @@ temperature, so mean@k is the accuracy of the sampling policy. Graded strictly u
 By hand: python -m evaluation.evaluate --settings '{"seed": 0}' --checkpoint DIR --problems test.jsonl --out DIR
 """
 
+import random
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct
-from evaluation.settings import positive, read_jsonl, write_json, write_jsonl
+from evaluation.settings import SettingsError, positive, read_jsonl, write_json, write_jsonl
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
 from evaluation.tasks import check_rows
 
@@ -33,6 +34,15 @@ class EvaluationConfig:
 
     def __post_init__(self):
         positive(self, "samples", "temperature", "max_response_tokens", "rows_at_once")
+
+
+def draw_problems(path: str, count: int, seed: int, where: str) -> list[dict]:
+    """`count` problems of a JSONL file, chosen by the seed. Raises SettingsError if there are fewer."""
+    problems = read_jsonl(path)
+    check_rows(problems, path)
+    if count > len(problems):
+        raise SettingsError(f"{where} is {count}, but {path} has {len(problems)} problems.")
+    return random.Random(seed).sample(problems, count)
 
 
 def respond(checkpoint: str, problems: list[dict], samples: int, config, progress=None) -> list[dict]:

@@ -10,7 +10,15 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from algos.training import train as loop
 from algos.training.config import OptimiserConfig, RunConfig
 from algos.training.logprobs import in_micro_batches, token_logprobs, token_values
-from algos.training.models import ScalarModel, encode_prompt
+from algos.training.models import (
+    ScalarModel,
+    check_causal_lm,
+    encode_prompt,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
 from algos.training.optimise import schedule
 from algos.training.preferences import preference_row
 from algos.training.rejection import accept
@@ -318,3 +326,34 @@ def test_supervised_batches_pass_over_all_examples_before_repeating():
 def test_metrics_combine_by_mean_minimum_and_maximum():
     steps = [{"a": 1.0, "r_min": 0.5, "r_max": 2.0}, {"a": 3.0, "r_min": 0.7, "r_max": 1.5}]
     assert loop.combine(steps) == {"a": 2.0, "r_min": 0.5, "r_max": 2.0}
+
+
+def test_models_come_from_a_local_path_as_safetensors_and_only_causal_ones(model, tmp_path):
+    save_policy(model.float(), TOKENIZER, tmp_path / "lm")
+    loaded = load_policy(tmp_path / "lm", torch.device("cpu"))
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(loaded(ids).logits, model.float()(ids).logits)
+    assert load_tokenizer(tmp_path / "lm").eos_token_id == TOKENIZER.eos_token_id
+
+    from transformers import BertConfig, BertForMaskedLM
+
+    small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    BertForMaskedLM(small).save_pretrained(tmp_path / "bert")
+    with pytest.raises(SettingsError, match=r"bert.* is no causal language model .*BertForMaskedLM.*ForCausalLM"):
+        check_causal_lm(str(tmp_path / "bert"))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        check_causal_lm(str(tmp_path / "nothing"))
+
+
+def test_chat_prompts_go_through_the_tokenizers_template():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}Question: {{ m['content'] }}\n{% endfor %}Answer:"
+    assert encode_prompt(tokenizer, [{"role": "user", "content": "7+5"}]) == encode_prompt(
+        tokenizer, "Question: 7+5\nAnswer:"
+    )
+
+
+def test_an_unusable_device_is_refused_by_name():
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(SettingsError, match="'cuda:99' is not usable"):
+        resolve_device("cuda:99")

@@ -313,6 +313,35 @@ def test_a_data_row_without_an_answer_stops_before_any_training(tmp_path):
     assert not (results(tree) / "models").exists()
 
 
+def test_a_study_may_start_from_a_model_and_data_on_disk(tree, tmp_path):
+    """GSM8K's files and a model folder by path: read, checked and used, never copied into the project."""
+    project = copy_project(tmp_path / "project")
+    data = tmp_path / "gsm8k"
+    data.mkdir()
+    for split, count in (("train", 30), ("test", 10)):
+        rows = [{"question": f"{split} {i}+1?", "answer": f"<<{i}+1={i + 1}>>\n#### {i + 1}"} for i in range(count)]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study = project / STUDY
+    text = re.sub(
+        r"task:\n.*?\n\nbase_model: .*?\n",
+        f"task: {{name: gsm8k, settings: {{path: {data}}}}}\n\n"
+        f"base_model: {{path: {results(tree) / 'models' / 'base' / 'checkpoint'}}}\n",
+        study.read_text(),
+        flags=re.S,
+    )
+    study.write_text(text)
+    run = snakemake(project, "results/smoke/runs/cold_start/seed0/evaluation/scores.json")
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert (
+        json.loads((results(project) / "runs" / "cold_start" / "seed0" / "evaluation" / "scores.json").read_text())[
+            "problems"
+        ]
+        == 10
+    )
+    weights = [f / "models" / "base" / "checkpoint" / "model.safetensors" for f in (results(tree), results(project))]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_after_an_interrupt_finished_stages_are_not_repeated(tmp_path):
     tree = copy_project(tmp_path / "project")
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", STUDY]

@@ -55,7 +55,9 @@ class RunConfig:
     critic_learning_rate: float | None = None  # null: the policy's
     critic_head: str = "linear"  # on the critic's backbone, which starts from the policy
     device: str = "auto"  # auto: CUDA where there is one
-    dtype: str = "float32"  # of weights and activations
+    dtype: str = (
+        "float32"  # of weights, activations and optimiser state; bfloat16 loses small updates (rates below 1e-5)
+    )
     sample_every: int = 10  # steps between kept sample completions
 
     def __post_init__(self):

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from algos.training.config import PreferenceConfig, parse
 from algos.training.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
-from evaluation.evaluate import respond
-from evaluation.settings import SettingsError, read_jsonl, write_jsonl
-from evaluation.tasks import check_rows
+from evaluation.evaluate import draw_problems, respond
+from evaluation.settings import SettingsError, write_jsonl
 
 
 def preference_row(problem: dict, responses: list[dict], flip_share: float, rng: random.Random) -> dict:
@@ -40,14 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     config = parse(PreferenceConfig, load_settings(args.settings), "preferences")
-    problems = read_jsonl(args.prompts)
-    check_rows(problems, args.prompts)
-    if config.prompts > len(problems):
-        raise SettingsError(
-            f"preferences.prompts is {config.prompts}, but {args.prompts} has {len(problems)} problems."
-        )
+    problems = draw_problems(args.prompts, config.prompts, config.seed, "preferences.prompts")
     rng = random.Random(config.seed)
-    problems = rng.sample(problems, config.prompts)
     record = Record(args.out, "preferences", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), "preferences", unit="prompt")
     responses = respond(args.policy, problems, config.responses, config, progress)

@@ -5,15 +5,13 @@ max_per_prompt, else easy prompts dominate. Prompts are train problems; the gold
 By hand: python -m algos.training.rejection --settings '{"seed": 0}' --policy DIR --prompts FILE --out DIR
 """
 
-import random
 from dataclasses import asdict
 from pathlib import Path
 
 from algos.training.config import RejectionConfig, parse
 from algos.training.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
-from evaluation.evaluate import respond
-from evaluation.settings import SettingsError, read_jsonl, write_jsonl
-from evaluation.tasks import check_rows
+from evaluation.evaluate import draw_problems, respond
+from evaluation.settings import SettingsError, write_jsonl
 
 
 def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:
@@ -32,13 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     config = parse(RejectionConfig, load_settings(args.settings), "rejection_sampling")
-    problems = read_jsonl(args.prompts)
-    check_rows(problems, args.prompts)
-    if config.prompts > len(problems):
-        raise SettingsError(
-            f"rejection_sampling.prompts is {config.prompts}, but {args.prompts} has {len(problems)} problems."
-        )
-    problems = random.Random(config.seed).sample(problems, config.prompts)
+    problems = draw_problems(args.prompts, config.prompts, config.seed, "rejection_sampling.prompts")
     record = Record(args.out, "rejection_sampling", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), args.name or "rejection sampling", unit="prompt")
     responses = respond(args.policy, problems, config.responses, config, progress)
