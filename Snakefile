@@ -6,7 +6,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-if "runs" not in config:  # no --configfile was given
+if not workflow.configfiles:  # none was given
 
     configfile: "pipelines/config.yaml"
 

@@ -1,6 +1,7 @@
 """A study's files -> tables: one row a run, with intervals over seeds and questions. No model, no plot."""
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -220,7 +221,7 @@ def provenance(runs: dict[str, Run]) -> pd.DataFrame:
                     "torch": record["packages"]["torch"],
                     "transformers": record["packages"]["transformers"],
                     "trl": record["packages"]["trl"],
-                    "command": " ".join(record["command"]),
+                    "command": shlex.join(record["command"]),
                 }
             )
     return pd.DataFrame(rows)
@@ -231,10 +232,29 @@ def curve(run: Run, x: str, y: str) -> pd.DataFrame:
 
     Each seed's y is averaged over 3 neighbouring steps: one rollout batch of a few hundred responses is noisy.
     """
+    if x == "seconds":  # of training alone: start-up is left out, for our loop and TRL's alike
+        xs = [frame["step_seconds"].cumsum() for frame in run.metrics]
+    else:
+        xs = [frame[x] for frame in run.metrics]
     smooth = [frame[y].rolling(3, min_periods=1, center=True).mean() for frame in run.metrics]
     steps = min(len(frame) for frame in run.metrics)
     values = np.array([s.to_numpy()[:steps] for s in smooth], dtype=float)
-    xs = np.array([frame[x].to_numpy()[:steps] for frame in run.metrics], dtype=float)
+    xs = np.array([column.to_numpy()[:steps] for column in xs], dtype=float)
     return pd.DataFrame(
         {"x": xs.mean(axis=0), "mean": values.mean(axis=0), "low": values.min(axis=0), "high": values.max(axis=0)}
     )
+
+
+def curves(runs: dict[str, Run]) -> pd.DataFrame:
+    """The learning curves as numbers: accuracy of each step against generated tokens and seconds."""
+    tables = []
+    for run in filter(lambda r: r.is_rl, runs.values()):
+        tokens, seconds = curve(run, "generated_tokens", "accuracy"), curve(run, "seconds", "accuracy")
+        table = tokens.rename(
+            columns={"x": "generated_tokens", "mean": "accuracy", "low": "lowest_seed", "high": "highest_seed"}
+        )
+        table.insert(1, "seconds", seconds["x"])
+        table.insert(0, "step", range(len(table)))
+        table.insert(0, "run", run.name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -1,6 +1,6 @@
 """Scores -> tables, figures and one self-contained HTML page. Every sentence in it is computed from the files.
 
-By hand, from a finished study: snakemake writes the command to the page's last section.
+From a finished study: snakemake --cores all --forcerun report
 """
 
 import argparse
@@ -18,6 +18,7 @@ from evaluation.collect import (
     Run,
     collect,
     comparison,
+    curves,
     estimators,
     memory,
     provenance,
@@ -27,6 +28,7 @@ from evaluation.collect import (
 from evaluation.settings import SettingsError, read_jsonl
 from evaluation.statistics import Interval
 
+STAGES = ("data", "models", "preferences", "reward_model", "rejection_sampling", "runs")  # folders of a study
 TEMPLATES = Path(__file__).parent
 CAPTIONS = Path(__file__).parents[1] / "pipelines" / "captions"
 
@@ -166,16 +168,21 @@ def reward_model_facts(results: Path, runs: dict[str, Run]) -> dict | None:
     }
 
 
-def warnings(runs: dict[str, Run]) -> list[str]:
+def warnings(results: Path, runs: dict[str, Run]) -> list[str]:
     """What a sceptical reader should know before reading on."""
     found = []
-    commits = {str(record["commit"]) for run in runs.values() for record in run.records}
+    records = [
+        json.loads(p.read_text(encoding="utf-8")) for stage in STAGES for p in (results / stage).rglob("run.json")
+    ]
+    commits = {str(record["commit"]) for record in records}
     if len(commits) > 1:
-        found.append(f"The runs come from {len(commits)} different commits: {', '.join(sorted(commits))}.")
+        found.append(f"The stages come from {len(commits)} different commits: {', '.join(sorted(commits))}.")
     if any(commit.endswith("-dirty") for commit in commits):
-        found.append("Some runs were made from files that differ from their commit (-dirty).")
-    if any(len(run.seeds) < 3 for run in runs.values() if run.is_rl):
-        found.append("Fewer than 3 seeds: intervals over seeds are wide, or missing.")
+        found.append("Some stages were made from files that differ from their commit (-dirty).")
+    if any(len(run.seeds) == 1 for run in runs.values() if run.is_rl):
+        found.append("One seed: intervals cover new questions only and say nothing about another seed.")
+    elif any(len(run.seeds) < 3 for run in runs.values() if run.is_rl):
+        found.append("Fewer than 3 seeds: the intervals over seeds are wide.")
     return found
 
 
@@ -224,6 +231,7 @@ def write(results: Path, study: dict, out: Path) -> None:
     (out / "comparison.md").write_text(markdown(table, k), encoding="utf-8")
     speed.to_csv(out / "throughput.csv", index=False, float_format="%.6g")
     states.to_csv(out / "memory.csv", index=False, float_format="%.6g")
+    curves(runs).to_csv(out / "curves.csv", index=False, float_format="%.6g")
     resolved, made = estimators(runs), provenance(runs)
     resolved.to_csv(out / "estimators.csv")
     made.to_csv(out / "provenance.csv", index=False, float_format="%.6g")
@@ -245,6 +253,7 @@ def write(results: Path, study: dict, out: Path) -> None:
     problem, samples = first_samples(results, runs)
     first = next(run for run in runs.values() if run.is_rl)
     hardware = first.records[0]["hardware"]
+    seeds = max(len(run.seeds) for run in runs.values())
     rl = sum(len(run.seeds) for run in runs.values() if run.is_rl)
     page = (
         environment()
@@ -252,7 +261,7 @@ def write(results: Path, study: dict, out: Path) -> None:
         .render(
             study=study,
             k=k,
-            warnings=warnings(runs),
+            warnings=warnings(results, runs),
             findings=findings(table, runs, study),
             score_columns=columns,
             score_rows=rows,
@@ -261,7 +270,7 @@ def write(results: Path, study: dict, out: Path) -> None:
             f"{first.records[0]['generated_responses']:,} responses each, on {hardware['gpu'] or hardware['cpu']} "
             f"({hardware['cores']} cores). Study file {study['source']}, commit {first.records[0]['commit']}.",
             figures={name: inline_svg(out / f"{name}.svg", name) for name in drawn},
-            captions={name: (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").strip() for name in drawn[:5]},
+            captions={name: caption(name, seeds) for name in drawn},
             twins=twin_rows(table, speed, study, metric),
             trl_version=first.records[0]["packages"]["trl"],
             cost_table=cost_table(speed, table),
@@ -270,7 +279,7 @@ def write(results: Path, study: dict, out: Path) -> None:
             provenance=made,
             samples=samples,
             problem=problem,
-            command=f"snakemake --cores all --configfile {study['source']}",
+            command=f"snakemake --cores all --forcerun report --configfile {study['source']}",
         )
     )
     (out / "report.html").write_text(page, encoding="utf-8")
@@ -290,6 +299,12 @@ def twin_rows(table: pd.DataFrame, speed: pd.DataFrame, study: dict, metric: str
         }
         for twin, ours in study["twins"].items()
     ]
+
+
+def caption(name: str, seeds: int) -> str:
+    """A figure's caption, the same text as in Snakemake's own report."""
+    template = environment().from_string((CAPTIONS / f"{name}.rst").read_text(encoding="utf-8"))
+    return template.render(snakemake={"config": {"seeds": [None] * seeds}}).strip()
 
 
 def environment() -> jinja2.Environment:

@@ -1,6 +1,7 @@
 # Paths, wildcards and named helper functions, so that the rules contain no Python.
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ try:
 except SettingsError as error:
     raise WorkflowError(str(error)) from None
 
-shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")  # the jobs' Python is this one
+shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")  # the jobs' Python is this one
 
 RESULTS = STUDY.results
 DATA = f"{RESULTS}/data"
@@ -41,11 +42,11 @@ def stage_files(directory):
 
 def run_settings(wildcards):
     """Shared settings + this run's + its seed: only runs whose settings changed are trained again."""
-    return as_json(STUDY.run(wildcards.run, int(wildcards.seed)))
+    return as_json(STUDY.resolved(wildcards.run, int(wildcards.seed)))
 
 
 def supervised_settings(wildcards):
-    return as_json(STUDY.supervised(wildcards.run, int(wildcards.seed)))
+    return as_json(STUDY.resolved(wildcards.run, int(wildcards.seed)))
 
 
 def reward_model_of(wildcards):
@@ -78,4 +79,4 @@ onstart:
     # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
     subprocess.Popen([sys.executable, "-m", "algos.training.tracking", "--results", RESULTS, "--uri", TRACKING_URI,
                       "--experiment", STUDY.config["study"], "--watch", str(os.getpid())],
-                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

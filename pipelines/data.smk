@@ -23,7 +23,7 @@ rule base_model:
     log:
         f"{RESULTS}/models/base/build.log",
     params:
-        settings=as_json(STUDY.model("base_model")),
+        settings=as_json(STUDY.resolved("base_model")),
         seed=STUDY.config["seed"],
     message:
         "Make the base model"
@@ -42,7 +42,7 @@ rule student_model:
     log:
         f"{RESULTS}/models/student/build.log",
     params:
-        settings=as_json(STUDY.model("student")),
+        settings=as_json(STUDY.resolved("student")),
         seed=STUDY.config["seed"],
     message:
         "Make the student model"

@@ -14,7 +14,7 @@ rule evaluate:
     resources:
         gpu=1,
     params:
-        settings=as_json(STUDY.evaluation()),
+        settings=as_json(STUDY.resolved("evaluation")),
         out=f"{RUN_DIR}/evaluation",
     message:
         "Evaluate {wildcards.run}, seed {wildcards.seed}"

@@ -1,5 +1,8 @@
 # (8) all scores -> tables and figures, each with a caption; all records -> MLflow
 REPORT = f"{RESULTS}/report"
+FIGURES = ["accuracy", "curves_tokens", "curves_time", "memory", "throughput"]
+if any(STUDY.needs_reward_model(run) for run in STUDY.runs):
+    FIGURES.append("proxy_and_gold")
 
 
 rule report:
@@ -12,11 +15,12 @@ rule report:
         markdown=f"{REPORT}/comparison.md",
         memory=report(f"{REPORT}/memory.csv", caption="captions/memory.rst", category="Tables"),
         throughput=report(f"{REPORT}/throughput.csv", caption="captions/throughput.rst", category="Tables"),
+        curves=f"{REPORT}/curves.csv",
         estimators=f"{REPORT}/estimators.csv",
         provenance=f"{REPORT}/provenance.csv",
         figures=[
             report(f"{REPORT}/{figure}.svg", caption=f"captions/{figure}.rst", category="Figures")
-            for figure in ["accuracy", "curves_tokens", "curves_time", "memory", "throughput"]
+            for figure in FIGURES
         ],
     log:
         f"{REPORT}/report.log",

@@ -15,7 +15,7 @@ rule preferences:
     resources:
         gpu=1,
     params:
-        settings=lambda wildcards: as_json(STUDY.preferences()),
+        settings=lambda wildcards: as_json(STUDY.resolved("preferences")),
         out=f"{RESULTS}/preferences",
     message:
         "Sample preference pairs"
@@ -38,7 +38,7 @@ rule reward_model:
     resources:
         gpu=1,
     params:
-        settings=lambda wildcards: as_json(STUDY.reward_model()),
+        settings=lambda wildcards: as_json(STUDY.resolved("reward_model")),
         preferences=f"{RESULTS}/preferences",
     message:
         "Train the reward model"

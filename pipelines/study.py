@@ -27,6 +27,7 @@ from evaluation.tasks import TaskSettings
 
 SCHEMA = Path(__file__).with_name("config.schema.yaml")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 RESERVED = ("cold_start", "rejection_sft", "student_cold", "student_distilled")  # stages that look like runs
 
 
@@ -46,7 +47,10 @@ class Study:
             raise SettingsError(f"{source}: {error}") from None
 
     def _check_shape(self, config: dict) -> None:
+        _refuse_keys_that_are_no_text(config, "the study")
         schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+        if isinstance(config.get("seeds"), list) and any(type(seed) is not int for seed in config["seeds"]):
+            raise SettingsError(f"seeds must be a list of whole numbers, got {config['seeds']!r}.")
         errors = sorted(
             jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: list(map(str, e.path))
         )
@@ -58,11 +62,7 @@ class Study:
         from_dict(PromptSettings, self.config.get("prompt", {}), "prompt")
         for section in ("base_model", "student"):
             model = parse(ModelConfig, self.model(section), section)
-            if (
-                model.path is not None
-                and not Path(model.path).is_dir()
-                and not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path)
-            ):
+            if model.path is not None and not Path(model.path).is_dir() and not re.fullmatch(HUB_ID, model.path):
                 raise SettingsError(
                     f"{section}.path: {model.path!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B."
                 )
@@ -83,6 +83,23 @@ class Study:
                     "distillation trains on the samples that rejection_sampling accepts; add that section."
                 )
             parse(SupervisedConfig, self.supervised("student_distilled", 0), "distillation.training")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Refuse a stage that asks for more problems than the task is told to make, before anything is trained."""
+        available = self.config["task"].get("train")
+        wanted = {f"runs.{name}: prompts_per_step": self._run(name).prompts_per_step for name in self.runs}
+        if self.has_reward_model:
+            wanted["preferences.prompts"] = parse(PreferenceConfig, self.preferences(), "preferences").prompts
+        if self.has_rejection_sampling:
+            sampling = parse(RejectionConfig, self.rejection(0), "rejection_sampling.sampling")
+            wanted["rejection_sampling.sampling.prompts"] = sampling.prompts
+        for key, size in wanted.items():
+            if available is not None and size > available:
+                raise SettingsError(f"{key} is {size}, but task.train is {available}; at most that many.")
+
+    def _run(self, name: str) -> RunConfig:
+        return parse(RunConfig, self.run(name, 0), f"runs.{name}")
 
     def _check_run(self, name: str, run: dict) -> None:
         where = f"runs.{name}"
@@ -99,7 +116,7 @@ class Study:
             one_of(run["twin_of"], [n for n, r in self.runs.items() if "twin_of" not in r], f"{where}.twin_of")
         elif "algorithm" not in run:
             raise SettingsError(f"{where}: write `algorithm: <name>`, or `twin_of: <run>` for TRL's twin of a run.")
-        config = parse(RunConfig, self.run(name, 0), where)
+        config = self._run(name)
         if config.trainer == "trl":
             from algos.training.trl_baseline import check
 
@@ -183,7 +200,24 @@ class Study:
         return merged
 
     def needs_reward_model(self, name: str) -> bool:
-        return parse(RunConfig, self.run(name, 0), f"runs.{name}").needs_reward_model
+        return self._run(name).needs_reward_model
+
+    def resolved(self, stage: str, seed: int = 0) -> dict:
+        """All settings of a stage or run, defaults filled in: what its command gets and its re-runs depend on.
+
+        So a changed default makes again what it changes, and a default that is written out makes nothing again.
+        """
+        if stage in self.runs:
+            return parse(RunConfig, self.run(stage, seed), f"runs.{stage}").resolved()
+        cls, values = {
+            "base_model": (ModelConfig, self.model("base_model")),
+            "student": (ModelConfig, self.model("student")),
+            "preferences": (PreferenceConfig, self.preferences),
+            "reward_model": (RewardModelConfig, self.reward_model),
+            "accept": (RejectionConfig, lambda: self.rejection(seed)),
+            "evaluation": (EvaluationConfig, self.evaluation),
+        }.get(stage, (SupervisedConfig, lambda: self.supervised(stage, seed)))
+        return asdict(parse(cls, values() if callable(values) else values, stage))
 
     def checkpoints(self) -> dict[str, list[int]]:
         """Every evaluated run and its seeds, in the order of the report."""
@@ -207,6 +241,15 @@ class Study:
             "task": self.config["task"]["name"],
             "seed": self.config["seed"],
         }
+
+
+def _refuse_keys_that_are_no_text(values: object, where: str) -> None:
+    """YAML reads the keys 1 and on as a number and a truth value: name them before anything sorts them."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if not isinstance(key, str):
+                raise SettingsError(f"{where}: the key {key!r} is no text; put it in quotes or choose another name.")
+            _refuse_keys_that_are_no_text(value, key)
 
 
 def _explain(error: jsonschema.ValidationError) -> str:

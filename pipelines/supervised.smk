@@ -14,7 +14,7 @@ rule cold_start:
     resources:
         gpu=1,
     params:
-        settings=as_json(STUDY.supervised("cold_start", STUDY.config["seed"])),
+        settings=as_json(STUDY.resolved("cold_start", STUDY.config["seed"])),
     message:
         "Cold start"
     shell:
@@ -34,7 +34,7 @@ rule accept:
     resources:
         gpu=1,
     params:
-        settings=lambda wildcards: as_json(STUDY.rejection(int(wildcards.seed))),
+        settings=lambda wildcards: as_json(STUDY.resolved("accept", int(wildcards.seed))),
         out=lambda wildcards, output: str(Path(output.accepted).parent),
     message:
         "Sample the teacher and keep what is correct, seed {wildcards.seed}"

@@ -309,7 +309,7 @@ def test_a_data_row_without_an_answer_stops_before_any_training(tmp_path):
     study.write_text(re.sub(r"task:\n.*?\n\nbase_model:", task, study.read_text(), flags=re.S))
     run = snakemake(tree)
     assert run.returncode != 0
-    assert re.search(r"error: task gsm8k, split \w+, row \d: 'answer' is missing or empty", run.stdout + run.stderr)
+    assert f"error: {data / 'train.jsonl'}, row 2: 'answer' is missing or empty" in run.stdout + run.stderr
     assert not (results(tree) / "models").exists()
 
 

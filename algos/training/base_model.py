@@ -23,7 +23,10 @@ def main() -> None:
     use_threads(args.threads)
     config = parse(ModelConfig, load_settings(args.settings), "model")
     if config.path is not None:
-        model, tokenizer = load_policy(config.path, torch.device("cpu")), load_tokenizer(config.path)
+        try:
+            model, tokenizer = load_policy(config.path, torch.device("cpu")), load_tokenizer(config.path)
+        except SettingsError as error:
+            raise SettingsError(f"{args.name or 'model'}.path: {error}") from None
     else:
         if args.tokenizer:
             tokenizer = load_tokenizer(args.tokenizer)

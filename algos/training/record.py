@@ -70,7 +70,7 @@ class Record:
         write_json(self.out / "run.json", self.facts)
 
     def set_aside(self) -> None:
-        """After an interrupt: rename the files, so that no one takes them for a finished stage's."""
+        """Rename the files of a stage that did not finish, so that no one takes them for a finished one's."""
         self.metrics.close()
         self.samples.close()
         for name in FILES:
@@ -207,7 +207,10 @@ def peak_memory(device, before: int) -> dict[str, int | str]:
         import torch
 
         return {"peak_bytes": torch.cuda.max_memory_allocated(device), "source": "torch allocator, CUDA"}
-    return {"peak_bytes": resident_bytes() - before, "source": "growth of the process's resident memory, CPU"}
+    return {
+        "peak_bytes": resident_bytes() - before,
+        "source": "growth of the process's resident memory after imports, CPU",
+    }
 
 
 class Progress:
@@ -276,17 +279,26 @@ def load_settings(text: str) -> dict:
 def main_guard(main) -> None:
     """Run a stage's main; bad input ends it with one line on stderr and exit status 2, without a traceback.
 
-    After Ctrl-C or SIGTERM the unfinished record is set aside, so that Snakemake makes the stage again without asking.
+    After Ctrl-C, SIGTERM or a crash the unfinished record is set aside, as interrupted-run.json and so on: Snakemake
+    makes the stage again without asking, and what was measured is kept.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:
-        for record in Record.unfinished:
-            record.set_aside()
+        _set_aside()
         raise SystemExit(130) from None
     except SettingsError as error:
+        _set_aside()
         print(f"error: {error}", file=sys.stderr)
         if not sys.stderr.isatty():  # a log file: say it where the user looks, too
             print(f"error: {error}", flush=True)
         raise SystemExit(2) from None
+    except BaseException:
+        _set_aside()  # Snakemake deletes a failed stage's files; what was measured until then stays
+        raise
+
+
+def _set_aside() -> None:
+    for record in Record.unfinished:
+        record.set_aside()

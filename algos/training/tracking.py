@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ STATE = ".mlflow_state.json"  # in the results folder: which directory is which 
 WATCH_SECONDS = 20.0
 METRICS_PER_CALL = 900  # MLflow takes 1,000 at most
 ATTEMPTS = 3  # at a store that is locked or away
+STAGES = ("data", "models", "preferences", "reward_model", "rejection_sampling", "runs")  # folders of a study
 ARTIFACT_FOLDER = "mlflow_artifacts"  # in the results folder, if the store is SQLite
 ARTIFACTS = ("run.json", "metrics.jsonl", "samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl")
 NO_PARAMETERS = {
@@ -56,10 +58,8 @@ def flatten(values: dict, prefix: str = "") -> dict:
 
 
 def find_records(results: Path) -> list[Path]:
-    """Directories that hold a stage's run.json, parents before their evaluations; MLflow's own copies left out."""
-    return sorted(
-        path.parent for path in results.rglob("run.json") if ARTIFACT_FOLDER not in path.relative_to(results).parts
-    )
+    """Directories that hold a stage's run.json, parents before their evaluations; no other study's below results."""
+    return sorted(path.parent for stage in STAGES for path in (results / stage).rglob("run.json"))
 
 
 class Mirror:
@@ -93,7 +93,9 @@ class Mirror:
                 lines += self.mirror(directory, key)
             except Exception as error:  # whatever MLflow or its store throws: the files still hold everything
                 errors.append(f"{key}: {type(error).__name__}: {error}")
-            self.state_path.write_text(json.dumps(self.state, indent=1), encoding="utf-8")
+            partial = self.state_path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.state, indent=1), encoding="utf-8")
+            partial.replace(self.state_path)  # never half a file, whenever this program is stopped
         return {"stages": len(records), "new_lines": lines, "errors": errors}
 
     def mirror(self, directory: Path, key: str) -> int:
@@ -132,7 +134,7 @@ class Mirror:
             "directory": key,
             "commit": str(facts.get("commit")),
             "device": str(facts.get("device", "cpu")),
-            "command": " ".join(facts.get("command", [])),
+            "command": shlex.join(facts.get("command", [])),
         }
         parent = self.state.get(str(Path(key).parent.as_posix()))
         if Path(key).name == "evaluation" and parent:

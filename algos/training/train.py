@@ -63,6 +63,7 @@ def train(
     algorithm, settings = config.algorithm_entry, config.algorithm_config
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
+    load_policy(policy_path, torch.device("cpu"), config.dtype)  # imports the model's code, so that it is not measured
     before = resident_bytes()
 
     tokenizer = load_tokenizer(policy_path)

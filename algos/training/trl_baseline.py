@@ -160,13 +160,17 @@ def train(
     reward_model_path: str | None = None,
 ) -> None:
     """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does."""
+    import datasets  # noqa: F401  before memory is first measured: libraries are not what the run needs
+    import trl.experimental.ppo  # noqa: F401
     from transformers import set_seed
+    from trl import GRPOTrainer  # noqa: F401
 
     check(config)
     problems = read_jsonl(prompts_path)
     check_rows(problems, prompts_path)
     device = resolve_device(config.device)
     set_seed(config.seed)  # numpy's too: TRL's PPO shuffles its minibatches with it
+    load_policy(policy_path, torch.device("cpu"), config.dtype)  # imports the model's code
     before = resident_bytes()
     tokenizer = load_tokenizer(policy_path)
     tokenizer.padding_side = "left"
@@ -241,6 +245,9 @@ def _callback(monitor: Monitor, translate: dict[str, str]):
     from transformers import TrainerCallback
 
     class Logs(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            monitor.step_started = time.perf_counter()  # imports and set-up are no part of the first step
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             monitor.finish_step({ours: logs[theirs] for theirs, ours in translate.items() if theirs in (logs or {})})
 

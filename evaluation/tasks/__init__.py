@@ -7,9 +7,9 @@ A task's load(config, sizes, seed) returns the splits train, dev, test and demon
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from evaluation.answers import gold_answer
 from evaluation.settings import SettingsError, from_dict, one_of
 from evaluation.tasks import gsm8k, gsm_symbolic, word_problems
+from evaluation.tasks.rows import check_rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ TASKS: dict[str, Task] = {
     "gsm8k": Task(gsm8k.GSM8KConfig, gsm8k.load),
     "gsm_symbolic": Task(gsm_symbolic.GSMSymbolicConfig, gsm_symbolic.load),
 }
+__all__ = ["TASKS", "Task", "TaskSettings", "check_rows", "load_task"]
 SPLITS = ("train", "dev", "test", "demonstrations")
 
 
@@ -74,20 +75,3 @@ def load_task(task: TaskSettings) -> dict[str, list[dict]]:
                     f"{seen[row['question']]} too; splits must be disjoint."
                 )
     return splits
-
-
-def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
-    """Raise SettingsError for an empty list, or the first row without a question or an answer.
-
-    gold: the answer must end in `#### <number>`, as a grader needs it; training texts may end as they like.
-    """
-    if not rows:
-        raise SettingsError(f"{where} is empty; at least one problem is needed.")
-    for number, row in enumerate(rows, 1):
-        for key in ("question", "answer"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
-                raise SettingsError(f"{where}, row {number}: {key!r} is missing or empty.")
-        if gold and gold_answer(row["answer"]) is None:
-            raise SettingsError(
-                f"{where}, row {number}: the answer has no final line `#### <number>`: {row['answer'][-60:]!r}."
-            )

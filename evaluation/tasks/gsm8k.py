@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.settings import SettingsError, read_jsonl
+from evaluation.tasks.rows import check_rows
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -32,7 +33,10 @@ class GSM8KConfig:
 
 def _rows(config: GSM8KConfig, split: str) -> list[dict]:
     if config.path is not None:
-        return read_jsonl(Path(config.path) / f"{split}.jsonl")
+        path = Path(config.path) / f"{split}.jsonl"
+        rows = read_jsonl(path)
+        check_rows(rows, str(path))  # before shuffling, so that the message names the line
+        return rows
     from datasets import load_dataset  # heavy, and only the hub needs it
 
     return [dict(row) for row in load_dataset(config.hub_id, config.hub_config, split=split)]
