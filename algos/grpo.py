@@ -94,7 +94,7 @@ def loss(logprobs, old_logprobs, advantages, response_mask, config, totals, ref_
     if config.kl_coef:
         kl = kl_k3(logprobs, ref_logprobs, response_mask)
         objective = objective - config.kl_coef * kl
-        metrics["kl_to_ref_k3"] = masked_sum(kl.detach(), response_mask) / totals.response_tokens
+        metrics["kl_loss_k3"] = masked_sum(kl.detach(), response_mask) / totals.response_tokens
     per_response = masked_mean(objective, response_mask, dim=1)  # (B,)
     return -per_response.sum() / totals.responses, metrics
 

@@ -57,12 +57,12 @@ def from_dict(cls, values: dict, where: str = "settings"):
         raise SettingsError(f"{where}: {error}.") from None
 
 
-def _checked(value, hint, where: str):
+def _checked(value, hint, where: str, declared=None):
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _checked(value, next(arg for arg in args if arg is not type(None)), where)
+        return _checked(value, next(arg for arg in args if arg is not type(None)), where, declared=hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -82,7 +82,7 @@ def _checked(value, hint, where: str):
     advice = ""
     if hint is float and isinstance(value, str) and _is_number(value):
         advice = f" YAML reads {value} as text; write {float(value):.1e}."
-    raise SettingsError(f"{where} must be {_describe(hint)}, got {value!r}.{advice}")
+    raise SettingsError(f"{where} must be {_describe(declared or hint)}, got {value!r}.{advice}")
 
 
 def _is_number(text: str) -> bool:

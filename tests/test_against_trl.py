@@ -101,8 +101,15 @@ def test_loss_and_gradient_of_grpo_and_gspo(algorithm, settings, tmp_path):
 
 
 def test_group_advantages_equal_trls_on_one_batch():
-    """TRL's formula, from its source: (r - group mean) / (sample std + 1e-4)."""
+    """TRL's formula, whose last line is looked up in its source: (r - group mean) / (sample std + 1e-4)."""
+    import inspect
+
+    from trl import GRPOTrainer
+
     from algos.grpo import group_advantages
+
+    source = inspect.getsource(GRPOTrainer)
+    assert "advantages / (std_rewards + 1e-4)" in source
 
     rewards = torch.tensor([[1.0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 1]])
     trl = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)

@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -96,9 +98,7 @@ def test_a_locked_store_costs_nothing_and_is_caught_up_with(results, uri, tmp_pa
     with (results / "runs" / "grpo" / "seed0" / "metrics.jsonl").open("a") as lines:
         lines.write(json.dumps({"step": 3, "time": 103.0, "reward": 7.0}) + "\n")
     monkeypatch.setattr(tracking, "ATTEMPTS", 1)
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **{**options, "timeout": 0.1}))
-    lock = connect(tmp_path / "mlflow.db", isolation_level=None)
+    lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     try:
         summary = tracking.mirror_once(results, uri, "study")
@@ -128,14 +128,23 @@ def test_one_broken_stage_does_not_stop_the_others(results, uri, monkeypatch):
 def test_a_store_that_was_deleted_is_made_anew(results, uri, tmp_path):
     tracking.mirror_once(results, uri, "study")
     (tmp_path / "mlflow.db").unlink()
-    assert tracking.mirror_once(results, f"sqlite:///{tmp_path / 'new.db'}", "study")["errors"] == []
-    assert (
-        len(
-            history(
-                f"sqlite:///{tmp_path / 'new.db'}",
-                runs(f"sqlite:///{tmp_path / 'new.db'}")["runs/grpo/seed0"],
-                "reward",
-            )
-        )
-        == 3
-    )
+    command = [
+        sys.executable,
+        "-m",
+        "algos.training.tracking",
+        "--results",
+        str(results),
+        "--uri",
+        uri,
+        "--experiment",
+        "study",
+    ]
+    subprocess.run(command, check=True, timeout=120)  # a new process, as a user would: engines are cached within one
+    assert len(history(uri, runs(uri)["runs/grpo/seed0"], "reward")) == 3
+
+
+def test_another_study_below_the_results_folder_is_not_mirrored(results, uri):
+    other = results / "smoke" / "runs" / "ppo" / "seed0"
+    other.mkdir(parents=True)
+    (other / "run.json").write_text((results / "runs" / "grpo" / "seed0" / "run.json").read_text())
+    assert tracking.mirror_once(results, uri, "study")["stages"] == 2

@@ -2,11 +2,14 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import fixture_a
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
+from algos import ppo
 from algos.training import train as loop
 from algos.training.config import OptimiserConfig, RunConfig
 from algos.training.logprobs import in_micro_batches, token_logprobs, token_values
@@ -272,7 +275,7 @@ def test_the_ratio_is_one_on_the_first_step_and_micro_batches_do_not_change_the_
         if critic is not None:
             ready = replace(ready, returns=config.algorithm_entry.returns(ready, config.algorithm_config))
         metrics = loop.accumulate_gradients(ready, policy, critic, config)
-        loop.check_first_ratio(metrics, config)
+        loop.check_first_ratio(metrics)
         assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5) and float(metrics["clip_fraction"]) == 0
         results.append(
             {**gradients(policy), **({f"critic.{k}": v for k, v in gradients(critic).items()} if critic else {})}
@@ -285,7 +288,7 @@ def test_the_ratio_is_one_on_the_first_step_and_micro_batches_do_not_change_the_
 
 def test_a_wrong_ratio_on_the_first_step_stops_the_run():
     with pytest.raises(RuntimeError, match="must be 1"):
-        loop.check_first_ratio({"ratio_max": 1.5, "ratio_min": 1.0}, RunConfig("grpo", 0))
+        loop.check_first_ratio({"ratio_max": 1.5, "ratio_min": 1.0})
 
 
 def test_prompts_come_in_shuffled_passes_that_depend_on_the_seed_alone():
@@ -357,3 +360,50 @@ def test_an_unusable_device_is_refused_by_name():
     assert resolve_device("auto").type in ("cpu", "cuda")
     with pytest.raises(SettingsError, match="'cuda:99' is not usable"):
         resolve_device("cuda:99")
+
+
+def test_golden_explained_variance_and_entropy():
+    a = fixture_a(0.0)
+    rollouts = random_rollouts(TOKENIZER, [[5]], 2, [3, 2])
+    batch = replace(
+        make_batch(rollouts, a.rewards, TOKENIZER.pad_token_id), old_logprobs=a.old, ref_logprobs=a.ref, values=a.values
+    )
+    config = ppo.PPOConfig(kl_coef=0.1)
+    batch = replace(batch, advantages=ppo.advantages(batch, config), returns=ppo.returns(batch, config))
+    metrics = loop.batch_metrics(batch, rollouts, torch.zeros(2, 3), a.rewards)
+    assert metrics["explained_variance"] == pytest.approx(0.0797014, abs=1e-6)
+    assert metrics["advantage_std"] == pytest.approx(1.0, abs=1e-6) and metrics["degenerate_groups"] == 0
+    assert metrics["groups_all_right"] == metrics["groups_all_wrong"] == 0
+
+    class Fixed(torch.nn.Module):  # one state with probabilities [0.5, 0.3, 0.2]: H = 1.0296530
+        def forward(self, input_ids, use_cache):
+            logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+            return SimpleNamespace(last_hidden_state=logits.expand(*input_ids.shape, 3))
+
+    policy = SimpleNamespace(base_model=Fixed(), get_output_embeddings=lambda: torch.nn.Identity())
+    small = replace(batch, response_ids=batch.response_ids.clamp(max=2))
+    logprobs, entropies = token_logprobs(policy, small, 1.0, entropy=True)
+    assert entropies[0, 0].item() == pytest.approx(1.0296530, abs=1e-6) and entropies[1, 2] == 0
+    assert logprobs[0, 0].exp().item() == pytest.approx([0.5, 0.3, 0.2][small.response_ids[0, 0]], abs=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "gspo"])
+def test_finite_differences_of_each_loss_equal_its_gradient(algorithm):
+    """Fixture A, whose ratios are away from the clip boundaries, with padding left out of the perturbation."""
+    a = fixture_a(0.0)
+    config = RunConfig(algorithm, 0, {"kl_coef": 0.04} if algorithm == "grpo" else {}).algorithm_config
+    advantages = torch.tensor([[1.0], [-0.7]], dtype=torch.float64)
+    if algorithm == "ppo":
+        advantages = advantages.expand(2, 3)
+    loss = RunConfig(algorithm, 0).algorithm_entry.loss
+
+    def value(x):
+        return loss(x, a.old, advantages, a.mask, config, a.totals, ref_logprobs=a.ref)[0]
+
+    assert torch.autograd.gradcheck(value, (a.new.clone().requires_grad_(True),))
+    if algorithm == "ppo":
+        returns = ppo.returns(a, ppo.PPOConfig(kl_coef=0.1))
+        assert torch.autograd.gradcheck(
+            lambda v: ppo.value_loss(v, a.values, returns, a.mask, config, a.totals)[0],
+            ((a.values + 0.07).requires_grad_(True),),
+        )

@@ -14,6 +14,20 @@ from algos.training.record import Record, component_memory, load_settings, main_
 from evaluation.settings import SettingsError, read_jsonl
 
 
+def load_hub_or_folder(config: ModelConfig):
+    """The model and tokenizer of config.path. Raises SettingsError if the two disagree on what ends a response."""
+    model = load_policy(config.path, torch.device("cpu"), revision=config.revision)
+    tokenizer = load_tokenizer(config.path, config.revision)
+    stops = model.generation_config.eos_token_id
+    first = stops[0] if isinstance(stops, list) else stops
+    if first is not None and first != tokenizer.eos_token_id:
+        raise SettingsError(
+            f"{config.path}: its turns end with {tokenizer.convert_ids_to_tokens(first)!r}, but its tokenizer's "
+            f"end-of-sequence is {tokenizer.eos_token!r}; set eos_token in the tokenizer's config."
+        )
+    return model, tokenizer
+
+
 def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
@@ -24,7 +38,7 @@ def main() -> None:
     config = parse(ModelConfig, load_settings(args.settings), "model")
     if config.path is not None:
         try:
-            model, tokenizer = load_policy(config.path, torch.device("cpu")), load_tokenizer(config.path)
+            model, tokenizer = load_hub_or_folder(config)
         except SettingsError as error:
             raise SettingsError(f"{args.name or 'model'}.path: {error}") from None
     else:
@@ -41,7 +55,9 @@ def main() -> None:
     record = Record(args.out, "base_model", asdict(config), args.threads, name=args.name, seed=args.seed)
     record.log(0, {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)})
     save_policy(model, tokenizer, Path(args.out) / "checkpoint")
-    record.finish(memory=component_memory(policy=(model, None)))
+    record.finish(
+        model_commit=getattr(model.config, "_commit_hash", None), memory=component_memory(policy=(model, None))
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from algos.training.rewards import REWARDS
 from evaluation.settings import SettingsError, from_dict, one_of, positive, share
 
 SCHEDULES = ("constant", "linear", "cosine")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32",)  # plain bfloat16 weights lose updates at the rates used here
 TRAINERS = ("own", "trl")
 HEADS = ("linear", "mlp")
 
@@ -59,9 +59,7 @@ class RunConfig:
     critic_learning_rate: float | None = None  # null: the policy's
     critic_head: str = "linear"  # on the critic's backbone, which starts from the policy
     device: str = "auto"  # auto: CUDA where there is one
-    dtype: str = (
-        "float32"  # of weights, activations and optimiser state; bfloat16 loses small updates (rates below 1e-5)
-    )
+    dtype: str = "float32"  # of weights, activations and optimiser state
     sample_every: int = 10  # steps between kept sample completions
 
     def __post_init__(self):
@@ -131,6 +129,7 @@ class ModelConfig:
     """A language model: a path or hub id, or the shape of a new Qwen2-style transformer."""
 
     path: str | None = None  # folder with a causal LM and its tokenizer, or a hub id; null: build one
+    revision: str | None = None  # of a hub id: a commit, so that the same model is loaded next year
     vocab_size: int = 320  # of the BPE tokenizer trained on the task's text
     hidden_size: int = 128
     layers: int = 3

@@ -70,13 +70,13 @@ def build_model(config: ModelConfig, tokenizer, seed: int):
     )
 
 
-def check_causal_lm(path: str) -> None:
+def check_causal_lm(path: str, revision: str | None = None) -> None:
     """Raise SettingsError unless path is a folder or hub id of a causal language model that transformers knows."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"model {path!r} cannot be read: {str(error).splitlines()[0]} It must be a folder with "
@@ -92,28 +92,28 @@ def check_causal_lm(path: str) -> None:
         )
 
 
-def load_tokenizer(path: str | Path):
+def load_tokenizer(path: str | Path, revision: str | None = None):
     """The tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise SettingsError(f"the tokenizer of {path} has no end-of-sequence token, so no response could ever end.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        spare = [t for t in tokenizer.all_special_ids if t != tokenizer.eos_token_id]
+        spare = [t for t in tokenizer.all_special_ids if t not in (tokenizer.eos_token_id, tokenizer.bos_token_id)]
         if not spare:
             raise SettingsError(f"the tokenizer of {path} has no padding token apart from end-of-sequence; add one.")
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
     return tokenizer
 
 
-def load_policy(path: str | Path, device: torch.device, dtype: str = "float32"):
+def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", revision: str | None = None):
     """A causal LM without dropout. Raises SettingsError if its logits are more than its head applied to its states."""
     from transformers import AutoModelForCausalLM
 
-    check_causal_lm(str(path))
+    check_causal_lm(str(path), revision)
     model = AutoModelForCausalLM.from_pretrained(
-        str(path), dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        str(path), revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
     ).to(device)
     without_dropout(model)
     probe = torch.arange(4, device=device)[None]
@@ -149,7 +149,7 @@ class ScalarModel(nn.Module):
     def __init__(self, backbone: nn.Module, head: str, init_std: float, generator: torch.Generator | None = None):
         super().__init__()
         self.backbone, self.head, self.config = backbone, head, backbone.config
-        width = backbone.config.hidden_size
+        width = backbone.config.get_text_config().hidden_size
         last = nn.Linear(width, 1)
         with torch.no_grad():
             last.bias.zero_()
@@ -203,7 +203,9 @@ class ScalarModel(nn.Module):
         if not (path / "head.json").is_file():
             raise SettingsError(f"{path} holds no reward model: head.json is missing.")
         meta = json.loads((path / "head.json").read_text(encoding="utf-8"))
-        backbone = AutoModel.from_pretrained(str(path), dtype=getattr(torch, dtype), trust_remote_code=False)
+        backbone = AutoModel.from_pretrained(
+            str(path), dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        )
         model = cls(backbone, meta["head"], init_std=0.0)
         model.score.load_state_dict(load_file(path / "head.safetensors"))
         model.gain, model.offset = meta["gain"], meta["offset"]
@@ -222,8 +224,12 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = 
     Raises SettingsError for a prompt of more than max_tokens tokens.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(prompt)["input_ids"]  # with the beginning-of-sequence token of models that have one
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
     else:
+        if tokenizer.chat_template is None:
+            raise SettingsError("prompt.chat is true, but the model's tokenizer has no chat template; set it to false.")
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
     if max_tokens is not None and len(ids) > max_tokens:
         raise SettingsError(

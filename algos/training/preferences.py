@@ -40,7 +40,7 @@ def main() -> None:
     use_threads(args.threads)
     config = parse(PreferenceConfig, load_settings(args.settings), "preferences")
     problems = draw_problems(args.prompts, config.prompts, config.seed, "preferences.prompts")
-    rng = random.Random(config.seed)
+    rng = random.Random(f"flips {config.seed}")  # not the numbers that chose the problems
     record = Record(args.out, "preferences", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), "preferences", unit="prompt")
     responses = respond(args.policy, problems, config.responses, config, progress)

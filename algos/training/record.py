@@ -144,12 +144,12 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str):
-        self._wait()
+        self.wait()
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._wait()
+            self.wait()
             self.add(name, time.perf_counter() - start)
 
     def add(self, name: str, seconds: float) -> None:
@@ -162,7 +162,7 @@ class Phases:
         self.step = {}
         return metrics
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         if self.device is not None and self.device.type == "cuda":
             import torch
 

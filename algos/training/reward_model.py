@@ -4,7 +4,7 @@ P(chosen beats rejected) = sigmoid(R_chosen - R_rejected) (Bradley and Terry 195
 All pairs of a prompt are in one batch and weigh 1 together (Ouyang et al. 2022, arXiv:2203.02155, section 3.5); each
 response passes through the model once, however many pairs it is in. Scores are free up to an offset, which
 a small centring term ties down (arXiv:2312.09244); at the end they are normalised to mean 0 and standard deviation 1
-on the cold-start policy's own responses.
+over the distinct complete responses to the held-out prompts, which are those with both right and wrong responses.
 By hand: python -m algos.training.reward_model --settings '{"seed": 0}' --policy DIR --preferences DIR --out DIR
 """
 
@@ -125,7 +125,7 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
     tokenizer = load_tokenizer(policy_path)
     from transformers import AutoConfig
 
-    width = AutoConfig.from_pretrained(policy_path).hidden_size
+    width = AutoConfig.from_pretrained(policy_path).get_text_config().hidden_size
     model = ScalarModel.from_policy(policy_path, config.head, 1 / math.sqrt(width + 1), device, config.dtype, generator)
     encoded, held_out_encoded = encode_rows(rows, tokenizer), encode_rows(held_out, tokenizer)
     steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)

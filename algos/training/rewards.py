@@ -57,7 +57,7 @@ class Rewards:
 
     @torch.no_grad()
     def learned(self, rollouts: Rollouts) -> Tensor:
-        """The reward model's scores (B,): mean 0 and std 1 on the cold-start policy's responses, clipped if asked."""
+        """Normalised scores (B,) of the reward model, in standard deviations of its held-out ones, clipped if asked."""
         batch = make_batch(rollouts, torch.zeros(len(rollouts.response_ids)), self.pad_id)
         scores = torch.empty(len(batch), device=batch.sequence_ids.device)
         for rows in batch.lengths.argsort(stable=True).split(self.micro_batch_size):

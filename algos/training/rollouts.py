@@ -110,6 +110,12 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tup
 
 
 def decode(tokenizer, rollouts: Rollouts) -> list[str]:
-    """The responses as text, without padding and special tokens."""
+    """The responses as text, without padding and the end-of-sequence token."""
     rows = zip(rollouts.response_ids.tolist(), rollouts.response_mask.sum(dim=1).tolist(), strict=True)
-    return tokenizer.batch_decode([ids[:length] for ids, length in rows], skip_special_tokens=True)
+    return decode_ids(tokenizer, [ids[:length] for ids, length in rows])
+
+
+def decode_ids(tokenizer, responses: list[list[int]]) -> list[str]:
+    """Token ids as text. Only a final end-of-sequence is dropped: other special tokens were said, and are graded."""
+    end = tokenizer.eos_token_id
+    return tokenizer.batch_decode([ids[:-1] if ids and ids[-1] == end else ids for ids in responses])

@@ -5,14 +5,14 @@ checkpointing, an off-policy correction). Same policy, prompts in the same order
 responses, optimiser. Where TRL cannot do what the settings say, that is refused, not approximated.
 
 What remains different in TRL 1.12:
-- GRPO and GSPO divide by the group's standard deviation + 1e-4, fixed: set std_epsilon to that in our run;
 - PPO takes its old log-probabilities from the sampler's logits, puts the reward one position after the last token (the
   same with lambda = 1, gamma = 1), and averages the value loss over that position too;
 - PPO steps its optimiser once per `gradient_accumulation_steps` *micro*-batches, so that any value above 1 merges
   minibatches into one step; here it is 1 and the micro-batch is the minibatch;
-- the scheduler of PPO advances once per rollout batch, not once per optimiser step.
+- PPO takes no micro-batches within a minibatch, so its peak memory is that of a whole minibatch.
 """
 
+import math
 import time
 from contextlib import ExitStack
 from functools import wraps
@@ -25,9 +25,10 @@ from torch import nn
 
 from algos.training.config import RunConfig
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
-from algos.training.optimise import schedule
+from algos.training.optimise import make_optimiser
 from algos.training.record import Phases, Progress, Record, component_memory, peak_memory, resident_bytes
 from algos.training.rewards import RULES
+from algos.training.rollouts import decode_ids
 from algos.training.train import prompt_schedule
 from evaluation.answers import gold_answer
 from evaluation.settings import SettingsError, read_jsonl
@@ -47,7 +48,20 @@ def check(config: RunConfig) -> None:
     if set(config.rewards) - set(RULES):
         raise SettingsError("trainer trl: only rule rewards are handed to TRL, not reward_model.")
     settings = config.algorithm_config
+    if config.algorithm != "ppo" and settings.std_epsilon != TRL_STD_EPSILON:
+        raise SettingsError(
+            f"trainer trl: TRL's std_epsilon is fixed; set it to {TRL_STD_EPSILON:.1e}, got {settings.std_epsilon}."
+        )
     if config.algorithm == "ppo":
+        if settings.gae_lambda != 1 or settings.gamma != 1:
+            raise SettingsError(
+                "trainer trl: TRL's PPO rewards one position later, the same estimator only with gae_lambda 1 and "
+                f"gamma 1, got {settings.gae_lambda} and {settings.gamma}."
+            )
+        if config.optimiser.schedule != "constant" or config.optimiser.warmup_steps:
+            raise SettingsError(
+                "trainer trl: TRL's PPO steps its schedule once per rollout batch; use schedule: constant, no warm-up."
+            )
         if settings.clip_low != settings.clip_high:
             raise SettingsError(
                 f"trainer trl: TRL's PPO has one clip range, got clip_low {settings.clip_low} and clip_high "
@@ -68,7 +82,7 @@ class Monitor:
     def score(self, prompts: list, responses: list[list[int]], golds: list[str]) -> list[float]:
         """Rewards of one rollout batch, by the grader that our own runs use; notes the batch's metrics."""
         start = time.perf_counter()
-        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = decode_ids(self.tokenizer, responses)
         components = {
             name: [rule(t, g) for t, g in zip(texts, golds, strict=True)]
             for name, rule in RULES.items()
@@ -109,6 +123,7 @@ class Monitor:
         """Write the rollout batch's line; logs are the trainer's own metrics, under our names."""
         if self.pending is None:  # the trainer's closing summary
             return
+        self.phases.wait()
         now = time.perf_counter()
         seconds, self.step_started = now - self.step_started, now
         self.phases.add("update", seconds - sum(self.phases.step.values()))  # what is nothing else
@@ -137,14 +152,15 @@ class Monitor:
         @wraps(function)
         def wrapper(*args, **kwargs):
             name = phase(*args, **kwargs) if callable(phase) else phase
+            if not name:
+                return function(*args, **kwargs)
             inside = sum(self.phases.step.get(other, 0.0) for other in minus)
-            self.phases._wait()
+            self.phases.wait()
             start = time.perf_counter()
             result = function(*args, **kwargs)
-            self.phases._wait()
-            if name:
-                nested = sum(self.phases.step.get(other, 0.0) for other in minus) - inside
-                self.phases.add(name, time.perf_counter() - start - nested)
+            self.phases.wait()
+            nested = sum(self.phases.step.get(other, 0.0) for other in minus) - inside
+            self.phases.add(name, time.perf_counter() - start - nested)
             return result
 
         return wrapper
@@ -162,21 +178,26 @@ def train(
     """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does."""
     import datasets  # noqa: F401  before memory is first measured: libraries are not what the run needs
     import trl.experimental.ppo  # noqa: F401
-    from transformers import set_seed
+    from transformers import GenerationConfig, set_seed
     from trl import GRPOTrainer  # noqa: F401
 
     check(config)
     problems = read_jsonl(prompts_path)
     check_rows(problems, prompts_path)
     device = resolve_device(config.device)
+    if device.type == "cuda" and (torch.cuda.device_count() > 1 or device.index not in (None, 0)):
+        raise SettingsError(
+            "trainer trl: TRL takes every visible GPU; set CUDA_VISIBLE_DEVICES to one, device to cuda."
+        )
     set_seed(config.seed)  # numpy's too: TRL's PPO shuffles its minibatches with it
     load_policy(policy_path, torch.device("cpu"), config.dtype)  # imports the model's code
     before = resident_bytes()
     tokenizer = load_tokenizer(policy_path)
     tokenizer.padding_side = "left"
     policy = load_policy(policy_path, device, config.dtype)
-    policy.generation_config.pad_token_id = tokenizer.pad_token_id
-    policy.generation_config.eos_token_id = tokenizer.eos_token_id
+    policy.generation_config = GenerationConfig(  # a model's own, with its penalties, would change what is sampled from
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
+    )
     rows = [problems[i] for chosen in prompt_schedule(len(problems), config) for i in chosen]
     for row in rows:
         encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)
@@ -226,9 +247,8 @@ def _shared_arguments(config: RunConfig, out: str, device) -> dict:
         "weight_decay": optimiser.weight_decay,
         "max_grad_norm": optimiser.max_grad_norm or 0.0,
         "temperature": config.temperature,
-        "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
-        "bf16": config.dtype == "bfloat16",
+        "bf16": False,
         "fp16": False,
         "use_cpu": device.type == "cpu",
         "report_to": [],
@@ -246,6 +266,7 @@ def _callback(monitor: Monitor, translate: dict[str, str]):
 
     class Logs(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
+            monitor.phases.wait()
             monitor.step_started = time.perf_counter()  # imports and set-up are no part of the first step
 
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -257,10 +278,13 @@ def _callback(monitor: Monitor, translate: dict[str, str]):
 def grpo_arguments(config: RunConfig, out: str, device) -> dict:
     """Options of trl.GRPOConfig that make it the estimator of algos/grpo.py or algos/gspo.py."""
     settings = config.algorithm_config
+    minibatch = config.responses_per_step // config.minibatches
+    micro = math.gcd(minibatch, config.micro_batch_size)  # equal micro-batches, over which TRL's loss adds up exactly
     return {
         **_shared_arguments(config, out, device),
-        "per_device_train_batch_size": config.responses_per_step // config.minibatches,
-        "steps_per_generation": config.minibatches,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": minibatch // micro,
+        "steps_per_generation": config.responses_per_step // micro,
         "num_iterations": config.epochs,
         "num_generations": config.group_size,
         "max_completion_length": config.max_response_tokens,
@@ -304,15 +328,16 @@ def _train_grpo(config, policy, policy_path, tokenizer, rows, out, monitor: Moni
         args=GRPOConfig(**grpo_arguments(config, out, device)),
         reward_funcs=reward,
         processing_class=tokenizer,
+        optimizers=make_optimiser(policy, config.optimiser, config.steps * config.epochs * config.minibatches),
         train_dataset=Dataset.from_list([{"prompt": r["prompt"], "gold": gold_answer(r["answer"])} for r in rows]),
         callbacks=[
             _callback(
                 monitor,
                 {
                     "loss": "policy_loss",
-                    "grad_norm": "grad_norm",
+                    "grad_norm": "grad_norm_last",
                     "entropy": "entropy",
-                    "kl": "kl_to_ref_k3",
+                    "kl": "kl_loss_k3",
                     "learning_rate": "learning_rate",
                     "clip_ratio/region_mean": "clip_fraction",
                     "clip_ratio/low_mean": "clip_fraction_low",
@@ -383,6 +408,7 @@ def ppo_arguments(config: RunConfig, out: str, device) -> dict:
     return {
         **_shared_arguments(config, out, device),
         "per_device_train_batch_size": config.responses_per_step,
+        "gradient_accumulation_steps": 1,
         "num_mini_batches": config.minibatches,
         "num_ppo_epochs": config.epochs,
         "total_episodes": config.steps * config.responses_per_step,
@@ -411,6 +437,10 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
     critic = ScalarModel.from_policy(policy_path, config.critic_head, 0.0, device, config.dtype)
     reference = load_policy(policy_path, device, config.dtype).requires_grad_(False)  # TRL's PPO runs it at any kl_coef
     encoded = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
+    if any(tokenizer.pad_token_id in ids for ids in encoded):
+        raise SettingsError(
+            f"trainer trl: the padding token {tokenizer.pad_token!r} occurs in prompts; TRL would mask it."
+        )
     reward = RuleReward(monitor, {tuple(ids): gold_answer(r["answer"]) for ids, r in zip(encoded, rows, strict=True)})
     repeated = [{"input_ids": ids} for ids in encoded for _ in range(config.group_size)]
     optimiser, scheduler = _ppo_optimiser(config, policy, critic)
@@ -430,9 +460,7 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
                     {
                         "loss/policy_avg": "policy_loss",
                         "loss/value_avg": "value_loss",
-                        "policy/entropy_avg": "entropy",
                         "policy/clipfrac_avg": "clip_fraction",
-                        "val/ratio": "ratio_mean",
                         "lr": "learning_rate",
                     },
                 )
@@ -492,11 +520,7 @@ def _ppo_optimiser(config: RunConfig, policy, critic):
                 nn.utils.clip_grad_norm_(group["params"], config.optimiser.max_grad_norm)
 
         optimiser.register_step_pre_hook(clip)
-    per_batch = config.minibatches * config.epochs
-    total = config.steps * per_batch
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda batch: schedule(config.optimiser, batch * per_batch, total)
-    )
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)  # check() refuses other schedules
 
 
 TRAINERS = {"grpo": _train_grpo, "gspo": _train_grpo, "ppo": _train_ppo}

@@ -20,6 +20,7 @@ class GSM8KConfig:
     path: str | None = None  # folder with train.jsonl and test.jsonl; null: download from the hub
     hub_id: str = "openai/gsm8k"  # dataset on the hub, used when path is null
     hub_config: str = "main"
+    hub_revision: str | None = None  # a commit of the dataset, so that the same rows are loaded next year
 
     def __post_init__(self):
         if self.path is not None:
@@ -39,7 +40,9 @@ def _rows(config: GSM8KConfig, split: str) -> list[dict]:
         return rows
     from datasets import load_dataset  # heavy, and only the hub needs it
 
-    return [dict(row) for row in load_dataset(config.hub_id, config.hub_config, split=split)]
+    return [
+        dict(row) for row in load_dataset(config.hub_id, config.hub_config, split=split, revision=config.hub_revision)
+    ]
 
 
 def _clean(row: dict) -> dict:

@@ -1,6 +1,6 @@
 """What every data row must have."""
 
-from evaluation.answers import gold_answer
+from evaluation.answers import extract_strict, gold_answer, is_correct
 from evaluation.settings import SettingsError
 
 
@@ -15,7 +15,16 @@ def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
         for key in ("question", "answer"):
             if not isinstance(row.get(key), str) or not row[key].strip():
                 raise SettingsError(f"{where}, row {number}: {key!r} is missing or empty.")
+        if gold and gold_answer(row["answer"]) is not None and not _accepted(row["answer"]):
+            raise SettingsError(
+                f"{where}, row {number}: the strict grader does not accept the worked solution's own answer: "
+                f"{row['answer'][-60:]!r}."
+            )
         if gold and gold_answer(row["answer"]) is None:
             raise SettingsError(
                 f"{where}, row {number}: the answer has no final line `#### <number>`: {row['answer'][-60:]!r}."
             )
+
+
+def _accepted(solution: str) -> bool:
+    return is_correct(extract_strict(solution), gold_answer(solution))
