@@ -106,7 +106,6 @@ def test_every_rl_run_logs_what_it_promises(tree, run):
             "response_tokens",
             "truncation_rate",
             "degenerate_groups",
-            "entropy",
             "clip_fraction",
             "policy_loss",
             "generated_tokens",
@@ -364,6 +363,8 @@ def test_after_an_interrupt_finished_stages_are_not_repeated(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # as in a terminal: a shell that starts us in the background has SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     finished = results(tree) / "models" / "base" / "checkpoint" / "model.safetensors"
     began = results(tree) / "runs" / "cold_start" / "seed0" / "metrics.jsonl"
