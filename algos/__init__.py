@@ -1,15 +1,55 @@
 """The algorithms under comparison, one file each, and the table of all of them.
 
-To add one: its file here, its line in FILES, a run in the study file. README.md shows an example.
+To add one: its file here, its line in FILES, a run in the study file. README.md shows an example;
+`python -m algos list` prints the table, `python -m algos describe NAME` an algorithm's equation and settings.
 """
 
 from importlib import import_module
 
 from algos.algorithm import Algorithm
 
-FILES = {  # name in the study file -> its module, which defines ALGORITHM
+FILES = {  # name in the study file -> its module, which defines ALGORITHM; or module:NAME
+    "reinforce": "algos.reinforce",
+    "reinforce_batch": "algos.reinforce:BATCH_BASELINE",
+    "reinforce_group": "algos.reinforce:GROUP_BASELINE",
+    "opo": "algos.reinforce:LENGTH_WEIGHTED",
+    "rloo": "algos.rloo",
+    "remax": "algos.remax",
+    "reinforce_pp": "algos.reinforce_pp",
+    "reinforce_pp_baseline": "algos.reinforce_pp:BASELINE",
     "ppo": "algos.ppo",
+    "ppo_mc": "algos.ppo:MONTE_CARLO",
+    "ppo_shared": "algos.ppo:SHARED",
+    "ppo_shared_mlp": "algos.ppo:SHARED_MLP",
+    "ppo_adaptive_kl": "algos.ppo:ADAPTIVE_KL",
+    "ppo_penalty": "algos.ppo_penalty",
+    "trpo": "algos.trpo",
     "grpo": "algos.grpo",
+    "dr_grpo": "algos.dr_grpo",
+    "dapo": "algos.dapo",
+    "lite_ppo": "algos.lite_ppo",
     "gspo": "algos.gspo",
+    "gspo_token": "algos.gspo:TOKEN",
+    "cispo": "algos.cispo",
+    "gmpo": "algos.gmpo",
+    "sapo": "algos.sapo",
+    "raft": "algos.raft",
+    "grpo_as_trl": "algos.presets:GRPO_AS_TRL",
+    "grpo_as_verl": "algos.presets:GRPO_AS_VERL",
+    "grpo_as_openrlhf": "algos.presets:GRPO_AS_OPENRLHF",
+    "grpo_as_open_instruct": "algos.presets:GRPO_AS_OPEN_INSTRUCT",
+    "grpo_as_nemo": "algos.presets:GRPO_AS_NEMO",
+    "ppo_as_trl": "algos.presets:PPO_AS_TRL",
+    "ppo_as_verl": "algos.presets:PPO_AS_VERL",
+    "ppo_as_openrlhf": "algos.presets:PPO_AS_OPENRLHF",
+    "gspo_as_paper": "algos.presets:GSPO_AS_PAPER",
+    "gspo_unclipped": "algos.presets:GSPO_UNCLIPPED",
 }
-ALGORITHMS: dict[str, Algorithm] = {name: import_module(module).ALGORITHM for name, module in FILES.items()}
+
+
+def load(place: str) -> Algorithm:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name or "ALGORITHM")
+
+
+ALGORITHMS: dict[str, Algorithm] = {name: load(place) for name, place in FILES.items()}

@@ -25,21 +25,3 @@ def ratio_metrics(log_ratio: Tensor, response_mask: Tensor, totals) -> dict[str,
         "approx_kl_k1": masked_sum(-log_ratio, response_mask) / totals.response_tokens,
         "approx_kl_k3": masked_sum(torch.expm1(log_ratio) - log_ratio, response_mask) / totals.response_tokens,
     }
-
-
-@torch.no_grad()
-def clip_metrics(
-    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, mask: Tensor, count: float
-) -> dict[str, Tensor]:
-    """Share of the `count` terms that clipping silences. ratio and mask (B, T), or (B, 1) for whole responses.
-
-    Only active clips count: above the range with a positive advantage, below it with a negative one. On the other
-    side of each the minimum picks the unclipped term and the gradient flows.
-    """
-    high = (ratio > 1 + clip_high) & (advantages > 0) & mask
-    low = (ratio < 1 - clip_low) & (advantages < 0) & mask
-    return {
-        "clip_fraction": (high | low).sum() / count,
-        "clip_fraction_low": low.sum() / count,
-        "clip_fraction_high": high.sum() / count,
-    }

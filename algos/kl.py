@@ -1,4 +1,4 @@
-"""Per-token estimates of KL(policy || reference) from the log-probabilities of sampled tokens.
+"""KL(policy || reference): per-token estimates from the sampled tokens' log-probabilities, and the exact one.
 
 Source: Schulman 2020, "Approximating KL divergence". With u = ref_logprobs - logprobs and tokens drawn from
 the policy, k1 = -u is unbiased and of any sign, k2 = u^2 / 2 biased and of low variance, k3 = exp(u) - 1 - u
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: what lies beyond is an outlier, not information
+ESTIMATORS = ("k1", "k2", "k3", "k3+", "full")
 
 
 def log_ratio(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -32,3 +33,51 @@ def kl_k2(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     u = log_ratio(ref_logprobs, logprobs, mask)
     return torch.expm1(u) - u
+
+
+def kl_k3_plus(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """The value of k3 with the gradient of k2, that of the reverse KL (verl's straight-through option)."""
+    k2 = kl_k2(logprobs, ref_logprobs, mask)
+    return k2 - k2.detach() + kl_k3(logprobs, ref_logprobs, mask).detach()
+
+
+def kl_full(all_logprobs: Tensor, ref_all_logprobs: Tensor, direction: str = "reverse") -> Tensor:
+    """Exact KL over the vocabulary, (..., V) and (..., V) -> (...).
+
+    reverse: KL(policy || reference); forward: KL(reference || policy). Exact given the prefix: how a token changes
+    later states is in none of the estimates.
+    """
+    p, q = (all_logprobs, ref_all_logprobs) if direction == "reverse" else (ref_all_logprobs, all_logprobs)
+    return (p.exp() * (p - q)).sum(dim=-1)
+
+
+SAMPLED = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3, "k3+": kl_k3_plus}
+
+
+def kl_loss(config, logprobs, ref_logprobs, full_kl, token_log_ratio, mask: Tensor) -> Tensor:
+    """The KL term of the loss, per token (B, T), with gradient; 0 on padding.
+
+    kl_ratio multiplies by the ratio of new to old policy, with gradient through it: tokens come from the old policy,
+    and only so is the gradient that of the reverse KL (arXiv:2512.02556).
+    """
+    if config.kl_estimator == "full":
+        if full_kl is None:
+            raise ValueError("kl_estimator full needs the KL over the whole vocabulary, got None")
+        kl = torch.where(mask, full_kl, torch.zeros_like(full_kl))
+    else:
+        if ref_logprobs is None:
+            raise ValueError(
+                f"kl_estimator {config.kl_estimator} needs a reference, got ref_logprobs None although kl_coef is "
+                f"{config.kl_coef}"
+            )
+        kl = SAMPLED[config.kl_estimator](logprobs, ref_logprobs.detach(), mask)
+    return kl * token_log_ratio.exp() if config.kl_ratio else kl
+
+
+def adapt_coefficient(kl_coef: float, sequence_kl: float, target: float, responses: int, horizon: int) -> float:
+    """kl_coef after a rollout batch: proportional control, the error clipped to +-0.2 (arXiv:1909.08593, section 2.2).
+
+    sequence_kl and target: sum of k1 over a response, mean over responses, in nats.
+    """
+    error = min(max(sequence_kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * responses / horizon)

@@ -132,7 +132,8 @@ def comparison(runs: dict[str, Run], study: dict) -> pd.DataFrame:
             gap = run.minus(runs[twin_of[run.name]], main)
             row |= {"twin": twin_of[run.name], **_columns("minus_twin", gap), "against_twin": verdict(gap)}
         if run.is_rl:  # share of tokens (PPO, GRPO) or of responses (GSPO) that clipping silenced, mean over the run
-            row["clip_fraction"] = np.mean([frame["clip_fraction"].mean() for frame in run.metrics])
+            shares = [frame["clip_fraction"].mean() for frame in run.metrics if "clip_fraction" in frame]
+            row["clip_fraction"] = np.mean(shares) if shares else np.nan  # REINFORCE has nothing to clip
         generated = [record.get("generated_tokens") for record in run.records]
         row["generated_tokens"] = np.mean(generated) if all(generated) else np.nan
         row["train_seconds"] = np.mean([sum(record.get("phase_seconds", {}).values()) for record in run.records])

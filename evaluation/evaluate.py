@@ -52,15 +52,27 @@ def respond(checkpoint: str, problems: list[dict], samples: int, config, progres
     """
     import torch
 
-    from algos.training.models import encode_prompt, load_policy, load_tokenizer, resolve_device
-    from algos.training.rollouts import decode, sample
+    from algos.training.models import load_policy, load_tokenizer, resolve_device
 
     device = resolve_device(config.device)
     tokenizer, policy = load_tokenizer(checkpoint), load_policy(checkpoint, device, config.dtype)
     generator = torch.Generator(device).manual_seed(config.seed)
+    rows = []
+    for part, _ in sampled(policy, tokenizer, problems, samples, config, generator):
+        rows += part
+        if progress is not None:
+            done = len(rows) // max(samples, 1)
+            progress.update(done, accuracy=float(np.mean([r["correct"] for r in rows])))
+    return rows
+
+
+def sampled(policy, tokenizer, problems: list[dict], samples: int, config, generator):
+    """Yields the graded rows of some of the problems, in their order, and the rollouts that they come from."""
+    from algos.training.models import encode_prompt
+    from algos.training.rollouts import decode, sample
+
     group, temperature = max(samples, 1), config.temperature if samples else 0.0
     chunk = max(getattr(config, "rows_at_once", 512) // group, 1)
-    rows = []
     for start in range(0, len(problems), chunk):
         part = problems[start : start + chunk]
         rollouts = sample(
@@ -74,12 +86,14 @@ def respond(checkpoint: str, problems: list[dict], samples: int, config, progres
             group * len(part),
         )
         lengths, truncated = rollouts.response_mask.sum(dim=1).tolist(), rollouts.truncated.tolist()
-        for i, text in enumerate(decode(tokenizer, rollouts)):
-            number = i % group if samples else GREEDY
-            rows.append(graded(part[i // group], number, text, lengths[i], truncated[i]))
-        if progress is not None:
-            progress.update(min(start + chunk, len(problems)), accuracy=float(np.mean([r["correct"] for r in rows])))
-    return rows
+        numbers = range(samples) if samples else (GREEDY,)
+        yield (
+            [
+                graded(part[i // group], numbers[i % group], text, lengths[i], truncated[i])
+                for i, text in enumerate(decode(tokenizer, rollouts))
+            ],
+            rollouts,
+        )
 
 
 def graded(problem: dict, number: int, response: str, tokens: int, truncated: bool) -> dict:

@@ -36,7 +36,8 @@ matplotlib.rcParams.update(
 def styles(runs: dict[str, Run], twins: dict[str, str]) -> dict[str, dict]:
     """Colour and line of each run; a twin looks like its run, dashed."""
     own = [name for name, run in runs.items() if run.is_rl and name not in twins]
-    table = {name: {"color": COLOURS[i % len(COLOURS)], "linestyle": "-"} for i, name in enumerate(own)}
+    colours = COLOURS if len(own) <= len(COLOURS) else COLOURS[:1]  # no two runs may share one of several colours
+    table = {name: {"color": colours[i % len(colours)], "linestyle": "-"} for i, name in enumerate(own)}
     table |= {twin: {"color": table[ours]["color"], "linestyle": "--"} for twin, ours in twins.items() if ours in table}
     return {name: table.get(name, {"color": GREY, "linestyle": "-"}) for name in runs}
 
@@ -77,8 +78,14 @@ def accuracy(table: pd.DataFrame, runs, twins, metric: str, path: Path) -> None:
 
 
 def curves(runs: dict[str, Run], twins, x: str, x_label: str, scale: float, path: Path) -> None:
-    """Accuracy on the training prompts during training; the line is the mean over seeds, the band their range."""
+    """Accuracy on the training prompts during training; the line is the mean over seeds, the band their range.
+
+    One panel, or, with more runs than colours, one for each run, the others in grey behind it.
+    """
     look = styles(runs, twins)
+    if sum(run.is_rl and run.name not in twins for run in runs.values()) > len(COLOURS):
+        _small_multiples(runs, twins, look, x, x_label, scale, path)
+        return
     figure, axis = plt.subplots(figsize=(8, 4.6))
     for run in filter(lambda r: r.is_rl, runs.values()):
         data = curve(run, x, "accuracy")
@@ -96,6 +103,38 @@ def curves(runs: dict[str, Run], twins, x: str, x_label: str, scale: float, path
     axis.set_xlim(left=0)
     figure.legend(loc="outside lower center", ncols=4)
     save(figure, path)
+
+
+def _small_multiples(runs: dict[str, Run], twins, look, x: str, x_label: str, scale: float, path: Path) -> None:
+    data = {name: curve(run, x, "accuracy") for name, run in runs.items() if run.is_rl}
+    own = [name for name in data if name not in twins]
+    columns = 4
+    rows = -(-len(own) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(10, 1.75 * rows + 0.6), sharex=True, sharey=True, squeeze=False)
+    for axis, name in zip(axes.flat, own, strict=False):
+        for table in data.values():
+            axis.plot(table["x"] / scale, 100 * table["mean"], color="#dcdcdc", linewidth=0.6)
+        for shown in [name, *(twin for twin, ours in twins.items() if ours == name and twin in data)]:
+            table = data[shown]
+            axis.fill_between(
+                table["x"] / scale,
+                100 * table["low"],
+                100 * table["high"],
+                alpha=0.15,
+                linewidth=0,
+                **_plain(look[shown]),
+            )
+            axis.plot(table["x"] / scale, 100 * table["mean"], linewidth=1.8, **look[shown])
+        axis.set_title(name, fontsize=9, loc="left")
+    for axis in axes.flat[len(own) :]:
+        axis.set_visible(False)
+    figure.supxlabel(x_label, fontsize=11)
+    figure.supylabel("accuracy on training prompts (%)", fontsize=11)
+    save(figure, path)
+
+
+def _plain(style: dict) -> dict:
+    return {"color": style["color"]}
 
 
 def memory(table: pd.DataFrame, runs, path: Path) -> None:

@@ -143,10 +143,16 @@ def findings(table: pd.DataFrame, runs: dict[str, Run], study: dict) -> list[str
         )
     for better, base, words in (
         ("rejection_sft", "cold_start", "Rejection-sampling fine-tuning against the cold start"),
+        ("expert_iteration", "cold_start", "Expert iteration against the cold start"),
         (
             "student_distilled",
             "student_cold",
             "The student distilled from accepted samples against the same student on cold-start data",
+        ),
+        *(
+            (name, "student_cold", f"On-policy distillation, {name}, against the student that it goes on from")
+            for name, run in runs.items()
+            if run.records[0]["stage"] == "on_policy_distillation" and name not in study["twins"]
         ),
     ):
         if better in runs and base in runs:
@@ -273,7 +279,7 @@ def write(results: Path, study: dict, out: Path) -> None:
             f"({hardware['cores']} cores). Study file {study['source']}, commit {first.records[0]['commit']}.",
             figures={name: inline_svg(out / f"{name}.svg", name) for name in drawn},
             captions={name: caption(name, seeds) for name in drawn},
-            twins=twin_rows(table, speed, study, metric),
+            twins=twin_rows(table, study, metric),
             trl_version=first.records[0]["packages"]["trl"],
             cost_table=cost_table(speed, table),
             reward_model=reward_model_facts(results, runs),
@@ -287,8 +293,9 @@ def write(results: Path, study: dict, out: Path) -> None:
     (out / "report.html").write_text(page, encoding="utf-8")
 
 
-def twin_rows(table: pd.DataFrame, speed: pd.DataFrame, study: dict, metric: str) -> list[dict]:
-    rows, seconds = table.set_index("run"), speed.set_index("run")["seconds"]
+def twin_rows(table: pd.DataFrame, study: dict, metric: str) -> list[dict]:
+    rows = table.set_index("run")
+    seconds = rows["train_seconds"]
     return [
         {
             "run": ours,

@@ -12,6 +12,9 @@ try:
     STUDY = Study(config, os.path.relpath(workflow.configfiles[0]) if workflow.configfiles else "--config")
 except SettingsError as error:
     raise WorkflowError(str(error)) from None
+if workflow.is_main_process:  # not again in every job
+    for warning in STUDY.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")  # the jobs' Python is this one
 
@@ -19,9 +22,10 @@ RESULTS = STUDY.results
 DATA = f"{RESULTS}/data"
 RUN_DIR = f"{RESULTS}/runs/{{run}}/seed{{seed}}"
 COLD_START = f"{RESULTS}/runs/cold_start/seed{STUDY.config['seed']}"
+EXPERT_ITERATION = f"{RESULTS}/runs/expert_iteration/seed{{seed}}"
 REWARD_MODEL = f"{RESULTS}/reward_model"
 STAGE_FILES = ("run.json", "metrics.jsonl", "samples.jsonl")
-SUPERVISED = ("rejection_sft", "student_cold", "student_distilled")
+SUPERVISED = ("rejection_sft", "trl_rejection_sft", "student_cold", "student_distilled")
 TRACKING_URI = STUDY.config.get("mlflow", {}).get("tracking_uri") or f"sqlite:///{RESULTS}/mlflow.db"
 
 

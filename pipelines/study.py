@@ -11,7 +11,10 @@ from pathlib import Path
 import jsonschema
 import yaml
 
+from algos import ALGORITHMS
 from algos.training.config import (
+    DistilConfig,
+    ExpertIterationConfig,
     ModelConfig,
     PreferenceConfig,
     RejectionConfig,
@@ -28,7 +31,15 @@ from evaluation.tasks import TaskSettings
 SCHEMA = Path(__file__).with_name("config.schema.yaml")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-RESERVED = ("cold_start", "rejection_sft", "student_cold", "student_distilled")  # stages that look like runs
+KL_SETTINGS = ("kl_estimator", "kl_in", "kl_direction", "kl_ratio", "kl_target", "kl_horizon")
+RESERVED = (  # stages that look like runs
+    "cold_start",
+    "rejection_sft",
+    "trl_rejection_sft",
+    "expert_iteration",
+    "student_cold",
+    "student_distilled",
+)
 
 
 class Study:
@@ -83,26 +94,40 @@ class Study:
                     "distillation trains on the samples that rejection_sampling accepts; add that section."
                 )
             parse(SupervisedConfig, self.supervised("student_distilled", 0), "distillation.training")
+        if self.has_expert_iteration:
+            parse(ExpertIterationConfig, self.expert_iteration(0), "expert_iteration")
+        if self.students and not self.has_distillation:
+            raise SettingsError(
+                "on_policy_distillation goes on from student_cold, a student that can answer; add the section "
+                "distillation."
+            )
+        for name in self.students:
+            self._check_student(name)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
         """Refuse a stage that asks for more problems than the task is told to make, before anything is trained."""
         available = self.config["task"].get("train")
-        wanted = {f"runs.{name}: prompts_per_step": self._run(name).prompts_per_step for name in self.runs}
+        wanted = {f"runs.{name}: prompts_per_step": self.run_config(name).prompts_per_step for name in self.runs}
         if self.has_reward_model:
             wanted["preferences.prompts"] = parse(PreferenceConfig, self.preferences(), "preferences").prompts
         if self.has_rejection_sampling:
             sampling = parse(RejectionConfig, self.rejection(0), "rejection_sampling.sampling")
             wanted["rejection_sampling.sampling.prompts"] = sampling.prompts
+        if self.has_expert_iteration:
+            rounds = parse(ExpertIterationConfig, self.expert_iteration(0), "expert_iteration")
+            wanted["expert_iteration.sampling.prompts"] = rounds.sampling.prompts
+        for name in self.students:
+            wanted[f"on_policy_distillation.runs.{name}: prompts_per_step"] = self._student(name).prompts_per_step
         for key, size in wanted.items():
             if available is not None and size > available:
                 raise SettingsError(f"{key} is {size}, but task.train is {available}; at most that many.")
 
-    def _run(self, name: str) -> RunConfig:
+    def run_config(self, name: str) -> RunConfig:
         return parse(RunConfig, self.run(name, 0), f"runs.{name}")
 
-    def _check_run(self, name: str, run: dict) -> None:
-        where = f"runs.{name}"
+    def _check_name(self, name: str, run: dict, runs: dict, where: str) -> None:
+        """Refuse a name that is taken or no folder's, and a twin with settings or of nothing in `runs`."""
         if not NAME.fullmatch(name) or name in RESERVED:
             raise SettingsError(
                 f"{where}: a run's name is lower-case letters, digits and _, and none of {', '.join(RESERVED)}."
@@ -113,10 +138,37 @@ class Study:
                     f"{where}: a twin takes everything from the run it names; remove "
                     f"{', '.join(sorted(set(run) - {'twin_of'}))}."
                 )
-            one_of(run["twin_of"], [n for n, r in self.runs.items() if "twin_of" not in r], f"{where}.twin_of")
-        elif "algorithm" not in run:
+            one_of(run["twin_of"], [n for n, r in runs.items() if "twin_of" not in r], f"{where}.twin_of")
+
+    def _student(self, name: str) -> DistilConfig:
+        return parse(DistilConfig, self.student(name, 0), f"on_policy_distillation.runs.{name}")
+
+    def _check_student(self, name: str) -> None:
+        where = f"on_policy_distillation.runs.{name}"
+        self._check_name(name, self.students[name], self.students, where)
+        if name in self.runs:
+            raise SettingsError(f"{where}: there is a run of this name in runs; choose another.")
+        config = self._student(name)
+        if config.trainer == "trl":
+            from algos.training.trl_supervised import check
+
+            try:
+                check(config)
+            except SettingsError as error:
+                raise SettingsError(f"{where}: {error}") from None
+
+    def _check_run(self, name: str, run: dict) -> None:
+        where = f"runs.{name}"
+        self._check_name(name, run, self.runs, where)
+        if "twin_of" not in run and "algorithm" not in run:
             raise SettingsError(f"{where}: write `algorithm: <name>`, or `twin_of: <run>` for TRL's twin of a run.")
-        config = self._run(name)
+        config = self.run_config(name)
+        idle = [key for key in KL_SETTINGS if key in run.get("settings", {})]
+        if idle and config.algorithm_config.kl_coef == 0:
+            raise SettingsError(
+                f"{where}.settings: {', '.join(idle)} without effect, as kl_coef is 0: there is no KL term and no "
+                "reference; set kl_coef above 0, or remove what has no effect."
+            )
         if config.trainer == "trl":
             from algos.training.trl_baseline import check
 
@@ -140,6 +192,20 @@ class Study:
     @property
     def has_distillation(self) -> bool:
         return "distillation" in self.config
+
+    @property
+    def has_rejection_twin(self) -> bool:
+        """Whether TRL's SFTTrainer repeats rejection_sft."""
+        return self.config.get("rejection_sampling", {}).get("twin", False)
+
+    @property
+    def has_expert_iteration(self) -> bool:
+        return "expert_iteration" in self.config
+
+    @property
+    def students(self) -> dict:
+        """The runs of on-policy distillation."""
+        return self.config.get("on_policy_distillation", {}).get("runs", {})
 
     @property
     def teacher(self) -> str:
@@ -167,6 +233,7 @@ class Study:
         section = {
             "cold_start": self.config["cold_start"],
             "rejection_sft": self.config.get("rejection_sampling", {}).get("training", {}),
+            "trl_rejection_sft": {**self.config.get("rejection_sampling", {}).get("training", {}), "trainer": "trl"},
         }.get(stage, self.config.get("distillation", {}).get("training", {}))
         return {**self.placement, **section, "seed": seed}
 
@@ -179,6 +246,22 @@ class Study:
     def rejection(self, seed: int) -> dict:
         return {**self.placement, **self._sampling, **self.config["rejection_sampling"]["sampling"], "seed": seed}
 
+    def expert_iteration(self, seed: int) -> dict:
+        section = self.config["expert_iteration"]
+        return {
+            **section,
+            "sampling": {**self.placement, **self._sampling, **section.get("sampling", {}), "seed": seed},
+            "training": {**self.placement, **section.get("training", {}), "seed": seed},
+        }
+
+    def student(self, name: str, seed: int) -> dict:
+        """Settings of one run of on-policy distillation: the shared ones, then its own, then its seed."""
+        run = self.students[name]
+        if "twin_of" in run:
+            return {**self.student(run["twin_of"], seed), "trainer": "trl"}
+        shared = self.config["on_policy_distillation"].get("training", {})
+        return {**self.placement, **self._sampling, **_merged(shared, run), "seed": seed}
+
     def evaluation(self) -> dict:
         return {**self.placement, **self._sampling, **self.config["evaluation"], "seed": self.config["seed"]}
 
@@ -190,17 +273,18 @@ class Study:
         }
 
     def run(self, name: str, seed: int) -> dict:
-        """Settings of one reinforcement-learning run: the shared ones, then its own, then its seed."""
+        """Settings of one reinforcement-learning run: the shared ones, its algorithm's, its own, its seed."""
         run = self.runs[name]
         if "twin_of" in run:
             return {**self.run(run["twin_of"], seed), "trainer": "trl"}
-        merged = {**self.placement, **self.config["rl"], **run, "seed": seed}
-        if "optimiser" in run:
-            merged["optimiser"] = {**self.config["rl"].get("optimiser", {}), **run["optimiser"]}
-        return merged
+        shared = self.config["rl"]
+        algorithm = dict(ALGORITHMS[run["algorithm"]].run) if run.get("algorithm") in ALGORITHMS else {}
+        if "rewards" in algorithm:  # an algorithm adds to the study's rewards, a run replaces them
+            algorithm["rewards"] = {**shared.get("rewards", {"correctness": 1.0}), **algorithm["rewards"]}
+        return {**self.placement, **_merged({**shared, **algorithm}, run), "seed": seed}
 
     def needs_reward_model(self, name: str) -> bool:
-        return self._run(name).needs_reward_model
+        return self.run_config(name).needs_reward_model
 
     def resolved(self, stage: str, seed: int = 0) -> dict:
         """All settings of a stage or run, defaults filled in: what its command gets and its re-runs depend on.
@@ -215,6 +299,8 @@ class Study:
             "preferences": (PreferenceConfig, self.preferences),
             "reward_model": (RewardModelConfig, self.reward_model),
             "accept": (RejectionConfig, lambda: self.rejection(seed)),
+            "expert_iteration": (ExpertIterationConfig, lambda: self.expert_iteration(seed)),
+            **{name: (DistilConfig, lambda: self.student(stage, seed)) for name in self.students},
             "evaluation": (EvaluationConfig, self.evaluation),
         }.get(stage, (SupervisedConfig, lambda: self.supervised(stage, seed)))
         return asdict(parse(cls, values() if callable(values) else values, stage))
@@ -224,23 +310,51 @@ class Study:
         table = {"cold_start": [self.config["seed"]], **{name: self.seeds for name in self.runs}}
         if self.has_rejection_sampling:
             table["rejection_sft"] = self.seeds
+        if self.has_rejection_twin:
+            table["trl_rejection_sft"] = self.seeds
+        if self.has_expert_iteration:
+            table["expert_iteration"] = self.seeds
         if self.has_distillation:
             table |= {"student_cold": self.seeds, "student_distilled": self.seeds}
-        return table
+        return table | dict.fromkeys(self.students, self.seeds)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the runs' settings make possible but is seldom meant; a twin's are those of its run."""
+        return [
+            f"runs.{name}: {warning}"
+            for name, run in self.runs.items()
+            if "twin_of" not in run
+            for warning in self.run_config(name).warnings()
+        ]
+
+    def twins(self) -> dict[str, str]:
+        """TRL's twins and the runs that they repeat."""
+        runs = {**self.runs, **self.students}
+        twins = {name: run["twin_of"] for name, run in runs.items() if "twin_of" in run}
+        return twins | ({"trl_rejection_sft": "rejection_sft"} if self.has_rejection_twin else {})
 
     def report(self) -> dict:
         """What the report needs to know of the study besides the files on disk."""
-        twins = {name: run["twin_of"] for name, run in self.runs.items() if "twin_of" in run}
         return {
             "study": self.config["study"],
             "source": self.source,
             "checkpoints": self.checkpoints(),
-            "twins": twins,
+            "twins": self.twins(),
             "samples": asdict(parse(EvaluationConfig, self.evaluation(), "evaluation"))["samples"],
             "reward_model": self.has_reward_model,
             "task": self.config["task"]["name"],
             "seed": self.config["seed"],
         }
+
+
+def _merged(shared: dict, own: dict) -> dict:
+    """A run's own settings over the shared ones; their nested parts are merged likewise."""
+    merged = {**shared, **own}
+    for part in ("optimiser", "reward_settings"):
+        if part in own:
+            merged[part] = {**shared.get(part, {}), **own[part]}
+    return merged
 
 
 def _refuse_keys_that_are_no_text(values: object, where: str) -> None:
@@ -294,9 +408,10 @@ def load(path: str | Path) -> Study:
 
 if __name__ == "__main__":
     try:
-        for checkpoint, seeds in (
-            load(sys.argv[1] if len(sys.argv) > 1 else "pipelines/config.yaml").checkpoints().items()
-        ):
-            print(f"{checkpoint:<24} seeds {', '.join(map(str, seeds))}")
+        checked = load(sys.argv[1] if len(sys.argv) > 1 else "pipelines/config.yaml")
     except SettingsError as error:
         raise SystemExit(f"error: {error}") from None
+    for checkpoint, seeds in checked.checkpoints().items():
+        print(f"{checkpoint:<24} seeds {', '.join(map(str, seeds))}")
+    for warning in checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)

@@ -1,4 +1,4 @@
-# Next-token training: cold start, rejection-sampling fine-tuning, distillation
+# Training without a reward's gradient: cold start, rejection-sampling fine-tuning, expert iteration, distillation
 
 
 rule cold_start:
@@ -65,3 +65,55 @@ rule fine_tune:
         "python -m algos.training.supervised --stage {wildcards.run} --name {wildcards.run}/seed{wildcards.seed}"
         " --settings {params.settings:q} --model {input.model} --data {input.data} --out {params.out}"
         " --threads {threads} 2> {log}"
+
+
+rule expert_iteration:
+    input:
+        policy=f"{COLD_START}/checkpoint",
+        prompts=f"{DATA}/train.jsonl",
+    output:
+        stage_files(EXPERT_ITERATION),
+        accepted=f"{EXPERT_ITERATION}/accepted.jsonl",
+        checkpoint=directory(f"{EXPERT_ITERATION}/checkpoint"),
+    log:
+        f"{EXPERT_ITERATION}/train.log",
+    priority: 10
+    resources:
+        gpu=1,
+    params:
+        settings=lambda wildcards: as_json(STUDY.resolved("expert_iteration", int(wildcards.seed))),
+        out=EXPERT_ITERATION,
+    message:
+        "Expert iteration, seed {wildcards.seed}"
+    shell:
+        "python -m algos.training.expert_iteration --name expert_iteration/seed{wildcards.seed}"
+        " --settings {params.settings:q} --policy {input.policy} --prompts {input.prompts} --out {params.out}"
+        " --threads {threads} 2> {log}"
+
+
+if STUDY.students:
+
+    rule distil:
+        input:
+            student=f"{RESULTS}/runs/student_cold/seed{{seed}}/checkpoint",
+            teacher=f"{RESULTS}/runs/{STUDY.teacher}/seed{{seed}}/checkpoint",
+            prompts=f"{DATA}/train.jsonl",
+            data=f"{RESULTS}/rejection_sampling/seed{{seed}}/accepted.jsonl",
+        output:
+            stage_files(RUN_DIR),
+            checkpoint=directory(f"{RUN_DIR}/checkpoint"),
+        wildcard_constraints:
+            run="|".join(STUDY.students),
+        log:
+            f"{RUN_DIR}/train.log",
+        resources:
+            gpu=1,
+        params:
+            settings=run_settings,
+            out=RUN_DIR,
+        message:
+            "Distil into {wildcards.run}, seed {wildcards.seed}"
+        shell:
+            "python -m algos.training.distil --name {wildcards.run}/seed{wildcards.seed}"
+            " --settings {params.settings:q} --model {input.student} --teacher {input.teacher}"
+            " --prompts {input.prompts} --data {input.data} --out {params.out} --threads {threads} 2> {log}"

@@ -1,25 +1,33 @@
 """Settings of one training stage. Each default stands here and nowhere else; the study file overrides it."""
 
+import importlib.util
 from dataclasses import asdict, dataclass, field
 
 from algos import ALGORITHMS, Algorithm
-from algos.training.rewards import REWARDS
+from algos.critic import WithCritic
+from algos.describe import with_length
+from algos.training.rules import RULES, RewardSettings
 from evaluation.settings import SettingsError, from_dict, one_of, positive, share
 
+OPTIMISERS = ("adamw", "adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("float32",)  # plain bfloat16 weights lose updates at the rates used here
 TRAINERS = ("own", "trl")
 HEADS = ("linear", "mlp")
+REWARDS = {*RULES, "reward_model"}
+COMBINATIONS = ("sum", "gate", "normalise_each")
+OBJECTIVES = ("divergence", "policy_gradient")
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW, for every stage."""
+    """Optimiser, schedule and gradient clipping, for every stage."""
 
+    name: str = "adamw"  # adamw, adamw_8bit (moments in 8 bits) or adafactor (factored second moment, no first)
     learning_rate: float = 1.0e-4
     schedule: str = "constant"  # after the warm-up: constant, linear or cosine decay to 0
     warmup_steps: int = 0  # optimiser steps of linear increase from 0
-    adam_beta1: float = 0.9
+    adam_beta1: float = 0.9  # the three adam_ settings have no effect on adafactor
     adam_beta2: float = 0.999
     adam_epsilon: float = 1.0e-5  # deep learning's usual 1e-8 makes the first steps aggressive
     weight_decay: float = 0.0
@@ -27,6 +35,9 @@ class OptimiserConfig:
 
     def __post_init__(self):
         positive(self, "learning_rate", "adam_epsilon", "max_grad_norm")
+        one_of(self.name, OPTIMISERS, "name")
+        if self.name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+            raise SettingsError("name: adamw_8bit needs bitsandbytes; pip install 'bitsandbytes>=0.50'.")
         one_of(self.schedule, SCHEDULES, "schedule")
         for name in ("warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
@@ -45,6 +56,7 @@ class RunConfig:
     settings: dict = field(default_factory=dict)  # the algorithm's own hyperparameters
     trainer: str = "own"  # own: this project's loop; trl: the same settings handed to TRL's trainer
     steps: int = 30  # rollout batches
+    budget_tokens: int | None = None  # end after the rollout batch that reaches this many generated tokens; null: steps
     prompts_per_step: int = 32  # P
     group_size: int = 8  # G, responses per prompt
     minibatches: int = 4  # optimiser steps per rollout batch and epoch
@@ -53,11 +65,14 @@ class RunConfig:
     max_prompt_tokens: int = 512  # a longer prompt is refused
     max_response_tokens: int = 48  # T; a response without end-of-sequence by then is truncated
     temperature: float = 1.0  # of sampling and of all log-probabilities
-    rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})  # name -> weight, added up
+    rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})  # name -> weight
+    reward_combination: str = "sum"  # sum, gate or normalise_each: see rewards.combine
+    reward_settings: RewardSettings = field(default_factory=RewardSettings)
+    reward_scale_running: bool = False  # learned reward only: divided by the standard deviation of its scores so far
     reward_clip: float | None = None  # learned reward only: its normalised score is clipped to +- this
+    missing_end_penalty: float = 0.0  # subtracted from a truncated response's reward (arXiv:2403.17031)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     critic_learning_rate: float | None = None  # null: the policy's
-    critic_head: str = "linear"  # on the critic's backbone, which starts from the policy
     device: str = "auto"  # auto: CUDA where there is one
     dtype: str = "float32"  # of weights, activations and optimiser state
     sample_every: int = 10  # steps between kept sample completions
@@ -66,10 +81,12 @@ class RunConfig:
         one_of(self.algorithm, ALGORITHMS, "algorithm")
         one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
-        one_of(self.critic_head, HEADS, "critic_head")
+        for key in self.settings:
+            self._refuse_setting_of_others(key)
         positive(
             self,
             "steps",
+            "budget_tokens",
             "prompts_per_step",
             "group_size",
             "minibatches",
@@ -82,7 +99,7 @@ class RunConfig:
             "critic_learning_rate",
             "sample_every",
         )
-        smallest = ALGORITHMS[self.algorithm].min_group
+        smallest = self.algorithm_config.min_group
         if self.group_size < smallest:
             raise ValueError(
                 f"group_size must be at least {smallest} for {self.algorithm}, got {self.group_size}: "
@@ -97,11 +114,53 @@ class RunConfig:
             raise ValueError("rewards must name at least one reward")
         for name in self.rewards:
             one_of(name, REWARDS, "rewards")
-        self.algorithm_config  # noqa: B018  checks the algorithm's own settings
+        if self.budget_tokens is not None and self.optimiser.schedule != "constant":
+            raise ValueError(
+                f"budget_tokens leaves the number of optimiser steps open, so optimiser.schedule must be constant, "
+                f"got {self.optimiser.schedule}"
+            )
+        if self.algorithm_entry.update is not None and self.updates_per_step != 1:
+            raise ValueError(
+                f"{self.algorithm} makes one step per rollout batch: epochs and minibatches must be 1, got "
+                f"{self.epochs} and {self.minibatches}"
+            )
+        self._check_rewards()
+
+    def _refuse_setting_of_others(self, key: str) -> None:
+        """A setting that only other algorithms have: name them, instead of a similar-looking one."""
+        owners = [name for name, entry in ALGORITHMS.items() if hasattr(entry.defaults, key)]
+        if owners and self.algorithm not in owners:
+            because = ", which has no critic" if hasattr(WithCritic, key) else ""
+            raise SettingsError(
+                f"settings: {key} is no setting of {self.algorithm}{because}; {', '.join(owners)} have it."
+            )
+
+    def _check_rewards(self) -> None:
+        one_of(self.reward_combination, COMBINATIONS, "reward_combination")
+        if self.missing_end_penalty < 0:
+            raise ValueError(f"missing_end_penalty must be at least 0, got {self.missing_end_penalty}")
+        if self.reward_combination != "sum" and len(self.rewards) < 2:
+            named = ", ".join(self.rewards)
+            raise ValueError(f"reward_combination {self.reward_combination} needs at least two rewards, got {named}")
+        if self.reward_combination == "normalise_each" and self.group_size < 2:
+            raise ValueError(f"reward_combination normalise_each needs group_size at least 2, got {self.group_size}")
+        if self.reward_combination == "normalise_each" and self.algorithm_config.baseline == "greedy":
+            raise ValueError("reward_combination normalise_each leaves the greedy response, a group of one, no reward")
+        overlong = self.reward_settings.overlong_tokens
+        if "overlong" in self.rewards and overlong is not None and overlong >= self.max_response_tokens:
+            raise ValueError(
+                "rewards name overlong: reward_settings.overlong_tokens must be below max_response_tokens = "
+                f"{self.max_response_tokens}, got {overlong}"
+            )
 
     @property
     def responses_per_step(self) -> int:
         return self.prompts_per_step * self.group_size
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimiser steps per rollout batch."""
+        return self.epochs * self.minibatches
 
     @property
     def algorithm_entry(self) -> Algorithm:
@@ -109,15 +168,18 @@ class RunConfig:
 
     @property
     def algorithm_config(self):
-        return from_dict(self.algorithm_entry.config, self.settings, "settings")
-
-    @property
-    def needs_reference(self) -> bool:
-        return getattr(self.algorithm_config, "kl_coef", 0.0) > 0
+        """The algorithm's defaults, the run's settings over them."""
+        defaults = self.algorithm_entry.defaults
+        config = from_dict(type(defaults), {**asdict(defaults), **self.settings}, "settings")
+        return with_length(config, self.max_response_tokens)
 
     @property
     def needs_reward_model(self) -> bool:
-        return "reward_model" in self.rewards
+        return "reward_model" in self.rewards or getattr(self.algorithm_config, "critic_init", "") == "reward_model"
+
+    def warnings(self) -> list[str]:
+        """What is possible but seldom meant, one sentence each."""
+        return self.algorithm_config.warnings(self.updates_per_step)
 
     def resolved(self) -> dict:
         """All settings, the algorithm's defaults filled in, for the record."""
@@ -164,6 +226,7 @@ class SupervisedConfig:
     """Next-token training on worked solutions: cold start, rejection-sampling fine-tuning, distillation."""
 
     seed: int
+    trainer: str = "own"  # own: this project's loop; trl: the same settings handed to TRL's SFTTrainer
     steps: int = 600
     batch_size: int = 64  # examples per optimiser step
     optimiser: OptimiserConfig = field(
@@ -177,6 +240,7 @@ class SupervisedConfig:
 
     def __post_init__(self):
         positive(self, "steps", "batch_size", "log_every")
+        one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
 
 
@@ -218,6 +282,84 @@ class RejectionConfig:
 
     def __post_init__(self):
         positive(self, "prompts", "responses", "max_per_prompt", "max_response_tokens", "temperature")
+
+
+@dataclass(frozen=True)
+class ExpertIterationConfig:
+    """Rounds of sampling from the current policy, keeping what is correct, and fine-tuning on it."""
+
+    sampling: RejectionConfig  # of every round; the same prompts in each
+    training: SupervisedConfig  # of every round
+    rounds: int = 3
+    restart: bool = True  # every round trains the starting model; false: what the previous round left
+    hint: str | None = None  # put behind the question where every response was wrong, with {answer}; null: no retry
+
+    def __post_init__(self):
+        positive(self, "rounds")
+        if self.hint is not None and self.hint.count("{answer}") != 1:
+            raise ValueError(f"hint must contain {{answer}} once, or be null, got {self.hint!r}")
+        if self.training.trainer != "own":
+            raise ValueError(
+                f"training.trainer must be own: TRL has no expert iteration, got {self.training.trainer!r}"
+            )
+        for name in ("device", "dtype"):
+            if getattr(self.sampling, name) != getattr(self.training, name):
+                raise ValueError(
+                    f"sampling.{name} and training.{name} must be the same, as one model is sampled and trained, got "
+                    f"{getattr(self.sampling, name)!r} and {getattr(self.training, name)!r}"
+                )
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """On-policy distillation: the student is trained towards the teacher, on its own text and on given text."""
+
+    seed: int
+    trainer: str = "own"  # own: this project's loop; trl: the same settings handed to TRL's GKDTrainer
+    objective: str = "divergence"  # or policy_gradient, with log P - log Q of each sampled token as its advantage
+    beta: float = 0.5  # of the divergence: 0 forward KL, 1 reverse KL, else the generalised JSD
+    on_policy_share: float = 0.5  # GKD's lambda: probability that a step trains on the student's own text
+    steps: int = 100  # optimiser steps
+    prompts_per_step: int = 16
+    responses: int = 4  # per prompt; a step on given text takes prompts_per_step x responses examples
+    micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
+    max_response_tokens: int = 48
+    temperature: float = 1.0  # of sampling and of both distributions
+    optimiser: OptimiserConfig = field(
+        default_factory=lambda: OptimiserConfig(
+            learning_rate=5.0e-4, schedule="cosine", warmup_steps=10, adam_epsilon=1.0e-8
+        )
+    )
+    device: str = "auto"
+    dtype: str = "float32"
+    log_every: int = 1  # optimiser steps between lines of metrics.jsonl
+    sample_every: int = 10  # optimiser steps between kept sample responses
+
+    def __post_init__(self):
+        positive(
+            self,
+            "steps",
+            "prompts_per_step",
+            "responses",
+            "micro_batch_size",
+            "max_response_tokens",
+            "temperature",
+            "log_every",
+            "sample_every",
+        )
+        share(self, "beta", "on_policy_share")
+        one_of(self.trainer, TRAINERS, "trainer")
+        one_of(self.objective, OBJECTIVES, "objective")
+        one_of(self.dtype, DTYPES, "dtype")
+        if self.objective == "policy_gradient" and self.on_policy_share != 1:
+            raise ValueError(
+                "on_policy_share must be 1 for the policy gradient, which is unbiased on the student's own text only, "
+                f"got {self.on_policy_share}"
+            )
+
+    @property
+    def responses_per_step(self) -> int:
+        return self.prompts_per_step * self.responses
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ Old, new and reference log-probabilities all come from here, in float32 and at t
 the ratio is 1 on the first optimiser step of every rollout batch.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from algos.kl import kl_full
 from algos.training.types import Batch
 
 
@@ -21,28 +24,60 @@ def hidden_states(backbone, batch: Batch) -> Tensor:
     return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def token_logprobs(policy, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (B, T) of the response tokens, in nats; with entropy=True the full-vocabulary entropies too.
+def token_logits(policy, batch: Batch) -> Tensor:
+    """Logits (B, T, V) that predict each response token, in float32 or float64; meaningless on padding."""
+    logits = policy.get_output_embeddings()(hidden_states(policy.base_model, batch))
+    return logits if logits.dtype == torch.float64 else logits.float()
 
-    0 on padding. The log-probabilities carry gradient if the policy's parameters do, the entropies never.
-    """
-    logits = policy.get_output_embeddings()(hidden_states(policy.base_model, batch)).float() / temperature  # (B, T, V)
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass of the policy gives for the response tokens. Gradients flow unless it ran without."""
+
+    logprobs: Tensor  # (B, T) of the sampled tokens, in nats; 0 on padding
+    entropies: Tensor | None  # (B, T) over the vocabulary, in nats; 0 on padding
+    full_kl: Tensor | None  # (B, T) exact KL between policy and reference, in nats; 0 on padding
+    states: Tensor  # (B, T, H) for a value head on the same backbone
+
+
+def policy_outputs(
+    policy, batch: Batch, temperature: float, entropy: bool = False, reference=None, direction: str = "reverse"
+) -> Outputs:
+    """One forward pass; with a reference its own too (without gradient), for the KL over the whole vocabulary."""
+    states = hidden_states(policy.base_model, batch)
+    logits = policy.get_output_embeddings()(states)
+    logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature  # (B, T, V)
     normaliser = logits.logsumexp(dim=-1)
+    zeros = torch.zeros_like(normaliser)
     logprobs = logits.gather(-1, batch.response_ids[..., None]).squeeze(-1) - normaliser
-    zeros = torch.zeros_like(logprobs)
     logprobs = torch.where(batch.response_mask, logprobs, zeros)
-    if not entropy:
-        return logprobs, None
-    with torch.no_grad():
+    entropies = full_kl = None
+    if entropy or reference is not None:
         all_logprobs = logits - normaliser[..., None]
-        entropies = -(all_logprobs.exp() * all_logprobs).sum(dim=-1)
-    return logprobs, torch.where(batch.response_mask, entropies, zeros)
+    if entropy:
+        entropies = torch.where(batch.response_mask, -(all_logprobs.exp() * all_logprobs).sum(dim=-1), zeros)
+    if reference is not None:
+        with torch.no_grad():
+            ref_all = torch.log_softmax(token_logits(reference, batch).to(logits.dtype) / temperature, dim=-1)
+        full_kl = torch.where(batch.response_mask, kl_full(all_logprobs, ref_all, direction), zeros)
+    return Outputs(logprobs, entropies, full_kl, states)
+
+
+def token_logprobs(policy, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities (B, T) of the response tokens, in nats; with entropy=True the full-vocabulary entropies too."""
+    outputs = policy_outputs(policy, batch, temperature, entropy)
+    return outputs.logprobs, outputs.entropies
+
+
+def head_values(head, states: Tensor, batch: Batch) -> Tensor:
+    """Values (B, T) of the states before each response token, in reward units; 0 on padding."""
+    values = head(states).squeeze(-1).float()
+    return torch.where(batch.response_mask, values, torch.zeros_like(values))
 
 
 def token_values(critic, batch: Batch) -> Tensor:
-    """Values (B, T) of the states before each response token, in reward units; 0 on padding."""
-    values = critic.score(hidden_states(critic.backbone, batch)).squeeze(-1).float()
-    return torch.where(batch.response_mask, values, torch.zeros_like(values))
+    """head_values of a model with a backbone and a head of its own."""
+    return head_values(critic.score, hidden_states(critic.backbone, batch), batch)
 
 
 def micro_batches(batch: Batch, size: int):

@@ -137,6 +137,36 @@ def without_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0
 
 
+def scalar_head(width: int, head: str, init_std: float, generator: torch.Generator | None = None) -> nn.Module:
+    """linear: width -> 1; mlp: width -> width -> tanh -> 1. The last layer has weights of std init_std and bias 0."""
+    last = nn.Linear(width, 1)
+    with torch.no_grad():
+        last.bias.zero_()
+        if init_std:
+            last.weight.normal_(0.0, init_std, generator=generator)
+        else:
+            last.weight.zero_()
+    if head == "linear":
+        return last
+    hidden = nn.Linear(width, width)
+    with torch.no_grad():
+        hidden.weight.normal_(0.0, 1 / math.sqrt(width), generator=generator)
+        hidden.bias.zero_()
+    return nn.Sequential(hidden, nn.Tanh(), last)
+
+
+def fresh_backbone(path: str | Path, seed: int, dtype: str = "float32"):
+    """A backbone of a checkpoint's shape with new random weights."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = AutoModel.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    without_dropout(backbone)
+    return backbone
+
+
 class ScalarModel(nn.Module):
     """A backbone and a scalar head: a critic, or a reward model. Both heads of Stiennon et al. and of later work.
 
@@ -149,21 +179,7 @@ class ScalarModel(nn.Module):
     def __init__(self, backbone: nn.Module, head: str, init_std: float, generator: torch.Generator | None = None):
         super().__init__()
         self.backbone, self.head, self.config = backbone, head, backbone.config
-        width = backbone.config.get_text_config().hidden_size
-        last = nn.Linear(width, 1)
-        with torch.no_grad():
-            last.bias.zero_()
-            if init_std:
-                last.weight.normal_(0.0, init_std, generator=generator)
-            else:
-                last.weight.zero_()
-        self.score: nn.Module = last
-        if head == "mlp":
-            hidden = nn.Linear(width, width)
-            with torch.no_grad():
-                hidden.weight.normal_(0.0, 1 / math.sqrt(width), generator=generator)
-                hidden.bias.zero_()
-            self.score = nn.Sequential(hidden, nn.Tanh(), last)
+        self.score = scalar_head(backbone.config.get_text_config().hidden_size, head, init_std, generator)
         self.gain, self.offset = 1.0, 0.0  # normalised score = (score - offset) * gain
         self.to(dtype=next(backbone.parameters()).dtype, device=next(backbone.parameters()).device)
 

@@ -9,16 +9,52 @@ from algos.training.config import OptimiserConfig
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig, total_steps: int, learning_rate: float | None = None):
-    """AdamW and its learning-rate schedule over total_steps optimiser steps."""
-    optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=learning_rate or config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    """The optimiser that config names, and its learning-rate schedule over total_steps optimiser steps."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = OPTIMISERS[config.name](parameters, learning_rate or config.learning_rate, config)
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(config, step, total_steps))
+
+
+def _adamw(parameters, learning_rate: float, config: OptimiserConfig):
+    return torch.optim.AdamW(parameters, lr=learning_rate, fused=True, **_adam_settings(config))
+
+
+def _adamw_8bit(parameters, learning_rate: float, config: OptimiserConfig):
+    """Moments in 8 bits, block by block (arXiv:2110.02861); those of tensors under 4,096 elements stay float32."""
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, lr=learning_rate, **_adam_settings(config))
+
+
+def _adam_settings(config: OptimiserConfig) -> dict:
+    return {
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
+
+
+def _adafactor(parameters, learning_rate: float, config: OptimiserConfig):
+    """Adafactor (arXiv:1804.04235) as in fairseq, its step size ours: n + m second moments per n x m matrix.
+
+    beta2 is 1 - t^-0.8, an update whose root mean square is above 1 is scaled down to it, and weight decay is decoupled
+    as in AdamW. torch.optim.Adafactor is not used: its step is min(lr, 1 / sqrt(t)) times the parameter's own root mean
+    square, which cannot be switched off, so that its learning rates mean something else.
+    """
+    from transformers.optimization import Adafactor
+
+    return Adafactor(
+        parameters,
+        lr=learning_rate,
+        beta1=None,
+        weight_decay=config.weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+    )
+
+
+OPTIMISERS = {"adamw": _adamw, "adamw_8bit": _adamw_8bit, "adafactor": _adafactor}
 
 
 def schedule(config: OptimiserConfig, step: int, total_steps: int) -> float:

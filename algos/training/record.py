@@ -177,19 +177,15 @@ def component_memory(**components) -> dict[str, dict[str, int]]:
     memory = {}
     for name, (model, optimiser) in components.items():
         parameters = list(model.parameters())
-        state = optimiser.state.values() if optimiser is not None else ()
-        own = {id(p) for p in parameters}
-        if optimiser is not None:
-            state = [entry for parameter, entry in optimiser.state.items() if id(parameter) in own]
+        entries = [optimiser.state.get(p, {}) for p in parameters] if optimiser is not None else []
+        state = {id(t): t for entry in entries for t in entry.values() if hasattr(t, "numel")}  # some are shared
         memory[name] = {
             "parameters": sum(p.numel() for p in parameters),
             "weights": sum(p.numel() * p.element_size() for p in parameters),
             "gradients": sum(
                 p.numel() * p.element_size() for p in parameters if p.requires_grad and optimiser is not None
             ),
-            "optimiser": sum(
-                t.numel() * t.element_size() for entry in state for t in entry.values() if hasattr(t, "numel")
-            ),
+            "optimiser": sum(t.numel() * t.element_size() for t in state.values()),
         }
     return memory
 

@@ -1,73 +1,157 @@
-"""Responses -> rewards: rules and the learned reward model, weighted and added up; each component logged apart.
+"""Responses -> rewards: rules and the learned reward model, combined; each component logged apart.
 
-To add a reward: a function of (response text, gold answer), its line in RULES. Training and evaluation share one
-grader, evaluation.answers.
+The rules stand in rules.py. To add a rule: a function and its line there.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from algos.advantages import group_advantages
+from algos.training.config import RunConfig
+from algos.training.rules import RULES, Response
 from algos.training.types import Rollouts, make_batch
-from evaluation.answers import extract_strict, gold_answer, has_format, is_correct
+from evaluation.answers import gold_answer
 from evaluation.settings import SettingsError
 
-
-def correctness(response: str, gold: str) -> float:
-    """1 if the strict answer is the gold one, else 0."""
-    return float(is_correct(extract_strict(response), gold))
-
-
-def format_reward(response: str, gold: str) -> float:
-    """1 if the response ends with its only `#### <number>` line, right or wrong, else 0."""
-    return float(has_format(response))
-
-
 MISSING_END_SCORE = -1.0  # a truncated response is partial: the learned score of one is at most this (arXiv:2403.17031)
-RULES = {"correctness": correctness, "format": format_reward}
-REWARDS = {*RULES, "reward_model"}
+STD_EPSILON = 1.0e-4  # of normalise_each, as in TRL
+PROMPT_END_TOKENS = 16  # enough for a <think> that the tokenizer spells out
+
+
+@dataclass
+class RunningStd:
+    """Sample standard deviation of all numbers seen so far (Welford's recursion, batch by batch)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared deviations from the mean
+
+    def update(self, values: Tensor) -> None:
+        values = values.double()
+        count = self.count + len(values)
+        shift = values.mean().item() - self.mean
+        self.squares += ((values - values.mean()) ** 2).sum().item() + shift**2 * self.count * len(values) / count
+        self.mean += shift * len(values) / count
+        self.count = count
+
+    @property
+    def std(self) -> float:
+        """1 as long as nothing has varied: dividing by it then has no effect."""
+        std = (self.squares / max(self.count - 1, 1)) ** 0.5
+        return std if std > 1e-6 else 1.0
 
 
 class Rewards:
-    """Scores responses with the named rewards; weights as in the study file."""
+    """Scores responses as a run's settings say. With reward_scale_running it remembers what it has scored."""
 
-    def __init__(
-        self,
-        weights: dict[str, float],
-        pad_id: int,
-        reward_model=None,
-        clip: float | None = None,
-        micro_batch_size: int = 64,
-    ):
-        if "reward_model" in weights and reward_model is None:
+    def __init__(self, config: RunConfig, tokenizer, reward_model=None, micro_batch_size: int = 64):
+        if "reward_model" in config.rewards and reward_model is None:
             raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
-        self.weights, self.pad_id, self.model, self.clip = weights, pad_id, reward_model, clip
-        self.micro_batch_size = micro_batch_size
+        self.config, self.tokenizer = config, tokenizer
+        self.model, self.micro_batch_size = reward_model, micro_batch_size
+        self.running = RunningStd()
 
-    def __call__(self, rollouts: Rollouts, texts: list[str], golds: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """texts (B), golds (P): -> reward (B,), and each component (B,) unweighted; correctness always among them."""
-        each = [gold for gold in golds for _ in range(rollouts.group_size)]
-        components = {}
-        for name, rule in RULES.items():
-            if name in self.weights or name == "correctness":
-                components[name] = torch.tensor([rule(t, g) for t, g in zip(texts, each, strict=True)])
-        if "reward_model" in self.weights:
-            components["reward_model"] = self.learned(rollouts).cpu()
-        total = sum(weight * components[name] for name, weight in self.weights.items())
-        return total, components
+    def __call__(self, rollouts: Rollouts, texts: list[str], problems: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
+        """texts (B), problems (P) -> reward (B,), and each component (B,) unweighted, correctness always among them."""
+        group = rollouts.group_size
+        responses = self.responses(
+            texts,
+            rollouts.response_mask.sum(dim=1).tolist(),
+            rollouts.truncated.tolist(),
+            [problem for problem in problems for _ in range(group)],
+            [prompt for prompt in rollouts.prompts for _ in range(group)],
+        )
+        learned = self.learned(rollouts).cpu() if "reward_model" in self.config.rewards else None
+        return self.grade(responses, group, learned)
+
+    def responses(self, texts, tokens, truncated, problems, prompts) -> list[Response]:
+        """What the rules see of B responses; the problems' rows and the prompts' token ids one per response."""
+        ends = self.tokenizer.batch_decode([prompt[-PROMPT_END_TOKENS:] for prompt in prompts])
+        return [
+            Response(
+                text=text,
+                tokens=count,
+                max_tokens=self.config.max_response_tokens,
+                truncated=cut,
+                gold=gold_answer(problem["answer"]),
+                solution=problem["answer"],
+                prompt_end=end,
+            )
+            for text, count, cut, problem, end in zip(texts, tokens, truncated, problems, ends, strict=True)
+        ]
+
+    def grade(
+        self, responses: list[Response], group_size: int, learned: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reward (B,) and components of responses, rows of one group adjacent; learned (B,): the reward model's."""
+        components = {
+            name: torch.tensor([rule.score(response, self.config.reward_settings) for response in responses])
+            for name, rule in RULES.items()
+            if name in self.config.rewards or name == "correctness"
+        }
+        if learned is not None:
+            components["reward_model"] = learned
+        total = combine(components, self.config.rewards, self.config.reward_combination, group_size)
+        truncated = torch.tensor([response.truncated for response in responses])
+        return total - self.config.missing_end_penalty * truncated, components
 
     @torch.no_grad()
     def learned(self, rollouts: Rollouts) -> Tensor:
-        """Normalised scores (B,) of the reward model, in standard deviations of its held-out ones, clipped if asked."""
-        batch = make_batch(rollouts, torch.zeros(len(rollouts.response_ids)), self.pad_id)
+        """Scores (B,) of the reward model in standard deviations: of its held-out ones, or of the run's so far.
+
+        The running one divides and does not shift, so that a score's sign stays. Clipping comes last.
+        """
+        batch = make_batch(rollouts, torch.zeros(len(rollouts.response_ids)), self.tokenizer.pad_token_id)
         scores = torch.empty(len(batch), device=batch.sequence_ids.device)
         for rows in batch.lengths.argsort(stable=True).split(self.micro_batch_size):
             part = batch.select(rows)
             scores[rows] = self.model.sequence_scores(part.sequence_ids, part.lengths)
         scores = (scores - self.model.offset) * self.model.gain
+        if self.config.reward_scale_running:
+            self.running.update(scores)
+            scores = scores / self.running.std
         scores = torch.where(rollouts.truncated, scores.clamp(max=MISSING_END_SCORE), scores)
-        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+        clip = self.config.reward_clip
+        return scores if clip is None else scores.clamp(-clip, clip)
 
 
-def golds_of(problems: list[dict]) -> list[str]:
-    """The gold answers of problems as read from the data files."""
-    return [gold_answer(problem["answer"]) for problem in problems]
+def combine(components: dict[str, Tensor], weights: dict[str, float], combination: str, group_size: int) -> Tensor:
+    """The reward (B,) of B responses, rows of one group adjacent: the weighted components added up.
+
+    sum             as they are
+    gate            what a component other than correctness adds counts only if the response is correct; what it
+                    takes away (a penalty) always counts, so that being wrong never pays
+    normalise_each  each over its group first, less the mean, by the sample standard deviation + 1e-4, exactly 0 where
+                    all are equal: components of different spread then weigh as their weights say, and different
+                    sets of components do not collapse into one advantage (GDPO, arXiv:2601.05242). GDPO's
+                    normalisation of the sum, over the batch, is left to the algorithm's advantages.
+    """
+    total = torch.zeros_like(next(iter(components.values())))
+    for name, weight in weights.items():
+        values = components[name]
+        if combination == "normalise_each":
+            values = group_advantages(values.view(-1, group_size), STD_EPSILON).flatten()
+        added = weight * values
+        if combination == "gate":  # no effect on correctness itself, which is 0 or 1
+            added = torch.where(added > 0, added * components["correctness"], added)
+        total = total + added
+    return total
+
+
+def component_metrics(components: dict[str, Tensor]) -> dict[str, float]:
+    """Mean, standard deviation and share at the maximum of each component (B,).
+
+    A rule's maximum is the faultless response's; the reward model has none, so that its is the batch's: a share far
+    above 1 / B says that scores are being clipped.
+    """
+    metrics = {}
+    for name, values in components.items():
+        maximum = RULES[name].maximum if name in RULES else values.max()
+        metrics |= {
+            f"reward_{name}": values.mean().item(),
+            f"reward_{name}_std": values.std().item(),
+            f"reward_{name}_at_max": (values == maximum).float().mean().item(),
+        }
+    return metrics

@@ -1,16 +1,18 @@
 """Next-token training on (prompt, response) pairs: cold start, rejection-sampling fine-tuning, distillation.
 
 The loss is the mean negative log-likelihood over the response tokens of an optimiser step, end-of-sequence included;
-prompts are context only. By hand:
+prompts are context only. With trainer trl the same examples, in the same order, go to TRL's SFTTrainer. By hand:
     python -m algos.training.supervised --settings '{"seed": 0}' --model DIR --data FILE --out DIR
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from algos.masked import masked_sum
 from algos.training.config import SupervisedConfig, parse
 from algos.training.logprobs import token_logprobs
 from algos.training.models import (
@@ -34,10 +36,11 @@ from algos.training.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.types import Batch, Rollouts, make_batch
+from algos.training.types import Batch, Rollouts, Totals, make_batch
 from evaluation.settings import read_jsonl
 from evaluation.tasks import check_rows
 
+Example = tuple[list[int], list[int]]  # token ids of a prompt and of its response
 LENGTH_POOL = 8  # batches whose examples are sorted by length together, to save padding
 
 
@@ -59,7 +62,19 @@ def example_batches(lengths: list[int], steps: int, batch_size: int, seed: int):
         yield pending.pop()
 
 
-def as_batch(examples: list[tuple[list[int], list[int]]], pad_id: int, device) -> Batch:
+def encode_examples(tokenizer, rows: list[dict]) -> list[Example]:
+    """Rows with prompt and answer as token ids, each response with its end-of-sequence."""
+    return [(encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["answer"])) for row in rows]
+
+
+def ordered_batches(examples: list[Example], config: SupervisedConfig) -> list[list[Example]]:
+    """The examples of each optimiser step: what both trainers train on, in this order."""
+    lengths = [len(prompt) + len(response) for prompt, response in examples]
+    chosen = example_batches(lengths, config.steps, config.batch_size, config.seed)
+    return [[examples[i] for i in step] for step in chosen]
+
+
+def as_batch(examples: list[Example], pad_id: int, device) -> Batch:
     """(prompt, response) token ids as a batch; rewards and sampler log-probabilities are not used."""
     width = max(len(response) for _, response in examples)
     ids = torch.full((len(examples), width), pad_id)
@@ -77,6 +92,29 @@ def as_batch(examples: list[tuple[list[int], list[int]]], pad_id: int, device) -
     return make_batch(rollouts, torch.zeros(len(examples)), pad_id)
 
 
+def fit(
+    model,
+    tokenizer,
+    optimiser,
+    scheduler,
+    examples: list[Example],
+    config: SupervisedConfig,
+    phases: Phases,
+    on_step: Callable[[int, dict], None],
+) -> None:
+    """Train the model for config.steps optimiser steps; on_step gets the number and the metrics of each."""
+    for step, chosen in enumerate(ordered_batches(examples, config)):
+        with phases("update"):
+            learning_rate = scheduler.get_last_lr()[0]
+            batch = as_batch(chosen, tokenizer.pad_token_id, model.device)
+            logprobs, _ = token_logprobs(model, batch, temperature=1.0)
+            loss = -masked_sum(logprobs, batch.response_mask) / Totals.of(batch.response_mask).response_tokens
+            loss.backward()
+            norm = optimiser_step(model, optimiser, scheduler, config.optimiser.max_grad_norm)
+        tokens = int(batch.response_mask.sum())
+        on_step(step, {"loss": loss.item(), "grad_norm": norm, "learning_rate": learning_rate, "batch_tokens": tokens})
+
+
 def train(
     config: SupervisedConfig, model_path: str, data_path: str, out: str, stage: str, name: str, threads: int
 ) -> None:
@@ -85,46 +123,47 @@ def train(
     check_rows(rows, data_path, gold=False)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
+    run = fit
+    if config.trainer == "trl":
+        from algos.training import trl_supervised
+
+        trl_supervised.prepare(config, device)
+        run = trl_supervised.fit
     before = resident_bytes()
     tokenizer = load_tokenizer(model_path)
     model = load_policy(model_path, device, config.dtype)
-    examples = [(encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["answer"])) for row in rows]
+    examples = encode_examples(tokenizer, rows)
     optimiser, scheduler = make_optimiser(model, config.optimiser, config.steps)
     record = Record(
-        out, stage, asdict(config), threads, name=name, seed=config.seed, examples=len(rows), device=str(device)
+        out,
+        stage,
+        asdict(config),
+        threads,
+        trainer=config.trainer,
+        name=name,
+        seed=config.seed,
+        examples=len(rows),
+        device=str(device),
     )
-    phases, progress, tokens = Phases(device), Progress(config.steps, name or stage), 0
+    phases, progress, trained = Phases(device), Progress(config.steps, name or stage), 0
     for row in rows[:8]:
         record.sample(step=0, prompt=row["prompt"], response=row["answer"])
-    lengths = [len(prompt) + len(response) for prompt, response in examples]
-    for step, chosen in enumerate(example_batches(lengths, config.steps, config.batch_size, config.seed)):
-        with phases("update"):
-            batch = as_batch([examples[i] for i in chosen], tokenizer.pad_token_id, device)
-            logprobs, _ = token_logprobs(model, batch, temperature=1.0)
-            loss = -logprobs.sum() / batch.response_mask.sum()
-            loss.backward()
-            norm = optimiser_step(model, optimiser, scheduler, config.optimiser.max_grad_norm)
-        tokens += int(batch.response_mask.sum())
-        seconds = phases.next_step()
+
+    def on_step(step: int, metrics: dict) -> None:
+        nonlocal trained
+        tokens, seconds = metrics.pop("batch_tokens"), phases.next_step()
+        trained += tokens
         if step % config.log_every == 0 or step == config.steps - 1:
-            rate = int(batch.response_mask.sum()) / seconds["update_seconds"]
-            record.log(
-                step,
-                {
-                    "loss": loss.item(),
-                    "grad_norm": norm,
-                    "learning_rate": scheduler.get_last_lr()[0],
-                    "trained_tokens": tokens,
-                    "update_tokens_per_second": rate,
-                    **seconds,
-                },
-            )
-            progress.update(step + 1, loss=loss.item(), **{"tokens/s": rate})
+            rate = tokens / seconds["update_seconds"]
+            record.log(step, {**metrics, "trained_tokens": trained, "update_tokens_per_second": rate, **seconds})
+            progress.update(step + 1, loss=metrics["loss"], **{"tokens/s": rate})
+
+    run(model, tokenizer, optimiser, scheduler, examples, config, phases, on_step)
     progress.close()
     save_policy(model, tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=phases.total,
-        trained_tokens=tokens,
+        trained_tokens=trained,
         optimiser_steps=config.steps,
         memory=component_memory(policy=(model, optimiser)),
         peak_memory=peak_memory(device, before),

@@ -23,14 +23,14 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from algos.describe import estimator
 from algos.training.config import RunConfig
+from algos.training.experience import prompt_schedule
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
 from algos.training.record import Phases, Progress, Record, component_memory, peak_memory, resident_bytes
-from algos.training.rewards import RULES
+from algos.training.rewards import Rewards, component_metrics
 from algos.training.rollouts import decode_ids
-from algos.training.train import prompt_schedule
-from evaluation.answers import gold_answer
 from evaluation.settings import SettingsError, read_jsonl
 from evaluation.tasks import check_rows
 
@@ -45,14 +45,30 @@ def check(config: RunConfig) -> None:
         raise SettingsError(
             f"trainer trl: there is no TRL twin of {config.algorithm!r}; there is one of {', '.join(TRAINERS)}."
         )
-    if set(config.rewards) - set(RULES):
-        raise SettingsError("trainer trl: only rule rewards are handed to TRL, not reward_model.")
+    if config.budget_tokens is not None:
+        raise SettingsError(
+            f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
+        )
+    if config.needs_reward_model or config.reward_scale_running:
+        raise SettingsError(
+            "trainer trl: only rule rewards are handed to TRL, not reward_model, nor reward_scale_running."
+        )
+    if config.reward_combination == "normalise_each":
+        raise SettingsError(
+            "trainer trl: reward_combination normalise_each is not handed to TRL, which gets one number per response "
+            "and whose own version normalises their sum over the batch as well."
+        )
     settings = config.algorithm_config
     if config.algorithm != "ppo" and settings.std_epsilon != TRL_STD_EPSILON:
         raise SettingsError(
             f"trainer trl: TRL's std_epsilon is fixed; set it to {TRL_STD_EPSILON:.1e}, got {settings.std_epsilon}."
         )
     if config.algorithm == "ppo":
+        if config.optimiser.name != "adamw":
+            raise SettingsError(
+                "trainer trl: the twin of ppo has one AdamW for policy and critic, got optimiser.name "
+                f"{config.optimiser.name}; use adamw."
+            )
         if settings.gae_lambda != 1 or settings.gamma != 1:
             raise SettingsError(
                 "trainer trl: TRL's PPO rewards one position later, the same estimator only with gae_lambda 1 and "
@@ -67,8 +83,8 @@ def check(config: RunConfig) -> None:
                 f"trainer trl: TRL's PPO has one clip range, got clip_low {settings.clip_low} and clip_high "
                 f"{settings.clip_high}; set both to one value."
             )
-        if not settings.whiten_advantages:
-            raise SettingsError("trainer trl: TRL's PPO always whitens its advantages; set whiten_advantages: true.")
+        if settings.scale != "whiten":
+            raise SettingsError(f"trainer trl: TRL's PPO always whitens its advantages, got scale {settings.scale}.")
 
 
 class Monitor:
@@ -76,33 +92,29 @@ class Monitor:
 
     def __init__(self, config: RunConfig, record: Record, name: str, tokenizer, device):
         self.config, self.record, self.tokenizer = config, record, tokenizer
+        self.rewards = Rewards(config, tokenizer)
         self.phases, self.progress = Phases(device), Progress(config.steps, name or f"trl {config.algorithm}")
         self.step, self.generated, self.pending, self.step_started = 0, 0, None, time.perf_counter()
 
-    def score(self, prompts: list, responses: list[list[int]], golds: list[str]) -> list[float]:
+    def score(self, problems: list[dict], responses: list[list[int]]) -> list[float]:
         """Rewards of one rollout batch, by the grader that our own runs use; notes the batch's metrics."""
         start = time.perf_counter()
         texts = decode_ids(self.tokenizer, responses)
-        components = {
-            name: [rule(t, g) for t, g in zip(texts, golds, strict=True)]
-            for name, rule in RULES.items()
-            if name in self.config.rewards or name == "correctness"
-        }
-        rewards = [
-            sum(weight * components[name][i] for name, weight in self.config.rewards.items()) for i in range(len(texts))
-        ]
+        truncated = [self.tokenizer.eos_token_id not in ids for ids in responses]
+        prompts = [encode_prompt(self.tokenizer, problem["prompt"]) for problem in problems]
+        seen = self.rewards.responses(texts, [len(ids) for ids in responses], truncated, problems, prompts)
+        rewards, components = self.rewards.grade(seen, self.config.group_size)
         lengths = torch.tensor([float(len(ids)) for ids in responses])
         self.generated += int(lengths.sum())
-        rewards_tensor = torch.tensor(rewards)
-        groups = rewards_tensor.view(-1, self.config.group_size)
+        groups = rewards.view(-1, self.config.group_size)
         self.pending = {
-            "reward": rewards_tensor.mean(),
-            "reward_std": rewards_tensor.std(),
-            "accuracy": sum(components["correctness"]) / len(texts),
-            **{f"reward_{name}": sum(values) / len(values) for name, values in components.items()},
+            "reward": rewards.mean(),
+            "reward_std": rewards.std(),
+            "accuracy": components["correctness"].mean(),
+            **component_metrics(components),
             "response_tokens": lengths.mean(),
             "response_tokens_p95": lengths.quantile(0.95),
-            "truncation_rate": sum(self.tokenizer.eos_token_id not in ids for ids in responses) / len(responses),
+            "truncation_rate": sum(truncated) / len(truncated),
             "degenerate_groups": ((groups.max(dim=1).values - groups.min(dim=1).values) < 1e-8).float().mean(),
             "generated_tokens": self.generated,
             "batch_tokens": int(lengths.sum()),
@@ -111,13 +123,13 @@ class Monitor:
             for row in range(min(4, len(texts))):
                 self.record.sample(
                     step=self.step,
-                    prompt=prompts[row],
+                    prompt=problems[row]["prompt"],
                     response=texts[row],
-                    reward=rewards[row],
+                    reward=rewards[row].item(),
                     correct=bool(components["correctness"][row]),
                 )
         self.phases.add("reward", time.perf_counter() - start)
-        return rewards
+        return rewards.tolist()
 
     def finish_step(self, logs: dict) -> None:
         """Write the rollout batch's line; logs are the trainer's own metrics, under our names."""
@@ -201,9 +213,6 @@ def train(
     rows = [problems[i] for chosen in prompt_schedule(len(problems), config) for i in chosen]
     for row in rows:
         encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)
-    estimator = config.algorithm_entry.estimator(config.algorithm_config)
-    if "standard deviation of the group" in str(estimator["advantage_divisor"]):
-        estimator["advantage_divisor"] = f"sample standard deviation of the group + {TRL_STD_EPSILON:g}"
     record = Record(
         out,
         "train",
@@ -213,7 +222,8 @@ def train(
         trainer=config.trainer,
         name=name,
         seed=config.seed,
-        estimator=estimator,
+        estimator=estimator(config.algorithm_config),
+        warnings=config.warnings(),
         device=str(device),
     )
     monitor = Monitor(config, record, name, tokenizer, device)
@@ -320,8 +330,9 @@ def _train_grpo(config, policy, policy_path, tokenizer, rows, out, monitor: Moni
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    def reward(prompts, completions, completion_ids, gold, **_):
-        return monitor.score(prompts, completion_ids, gold)
+    def reward(prompts, completions, completion_ids, answer, **_):
+        problems = [{"prompt": p, "answer": a} for p, a in zip(prompts, answer, strict=True)]
+        return monitor.score(problems, completion_ids)
 
     trainer = GRPOTrainer(
         model=policy,
@@ -329,7 +340,7 @@ def _train_grpo(config, policy, policy_path, tokenizer, rows, out, monitor: Moni
         reward_funcs=reward,
         processing_class=tokenizer,
         optimizers=make_optimiser(policy, config.optimiser, config.steps * config.epochs * config.minibatches),
-        train_dataset=Dataset.from_list([{"prompt": r["prompt"], "gold": gold_answer(r["answer"])} for r in rows]),
+        train_dataset=Dataset.from_list([{"prompt": r["prompt"], "answer": r["answer"]} for r in rows]),
         callbacks=[
             _callback(
                 monitor,
@@ -378,9 +389,9 @@ class RuleReward(nn.Module):
 
     base_model_prefix = "backbone"
 
-    def __init__(self, monitor: Monitor, gold_by_prompt: dict[tuple[int, ...], str]):
+    def __init__(self, monitor: Monitor, problem_by_prompt: dict[tuple[int, ...], dict]):
         super().__init__()
-        self.monitor, self.gold_by_prompt = monitor, gold_by_prompt
+        self.monitor, self.problem_by_prompt = monitor, problem_by_prompt
         self.backbone, self.score = _Grader(self), nn.Identity()
         self.query_width = 0  # columns of the left-padded queries in the current rollout batch
 
@@ -392,13 +403,11 @@ class _Grader(nn.Module):
 
     def forward(self, input_ids, attention_mask, **_):
         owner = self.owner[0]
-        width, prompts, responses, golds = owner.query_width, [], [], []
+        width, problems, responses = owner.query_width, [], []
         for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
-            prompt = tuple(ids[:width][mask[:width]].tolist())
-            golds.append(owner.gold_by_prompt[prompt])
-            prompts.append(owner.monitor.tokenizer.decode(prompt))
+            problems.append(owner.problem_by_prompt[tuple(ids[:width][mask[:width]].tolist())])
             responses.append(ids[width:][mask[width:]].tolist())
-        rewards = torch.tensor(owner.monitor.score(prompts, responses, golds), device=input_ids.device)
+        rewards = torch.tensor(owner.monitor.score(problems, responses), device=input_ids.device)
         return SimpleNamespace(hidden_states=[rewards[:, None, None].expand(-1, input_ids.shape[1], 1).clone()])
 
 
@@ -434,14 +443,14 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
     from torch.utils.data import DataLoader
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    critic = ScalarModel.from_policy(policy_path, config.critic_head, 0.0, device, config.dtype)
+    critic = ScalarModel.from_policy(policy_path, config.algorithm_config.critic_head, 0.0, device, config.dtype)
     reference = load_policy(policy_path, device, config.dtype).requires_grad_(False)  # TRL's PPO runs it at any kl_coef
     encoded = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     if any(tokenizer.pad_token_id in ids for ids in encoded):
         raise SettingsError(
             f"trainer trl: the padding token {tokenizer.pad_token!r} occurs in prompts; TRL would mask it."
         )
-    reward = RuleReward(monitor, {tuple(ids): gold_answer(r["answer"]) for ids, r in zip(encoded, rows, strict=True)})
+    reward = RuleReward(monitor, {tuple(ids): row for ids, row in zip(encoded, rows, strict=True)})
     repeated = [{"input_ids": ids} for ids in encoded for _ in range(config.group_size)]
     optimiser, scheduler = _ppo_optimiser(config, policy, critic)
     with ExitStack() as patches:

@@ -25,6 +25,34 @@ class Rollouts:
     def response_tokens(self) -> int:
         return int(self.response_mask.sum())
 
+    def select_groups(self, groups: list[int]) -> "Rollouts":
+        """The given groups, in the given order."""
+        rows = torch.tensor([g * self.group_size + i for g in groups for i in range(self.group_size)], dtype=torch.long)
+        rows = rows.to(self.response_ids.device)
+        tensors = (self.response_ids, self.response_mask, self.sampler_logprobs, self.truncated)
+        return Rollouts([self.prompts[g] for g in groups], self.group_size, *(tensor[rows] for tensor in tensors))
+
+    @staticmethod
+    def join(parts: list["Rollouts"], pad_id: int) -> "Rollouts":
+        """Several rollouts of one group size as one, padded to the longest response."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.response_ids.shape[1] for part in parts)
+
+        def joined(name: str, fill) -> Tensor:
+            pad = torch.nn.functional.pad
+            each = [getattr(part, name) for part in parts]
+            return torch.cat([pad(x, (0, width - x.shape[1]), value=fill) for x in each])
+
+        return Rollouts(
+            [prompt for part in parts for prompt in part.prompts],
+            parts[0].group_size,
+            joined("response_ids", pad_id),
+            joined("response_mask", False),
+            joined("sampler_logprobs", 0.0),
+            torch.cat([part.truncated for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -42,6 +70,9 @@ class Batch:
     values: Tensor | None = None  # (B, T) float32, reward units: critic at rollout time; None without a critic
     returns: Tensor | None = None  # (B, T) float32, reward units: the critic's targets
     advantages: Tensor | None = None  # (B, 1) or (B, T) float32
+    full_kl: Tensor | None = None  # (B, T) float32, nats: KL(policy || reference) over the vocabulary, at rollout time
+    greedy_rewards: Tensor | None = None  # (P,) float32: reward of each prompt's greedy response (ReMax)
+    keep: Tensor | None = None  # (B,) bool: the responses that count in the loss; None: all
 
     def __len__(self) -> int:
         return len(self.sequence_ids)
@@ -51,9 +82,15 @@ class Batch:
         """(B,) tokens of prompt and response."""
         return self.prompt_lengths + self.response_mask.sum(dim=1)
 
+    @property
+    def loss_mask(self) -> Tensor:
+        """(B, T) bool: the tokens that the losses see."""
+        return self.response_mask if self.keep is None else self.response_mask & self.keep[:, None]
+
     def select(self, rows: Tensor) -> "Batch":
-        """The given rows, with the columns that are padding in all of them cut off."""
+        """The given rows, with the columns that are padding in all of them cut off. Groups need not stay whole."""
         chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen["greedy_rewards"] = None  # one per prompt, used up when the advantages are made
         chosen = {name: value[rows] if isinstance(value, Tensor) else value for name, value in chosen.items()}
         batch = replace(self, **chosen)
         width, total = int(batch.response_mask.sum(dim=1).max()), int(batch.lengths.max())

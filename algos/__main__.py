@@ -1,0 +1,57 @@
+"""python -m algos list                          all algorithms and presets, with source and one line
+python -m algos describe NAME                 an algorithm's equation and settings, resolved
+python -m algos describe RUN --study FILE     the same of a run of a study
+"""
+
+import argparse
+import sys
+
+from algos import ALGORITHMS
+from algos.describe import page
+from evaluation.settings import SettingsError, one_of
+
+
+def list_algorithms() -> str:
+    width = max(map(len, ALGORITHMS))
+    lines = []
+    for name, algorithm in ALGORITHMS.items():
+        lines += [f"{name:<{width}}  {algorithm.idea}", f"{'':<{width}}  {algorithm.source}"]
+    return "\n".join(lines)
+
+
+def describe(name: str, study: str | None) -> str:
+    """The page of an algorithm, or of a run of the study file."""
+    if study is None:
+        one_of(name, ALGORITHMS, "NAME")
+        return page(name, ALGORITHMS[name], ALGORITHMS)
+    from pipelines.study import load
+
+    loaded = load(study)
+    one_of(name, loaded.runs, "RUN")
+    run = loaded.run_config(name)
+    title = f"{name} ({run.algorithm}{', by TRL' if run.trainer == 'trl' else ''})"
+    loop = {"epochs": run.epochs, "minibatches": run.minibatches}
+    for key in ("group_size", "prompts_per_step", "rewards"):
+        loop[key] = getattr(run, key)
+    loop["learning_rate"] = run.optimiser.learning_rate
+    text = page(run.algorithm, ALGORITHMS[run.algorithm], ALGORITHMS, run.algorithm_config, loop)
+    return title + "\n" + text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m algos", description="What can be run, and what it computes.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="all algorithms and presets, with source and one line")
+    one = commands.add_parser("describe", help="an algorithm's equation and settings, resolved")
+    one.add_argument("name")
+    one.add_argument("--study", help="study file; the name is then that of a run")
+    args = parser.parse_args()
+    try:
+        print(list_algorithms() if args.command == "list" else describe(args.name, args.study))
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Baselines, scales and credit: from rewards to advantages. None of this carries gradient.
+
+An advantage is built in three steps, each a choice of its own: subtract a baseline from the response's reward, divide
+by a scale, and spread the result over the response's tokens. Sources stand at each function.
+"""
+
+import torch
+from torch import Tensor
+
+from algos.kl import SAMPLED, kl_k1
+from algos.masked import masked_sum, masked_whiten
+
+BASELINES = ("none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic")
+SCALES = ("none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch")
+CREDITS = ("response", "token")
+GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
+GROUP_SCALES = ("group_std", "leave_one_out_std")
+
+
+def centre(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy: Tensor | None = None) -> Tensor:
+    """rewards (P, G) minus their baseline: -> (P, G).
+
+    none             nothing (Williams 1992)
+    batch_mean       mean over all P x G rewards
+    group_mean       mean of the group, own response included: bias factor (G - 1) / G (arXiv:2503.20783)
+    leave_one_out    mean of the group's other responses: G / (G - 1) times group_mean's result (arXiv:2402.14740)
+    length_weighted  sum of T r / sum of T over the group, lengths (P, G) (OPO, arXiv:2505.23585)
+    greedy           reward of the greedy response, (P,) (ReMax, arXiv:2310.10505)
+    """
+    if baseline in GROUP_BASELINES and rewards.shape[1] < 2:
+        raise ValueError(f"baseline {baseline} needs groups of at least 2 responses, got {tuple(rewards.shape)}")
+    if baseline == "none":
+        return rewards.clone()
+    if baseline == "greedy":
+        if greedy is None:
+            raise ValueError("baseline greedy needs the rewards of the greedy responses, got None")
+        return rewards - greedy[:, None]
+    if baseline == "batch_mean":
+        return _exact_zero(rewards - rewards.mean(), rewards, whole_batch=True)
+    if baseline == "length_weighted":
+        weights = lengths / lengths.sum(dim=1, keepdim=True).clamp(min=1)
+        return _exact_zero(rewards - (weights * rewards).sum(dim=1, keepdim=True), rewards)
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if baseline == "leave_one_out":
+        group = rewards.shape[1]
+        centred = centred * group / (group - 1)
+    return _exact_zero(centred, rewards)
+
+
+def _exact_zero(centred: Tensor, rewards: Tensor, whole_batch: bool = False) -> Tensor:
+    """Exactly 0 where all rewards of the group are equal: the mean of equal floats may be off by an ulp."""
+    if whole_batch:
+        equal = rewards.max() == rewards.min()
+    else:
+        equal = rewards.max(dim=1, keepdim=True).values == rewards.min(dim=1, keepdim=True).values
+    return torch.where(equal, torch.zeros_like(centred), centred)
+
+
+def rescale(centred: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilon: float = 1.0e-6) -> Tensor:
+    """centred (P, G) divided by a standard deviation of rewards (P, G): -> (P, G).
+
+    group_std          of the group (GRPO, arXiv:2402.03300)
+    leave_one_out_std  of the group's other responses (NeMo RL)
+    batch_std          of all P x G rewards (Lite PPO, arXiv:2508.08221)
+    """
+    if scale in GROUP_SCALES and rewards.shape[1] < 2:
+        raise ValueError(f"scale {scale} needs groups of at least 2 responses, got {tuple(rewards.shape)}")
+    if scale == "group_std":
+        return _divided(centred, rewards.std(dim=1, correction=ddof, keepdim=True) + epsilon)
+    if scale == "leave_one_out_std":
+        std = leave_one_out_std(rewards, ddof)
+        return torch.where(std > 0, centred / (std + epsilon), centred)  # one odd reward out: the others have no spread
+    if scale == "batch_std":
+        return _divided(centred, rewards.std(correction=ddof) + epsilon)
+    return centred
+
+
+def _divided(centred: Tensor, divisor: Tensor) -> Tensor:
+    """0 stays 0, whatever the divisor: equal rewards have standard deviation 0, and epsilon may be 0."""
+    return torch.where(centred == 0, centred, centred / divisor)
+
+
+def leave_one_out_std(rewards: Tensor, ddof: int = 1) -> Tensor:
+    """For each response the standard deviation of the others of its group, (P, G); 0 where fewer than ddof + 1."""
+    group = rewards.shape[1]
+    own = torch.eye(group, dtype=torch.bool, device=rewards.device)
+    others = rewards[:, None, :].expand(-1, group, -1)[:, ~own].view(-1, group, group - 1)  # (P, G, G - 1)
+    if group - 1 <= ddof:
+        return torch.zeros_like(rewards)
+    equal = others.amax(dim=-1) == others.amin(dim=-1)  # the mean of equal floats may be off by an ulp
+    return torch.where(equal, torch.zeros_like(rewards), others.std(dim=-1, correction=ddof))
+
+
+def group_advantages(rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int = 1) -> Tensor:
+    """(reward - mean) / (std + std_epsilon) within each group; (P, G) -> (P, G). GRPO, arXiv:2402.03300, eq. 3-4.
+
+    A group of equal rewards gets exactly 0. Raises ValueError for groups of one: they have no spread.
+    """
+    if rewards.dim() != 2:
+        raise ValueError(f"rewards must be (P, G) with groups of at least 2 responses, got {tuple(rewards.shape)}")
+    return rescale(centre(rewards, "group_mean"), rewards, "group_std", std_ddof, std_epsilon)
+
+
+def process_advantages(step_rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int = 1) -> Tensor:
+    """Process supervision: step rewards (G, S) of one group, normalised jointly, summed from each step to the last.
+
+    Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
+    """
+    normalised = (step_rewards - step_rewards.mean()) / (step_rewards.std(correction=std_ddof) + std_epsilon)
+    return reward_to_go(normalised, torch.ones_like(normalised, dtype=torch.bool))
+
+
+def kl_penalties(config, old_logprobs: Tensor, ref_logprobs: Tensor | None, full_kl: Tensor | None, mask: Tensor):
+    """Per-token KL to the reference (B, T), as it enters the reward: computed once, at rollout time."""
+    if config.kl_estimator == "full":
+        if full_kl is None:
+            raise ValueError("kl_estimator full in the reward needs the full-vocabulary KL of the batch, got None")
+        return torch.where(mask, full_kl, torch.zeros_like(full_kl))
+    if ref_logprobs is None:
+        raise ValueError(f"kl_coef {config.kl_coef} needs the reference's log-probabilities, got None")
+    return SAMPLED[config.kl_estimator](old_logprobs, ref_logprobs, mask)
+
+
+def place_on_last(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Rewards (B,) on the last valid token of each response, 0 elsewhere: -> (B, T)."""
+    placed = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
+    rows = mask.any(dim=1).nonzero().squeeze(1)  # an empty response has nowhere to put a reward
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, columns, -1).amax(dim=1)[rows]
+    placed[rows, last] = rewards[rows]
+    return placed
+
+
+def token_rewards(
+    rewards: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | None, response_mask: Tensor, kl_coef: float = 0.0
+) -> Tensor:
+    """Per-token rewards (B, T): the k1 penalty on every valid token, the response's reward (B,) on its last one."""
+    placed = place_on_last(rewards.to(old_logprobs.dtype), response_mask)
+    return placed - kl_coef * kl_k1(old_logprobs, ref_logprobs, response_mask) if kl_coef else placed
+
+
+def reward_to_go(token_rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """sum_{k >= t} gamma^(k - t) r_k over valid tokens: (B, T) -> (B, T), 0 on padding."""
+    return gae(token_rewards, torch.zeros_like(token_rewards), mask, gamma, 1.0)
+
+
+def gae(token_rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimates, (B, T) each: values[:, t] is that of the state before token t.
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where t+1 is the next *valid* token and
+    both V and A are 0 after the last one. Masked positions are passed over, whatever they hold; they get 0.
+    Source: arXiv:1506.02438, eq. 16.
+    """
+    advantages = torch.zeros_like(values)
+    next_value = torch.zeros_like(values[:, 0])
+    next_advantage = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        valid = response_mask[:, t]
+        delta = token_rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(valid, delta + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(valid, values[:, t], next_value)
+        advantages[:, t] = torch.where(valid, next_advantage, advantages[:, t])
+    return advantages
+
+
+def without_critic(batch, config) -> Tensor:
+    """Advantages of a rollout batch from rewards alone: -> (B, 1), or (B, T) with credit `token` or whitening.
+
+    With kl_in `reward` the penalty is subtracted from the response's reward before the baseline (credit `response`),
+    or follows the token that it belongs to, as reward-to-go (credit `token`). Whitening comes last, over the valid
+    tokens of the batch.
+    """
+    mask, rewards = batch.response_mask, batch.rewards
+    penalised = config.kl_coef > 0 and config.kl_in == "reward"
+    if penalised:
+        penalties = config.kl_coef * kl_penalties(config, batch.old_logprobs, batch.ref_logprobs, batch.full_kl, mask)
+        if config.credit == "response":
+            rewards = rewards - masked_sum(penalties, mask, dim=1).to(rewards.dtype)
+    groups = rewards.view(-1, batch.group_size)
+    lengths = mask.sum(dim=1).view(-1, batch.group_size).to(rewards.dtype)
+    centred = centre(groups, config.baseline, lengths, batch.greedy_rewards)
+    advantages = rescale(centred, groups, config.scale, config.std_ddof, config.std_epsilon).view(-1, 1)
+    if config.credit == "token":
+        advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
+        if penalised:
+            advantages = advantages - reward_to_go(penalties.to(advantages.dtype), mask)
+    if config.scale == "whiten":
+        advantages = masked_whiten(advantages.expand(mask.shape), mask, ddof=config.std_ddof)
+    return advantages
+
+
+def per_minibatch(advantages: Tensor, mask: Tensor, config) -> Tensor:
+    """Advantages of one minibatch: whitened over its valid tokens if that is the scale, else as they are."""
+    if config.scale != "whiten_minibatch":
+        return advantages
+    return masked_whiten(advantages.expand(mask.shape), mask, ddof=config.std_ddof)
+
+
+def from_critic(batch, config, lam: float) -> Tensor:
+    """GAE of a rollout batch with the critic's values at rollout time, not whitened: -> (B, T)."""
+    if batch.values is None:
+        raise ValueError("baseline critic (GAE) needs the critic's values, got None")
+    rewards = place_on_last(batch.rewards.to(batch.values.dtype), batch.response_mask)
+    if config.kl_coef > 0 and config.kl_in == "reward":
+        mask = batch.response_mask
+        rewards = rewards - config.kl_coef * kl_penalties(
+            config, batch.old_logprobs, batch.ref_logprobs, batch.full_kl, mask
+        )
+    if config.whiten_rewards:
+        rewards = masked_whiten(rewards, batch.response_mask, shift_mean=False)
+    return gae(rewards, batch.values, batch.response_mask, config.gamma, lam)

@@ -1,0 +1,52 @@
+"""CISPO: REINFORCE weighted by a truncated importance ratio that carries no gradient; no token is silenced.
+
+    J = 1 / sum_i T_i  sum_it sg(min(rho_it, is_max)) A_i log pi(y_it)
+
+Source: MiniMax 2025 (MiniMax-M1), arXiv:2506.13585, section 3.1. PPO's clip takes the gradient away from the tokens
+whose probability moved most, often the rare ones that a chain of thought turns on; here they keep it.
+
+Convention trap: is_max is the bound itself, as TRL's epsilon_high is (5.0 is ScaleRL's); verl's bound is 1 plus its
+setting. The loss's value means nothing. With a negative advantage nothing stops log pi from falling: watch entropy
+and KL.
+"""
+
+from dataclasses import dataclass
+
+from algos.algorithm import Algorithm
+from algos.estimator import Estimator, needs_ratio
+
+
+@dataclass(frozen=True)
+class CISPOConfig(Estimator):
+    baseline: str = "group_mean"
+    scale: str = "group_std"
+    aggregation: str = "token-mean"
+    is_max: float = 5.0  # largest weight of a token, an absolute bound
+
+    def __post_init__(self):
+        super().__post_init__()
+        needs_ratio(self)
+        if self.is_max < 1:
+            raise ValueError(f"is_max is the bound of the ratio itself and must be at least 1, got {self.is_max}")
+
+
+def truncated_objective(log_ratio, logprobs, advantages, mask, config):
+    """sg(min(ratio, is_max)) A log pi: (B, T)."""
+    ratio = log_ratio.detach().exp()
+    above = ratio > config.is_max
+    shares = {
+        "clip_fraction": above,
+        "clip_fraction_low": above & (advantages < 0),
+        "clip_fraction_high": above & (advantages > 0),
+    }
+    return ratio.clamp(max=config.is_max) * advantages * logprobs, shares
+
+
+ALGORITHM = Algorithm(
+    CISPOConfig(),
+    truncated_objective,
+    lambda config: f"sg(min(rho, {config.is_max:g})) A log pi",
+    "REINFORCE with a truncated ratio as weight: no token loses its gradient",
+    "arXiv:2506.13585, section 3.1",
+    relative="reinforce_group",
+)

@@ -1,0 +1,282 @@
+"""What every policy-gradient estimator here is made of: orthogonal choices, and the loss that puts them together.
+
+prompts -> advantages (baseline, scale, credit) -> ratio (level) -> objective (the algorithm's own: how ratio and
+advantage meet) -> aggregation, minus a KL term, plus an entropy bonus. An algorithm's file names its choices and adds
+its objective; a study file may change any of them. Impossible combinations are refused here, by name.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from algos import advantages as advantage_pieces
+from algos import correction as correction_pieces
+from algos import ratios
+from algos.aggregation import MODES, aggregate
+from algos.diagnostics import ratio_metrics
+from algos.kl import ESTIMATORS, kl_loss
+from algos.masked import masked_sum
+
+KEEP = ("all", "mixed_groups", "correct")
+
+
+@dataclass(frozen=True)
+class Estimator:
+    # advantages: baseline, scale, credit
+    baseline: str = "group_mean"  # none, batch_mean, group_mean, leave_one_out, length_weighted, greedy, critic
+    scale: str = "none"  # none, group_std, leave_one_out_std, batch_std; whiten, whiten_minibatch: over tokens
+    std_ddof: int = 1  # 1: sample standard deviation (TRL, verl, oat), 0: population; papers do not say
+    std_epsilon: float = 1.0e-6  # added to the standard deviation of a group or of the batch's rewards
+    credit: str = "response"  # response: one advantage for all its tokens; token: a KL penalty counts from its token on
+    # loss: ratio level and aggregation
+    ratio: str = "token"  # token, sequence, sequence_token, product, none
+    aggregation: str = "seq-mean-token-mean"  # see algos/aggregation.py
+    aggregation_length: int | None = None  # constant of seq-mean-token-sum-norm; null: max_response_tokens
+    # KL to the frozen start
+    kl_coef: float = 0.0  # 0: no KL term and no reference
+    kl_in: str = "loss"  # loss or reward
+    kl_estimator: str = "k3"  # k1, k2, k3, k3+ (value of k3, gradient of k2), full (whole vocabulary)
+    kl_direction: str = "reverse"  # reverse: KL(policy || reference); forward, with full only: KL(reference || policy)
+    kl_ratio: bool = False  # multiply the KL loss by the token ratio: unbiased off-policy (arXiv:2512.02556)
+    kl_target: float | None = None  # sequence KL that kl_coef is steered to (arXiv:1909.08593); null: kl_coef is fixed
+    kl_horizon: int = 10_000  # responses over which kl_coef is steered
+    # exploration and trust
+    entropy_coef: float = 0.0  # weight of the full-vocabulary entropy, as a bonus
+    target_kl: float | None = None  # end a batch's updates once KL(old || new), k3, exceeds 1.5 times this; null: off
+    # which responses count
+    keep: str = "all"  # all; mixed_groups: groups with right and wrong answers (DAPO); correct: right ones (RAFT)
+    max_rounds: int = 4  # keep mixed_groups: rounds of sampling, after which groups of one kind fill the batch
+    mask_truncated: bool = False  # leave responses that ran into the length limit out of the loss (DAPO's filtering)
+    # trainer against sampler, section 7 of the reference
+    correction: str = "none"  # none, token_truncate, token_mask, sequence_truncate, sequence_mask
+    correction_low: float = 0.5  # masks: weights below are dropped
+    correction_high: float = 2.0  # masks: weights above are dropped; truncation: they are cut to this
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("baseline", advantage_pieces.BASELINES),
+            ("scale", advantage_pieces.SCALES),
+            ("credit", advantage_pieces.CREDITS),
+            ("ratio", ratios.LEVELS),
+            ("aggregation", MODES),
+            ("kl_in", ("loss", "reward")),
+            ("kl_estimator", ESTIMATORS),
+            ("kl_direction", ("reverse", "forward")),
+            ("keep", KEEP),
+            ("correction", correction_pieces.MODES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        at_least(self, 0, "std_epsilon", "kl_coef", "entropy_coef", "correction_low")
+        at_least(self, 1, "kl_horizon", "max_rounds")
+        if self.std_ddof not in (0, 1):
+            raise ValueError(f"std_ddof must be 0 or 1, got {self.std_ddof}")
+        for name in ("kl_target", "target_kl", "aggregation_length"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, or null for none, got {getattr(self, name)}")
+        self._refuse_impossible()
+
+    def _refuse_impossible(self) -> None:
+        if self.baseline == "critic" and not hasattr(self, "gae_lambda"):
+            raise ValueError(
+                "baseline critic is GAE, which needs a critic: choose an algorithm that has one, such as ppo"
+            )
+        if self.baseline != "critic" and hasattr(self, "gae_lambda"):
+            raise ValueError(
+                f"GAE needs a critic, got baseline {self.baseline}: without one choose reinforce_pp or grpo"
+            )
+        if self.baseline == "critic" and self.scale not in ("none", "whiten", "whiten_minibatch"):
+            raise ValueError(
+                f"baseline critic gives one advantage per token: scale must be none or whiten, got {self.scale}"
+            )
+        if self.ratio in ratios.PER_RESPONSE and self.per_token_advantages:
+            raise ValueError(
+                f"ratio {self.ratio} is one number per response, so it needs one advantage per response, got a "
+                f"per-token one (baseline {self.baseline}, scale {self.scale}, credit {self.credit}); "
+                "use ratio sequence_token"
+            )
+        if self.ratio.startswith("sequence") and self.aggregation != "seq-mean-token-mean":
+            raise ValueError(
+                f"ratio {self.ratio} with aggregation {self.aggregation} weighs a response's one ratio by tokens; "
+                "use seq-mean-token-mean"
+            )
+        if self.ratio in ratios.PER_RESPONSE and self.correction.startswith("token"):
+            raise ValueError(
+                f"correction {self.correction} weighs tokens, but ratio {self.ratio} is one number per response; "
+                "use sequence_truncate or sequence_mask"
+            )
+        if self.kl_direction == "forward" and self.kl_estimator != "full":
+            raise ValueError(
+                f"kl_direction forward needs kl_estimator full, got {self.kl_estimator}: a sampled token of the "
+                "policy cannot estimate it"
+            )
+        if self.kl_in == "reward" and self.kl_direction == "forward" and self.kl_coef:
+            raise ValueError("kl_direction forward belongs into the loss, got kl_in reward")
+        if self.kl_in == "reward" and (self.kl_ratio or self.kl_estimator == "k3+"):
+            raise ValueError(
+                f"kl_in reward carries no gradient: kl_ratio {self.kl_ratio} and kl_estimator {self.kl_estimator} "
+                "need kl_in loss"
+            )
+        if self.kl_target is not None and not self.kl_coef:
+            raise ValueError(f"kl_target {self.kl_target} steers kl_coef, which is 0: start it above 0")
+        if self.correction != "none" and self.correction_high <= self.correction_low:
+            raise ValueError(
+                f"correction_high must be above correction_low, got {self.correction_high} and {self.correction_low}"
+            )
+
+    @property
+    def has_critic(self) -> bool:
+        return self.baseline == "critic"
+
+    @property
+    def per_token_advantages(self) -> bool:
+        return self.baseline == "critic" or self.credit == "token" or self.scale.startswith("whiten")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    @property
+    def needs_full_kl(self) -> bool:
+        return self.kl_coef > 0 and self.kl_estimator == "full"
+
+    @property
+    def min_group(self) -> int:
+        """The smallest number of responses per prompt that the advantages are defined for."""
+        grouped = (
+            self.baseline in advantage_pieces.GROUP_BASELINES
+            or self.scale in advantage_pieces.GROUP_SCALES
+            or self.keep == "mixed_groups"
+        )
+        return 2 if grouped else 1
+
+    def warnings(self, optimiser_steps: int = 1) -> list[str]:
+        """What is possible but seldom meant, one sentence each; optimiser_steps per rollout batch."""
+        found = []
+        if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_ratio:
+            found.append(
+                "k1 as a loss has no expected gradient: it adds noise and no regularisation; use k2 or kl_ratio."
+            )
+        if self.kl_coef and self.kl_in == "reward" and self.kl_estimator in ("k2", "k3"):
+            found.append(f"{self.kl_estimator} in the reward is the gradient of no divergence; use k1 or full.")
+        if self.ratio == "none" and optimiser_steps > 1:
+            found.append(
+                f"ratio none with {optimiser_steps} optimiser steps per rollout batch: all but the first are "
+                "off-policy and not corrected."
+            )
+        if self.ratio != "none" and optimiser_steps == 1:
+            found.append("with one optimiser step per rollout batch all ratios are 1: no clipping rule has any effect.")
+        spread = {"group_std": "group", "batch_std": "batch"}.get(self.scale)
+        centred = advantage_pieces.GROUP_BASELINES + (("batch_mean",) if spread == "batch" else ())
+        if spread and self.baseline not in centred:
+            found.append(
+                f"scale {self.scale} with baseline {self.baseline}: where all rewards of the {spread} are equal, "
+                f"what is left of them is divided by std_epsilon, {self.std_epsilon:g}."
+            )
+        if self.ratio == "product":
+            found.append("ratio product explodes or vanishes with length: clipping silences most long responses.")
+        return found
+
+
+def needs_ratio(config) -> None:
+    if config.ratio == "none":
+        raise ValueError("ratio none: this objective is made of the ratio; choose token, or the algorithm reinforce")
+
+
+def at_least(config, low: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < low:
+            raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
+
+
+def policy_loss(
+    objective,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    config: Estimator,
+    totals,
+    ref_logprobs: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    entropies: Tensor | None = None,
+    full_kl: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one micro-batch, and metrics that add up over the micro-batches of an optimiser step.
+
+    objective               (log_ratio, logprobs, advantages, mask, config) -> what to maximise, (B, T) or (B, 1), and
+                            a dict of tensors of that shape whose shares are logged
+    logprobs, old_logprobs  (B, T)  log-probability of each sampled token, in nats; old: no grad
+    advantages              (B, 1)  one per response, or (B, T) one per token; no grad
+    response_mask           (B, T)  bool; what lies under False has no effect, not even NaN
+    totals                  counts over the whole optimiser step, so that cutting the step into micro-batches leaves
+                            the gradient unchanged
+    ref_logprobs            (B, T)  under the frozen reference, no grad; needed for a sampled KL in the loss
+    sampler_logprobs        (B, T)  as the sampler reported them, no grad; needed for a correction
+    entropies, full_kl      (B, T)  over the whole vocabulary, with grad; needed for entropy_coef and kl_estimator full
+    Raises ValueError if advantages is (B,), which would silently broadcast to (B, B), or if an input is missing.
+    """
+    rows, columns = logprobs.shape
+    shapes = [(rows, 1), (rows, columns)] if config.per_token_advantages else [(rows, 1)]
+    if tuple(advantages.shape) not in shapes:
+        raise ValueError(f"advantages must be {' or '.join(map(str, shapes))}, got {tuple(advantages.shape)}")
+    inputs = (logprobs, old_logprobs.detach(), response_mask, ref_logprobs, sampler_logprobs, entropies, full_kl)
+    if columns == 1:  # an empty second column: from here on one column means one number per response
+        inputs = (x if x is None else torch.nn.functional.pad(x, (0, 1)) for x in inputs)
+    logprobs, old_logprobs, mask, ref_logprobs, sampler_logprobs, entropies, full_kl = inputs
+    advantages, zeros = advantages.detach(), torch.zeros_like(logprobs)
+    logprobs = torch.where(mask, logprobs, zeros)
+    token_log_ratio = ratios.token(logprobs, old_logprobs, mask)
+    if advantages.shape == logprobs.shape:
+        advantages = torch.where(mask, advantages, zeros.to(advantages.dtype))
+    log_ratio = ratios.LEVELS[config.ratio](logprobs, old_logprobs, mask)
+    value, shares = objective(log_ratio, logprobs, advantages, mask, config)
+    metrics = ratio_metrics(token_log_ratio.detach(), mask, totals)
+    with torch.no_grad():
+        metrics |= {name: share_of(x, mask, totals) for name, x in shares.items()}
+        if config.ratio != "token" and config.ratio != "none":
+            metrics |= _sequence_metrics(log_ratio.exp(), mask, totals)
+    if config.correction != "none":
+        weights = correction_pieces.weights(old_logprobs, sampler_logprobs, mask, config)
+        value = value * (weights[:, :1] if value.shape[1] == 1 else weights)
+        metrics["correction_weight"] = masked_sum(weights, mask) / totals.response_tokens
+    loss = -aggregate(value, mask, config.aggregation, totals, config.aggregation_length)
+    if config.kl_coef and config.kl_in == "loss":
+        kl = kl_loss(config, logprobs, ref_logprobs, full_kl, token_log_ratio, mask)
+        loss = loss + config.kl_coef * aggregate(kl, mask, config.aggregation, totals, config.aggregation_length)
+        metrics["kl_loss"] = masked_sum(kl.detach(), mask) / totals.response_tokens
+    if config.entropy_coef:
+        if entropies is None:
+            raise ValueError(f"entropy_coef {config.entropy_coef} needs the full-vocabulary entropies, got None")
+        entropies = torch.where(mask, entropies, zeros)
+        loss = loss - config.entropy_coef * aggregate(
+            entropies, mask, config.aggregation, totals, config.aggregation_length
+        )
+        metrics["entropy_bonus"] = masked_sum(entropies.detach(), mask) / totals.response_tokens
+    return loss, metrics
+
+
+def share_of(x: Tensor, mask: Tensor, totals) -> Tensor:
+    """Mean over tokens of x (B, T), or over responses of x (B, 1), by the totals of the optimiser step."""
+    if x.shape[1] == 1:
+        return masked_sum(x.float(), mask.any(dim=1, keepdim=True)) / totals.responses
+    return masked_sum(x.float(), mask) / totals.response_tokens
+
+
+def _sequence_metrics(ratio: Tensor, mask: Tensor, totals) -> dict[str, Tensor]:
+    first = ratio[:, :1]  # the same for all tokens of a response, and the first one is never padding
+    not_empty = mask.any(dim=1, keepdim=True)
+    inside = torch.where(not_empty, first, 1.0)
+    return {
+        "sequence_ratio_mean": masked_sum(first, not_empty) / totals.responses,
+        "sequence_ratio_min": inside.min(),
+        "sequence_ratio_max": inside.max(),
+    }
+
+
+def changed(config: Estimator, from_: Estimator) -> dict[str, tuple]:
+    """Settings in which two estimators differ: name -> (value there, value here)."""
+    names = {f.name for f in fields(config)} | {f.name for f in fields(from_)}
+    pairs = {name: (getattr(from_, name, None), getattr(config, name, None)) for name in sorted(names)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,69 @@
+"""GMPO: the geometric mean of a response's token ratios, each clipped before averaging.
+
+    J = 1 / B  sum_i  A_i exp(1 / T_i  sum_t y_it),   y_it = the more pessimistic of log rho_it and its clip
+
+Source: Zhao et al. 2025, arXiv:2507.20673, section 3. Differs from gspo.py in the order: there the mean is clipped, and
+a response is kept or dropped as a whole; here single outlying tokens lose their say. The range (e^-0.4, e^0.4) is wider
+than GRPO's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from algos.algorithm import Algorithm
+from algos.estimator import Estimator
+from algos.masked import masked_mean
+
+
+@dataclass(frozen=True)
+class GMPOConfig(Estimator):
+    baseline: str = "group_mean"
+    scale: str = "group_std"
+    ratio: str = "token"
+    clip_log: float = 0.4  # range of a token's log-ratio
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.clip_log <= 0:
+            raise ValueError(f"clip_log must be above 0, got {self.clip_log}")
+        if self.ratio != "token":
+            raise ValueError(f"GMPO averages token ratios itself: ratio must be token, got {self.ratio}")
+        if self.aggregation != "seq-mean-token-mean":
+            raise ValueError(
+                f"GMPO has one number per response: aggregation must be seq-mean-token-mean, got {self.aggregation}"
+            )
+        if self.correction.startswith("token"):
+            raise ValueError(
+                f"correction {self.correction} weighs tokens, but GMPO has one number per response; "
+                "use sequence_truncate or sequence_mask"
+            )
+        if self.per_token_advantages:
+            raise ValueError(
+                f"GMPO's mean is one number per response, so it needs one advantage per response, got baseline "
+                f"{self.baseline}, scale {self.scale}, credit {self.credit}"
+            )
+
+
+def geometric_objective(log_ratio, logprobs, advantages, mask, config):
+    """A exp(mean of the pessimistically clipped log-ratios): (B, 1)."""
+    sign = advantages.sign()
+    clipped = log_ratio.clamp(-config.clip_log, config.clip_log)
+    y = sign * torch.minimum(sign * log_ratio, sign * clipped)  # (B, T)
+    high = (log_ratio > config.clip_log) & (advantages > 0)
+    low = (log_ratio < -config.clip_log) & (advantages < 0)
+    shares = {"clip_fraction": high | low, "clip_fraction_low": low, "clip_fraction_high": high}
+    return advantages * masked_mean(y, mask, dim=1, keepdim=True).exp(), shares
+
+
+ALGORITHM = Algorithm(
+    GMPOConfig(),
+    geometric_objective,
+    lambda config: (
+        f"A exp(mean_t y),  y = min(log rho, clip(log rho, -{config.clip_log:g}, {config.clip_log:g})) if A > 0, "
+        "else the max of the two"
+    ),
+    "geometric mean of token ratios, each clipped before averaging",
+    "arXiv:2507.20673, section 3",
+    relative="gspo",
+)

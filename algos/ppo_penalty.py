@@ -1,0 +1,56 @@
+"""PPO with a KL penalty instead of a clip, its coefficient doubled and halved to keep KL(old || new) near a target.
+
+    J = 1 / sum_i T_i  sum_it  rho_it A_it - penalty_coef KL(pi_old || pi)
+
+Source: Schulman et al. 2017, arXiv:1707.06347, section 4. Tokens come from the old policy, so rho - 1 - log rho
+estimates KL(old || new) without bias, in value and in gradient. Not to be taken for the KL to the *reference*.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from algos.algorithm import Algorithm, adapt
+from algos.critic import WithCritic
+from algos.estimator import needs_ratio
+
+
+@dataclass(frozen=True)
+class PPOPenaltyConfig(WithCritic):
+    kl_in: str = "reward"
+    kl_estimator: str = "k1"
+    penalty_coef: float = 1.0  # at the start
+    penalty_target: float = 0.01  # KL(old || new) per token, in nats, at the end of a rollout batch's updates
+
+    def __post_init__(self):
+        super().__post_init__()
+        needs_ratio(self)
+        for name in ("penalty_coef", "penalty_target"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+def penalised_objective(log_ratio, logprobs, advantages, mask, config):
+    """ratio A - penalty_coef (ratio - 1 - log ratio): (B, T)."""
+    return log_ratio.exp() * advantages - config.penalty_coef * (torch.expm1(log_ratio) - log_ratio), {}
+
+
+def adapt_penalty(config: PPOPenaltyConfig, metrics: dict[str, float], responses: int) -> PPOPenaltyConfig:
+    """Halve penalty_coef below target / 1.5, double it above 1.5 target."""
+    config, kl = adapt(config, metrics, responses), metrics["approx_kl_k3_last"]
+    if kl < config.penalty_target / 1.5:
+        return replace(config, penalty_coef=config.penalty_coef / 2)
+    if kl > config.penalty_target * 1.5:
+        return replace(config, penalty_coef=config.penalty_coef * 2)
+    return config
+
+
+ALGORITHM = Algorithm(
+    PPOPenaltyConfig(),
+    penalised_objective,
+    lambda config: f"rho A - {config.penalty_coef:g} (rho - 1 - log rho)",
+    "PPO with an adaptive KL penalty to the old policy instead of a clip",
+    "arXiv:1707.06347, section 4",
+    relative="ppo",
+    adapt=adapt_penalty,
+)

@@ -1,0 +1,158 @@
+"""Named versions of PPO, GRPO and GSPO with the defaults of public frameworks: the same name, other estimators.
+
+Read from the frameworks' sources in mid-2026, at the commits named with each preset; defaults drift. What belongs to
+the estimator is set here; learning rate, batch and group size are the study's, so that presets are compared on equal
+terms, and stand in the notes.
+"""
+
+from dataclasses import replace
+
+from algos import grpo, gspo, ppo
+
+TRL = "TRL f2cd577; the estimator's options agree with the installed 1.12"
+VERL, OPENRLHF = "verl 1dda039", "OpenRLHF 3c3be62"
+OPEN_INSTRUCT, NEMO = "open-instruct e6c3044", "NeMo RL 7ea279a"
+SKYRL = "SkyRL a956457 and NeMo RL 7ea279a"
+
+
+def _as(base, preset_of: str, source: str, notes: tuple[str, ...], run: dict, idea: str, **settings):
+    return replace(
+        base,
+        defaults=replace(base.defaults, **settings),
+        idea=idea,
+        source=source,
+        relative=preset_of,
+        preset_of=preset_of,
+        run=run,
+        notes=notes,
+    )
+
+
+GRPO_AS_TRL = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    TRL,
+    (
+        "framework defaults of the loop: group 8, learning rate 1e-6, one optimiser step per rollout batch",
+        "when it samples with vLLM, TRL corrects for it (sequence_mask, at most 3.0); not part of this preset",
+    ),
+    {"epochs": 1, "minibatches": 1},
+    "GRPO by TRL's defaults: DAPO's token mean",
+    aggregation="token-mean",
+    std_epsilon=1.0e-4,
+)
+GRPO_AS_VERL = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    VERL,
+    (
+        "framework defaults of the loop: learning rate 1e-6, one epoch; recipes use groups of 5 to 16",
+        "KL is off by default; verl's documentation advises kl_coef 0.001, k3, in the loss",
+    ),
+    {"epochs": 1},
+    "GRPO by verl's defaults: token mean, dual clip",
+    aggregation="token-mean",
+    dual_clip=3.0,
+)
+GRPO_AS_OPENRLHF = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    OPENRLHF + ", advantage_estimator group_norm",
+    (
+        "framework defaults of the loop: learning rate 1e-6, one epoch; recipes use groups of 8",
+        "the KL penalty is added token by token after the group's normalisation, as reward-to-go",
+    ),
+    {"epochs": 1},
+    "GRPO by OpenRLHF's defaults: token mean, k1 in the reward",
+    aggregation="token-mean",
+    std_epsilon=1.0e-9,
+    kl_in="reward",
+    kl_estimator="k1",
+    kl_coef=0.01,
+    credit="token",
+)
+GRPO_AS_OPEN_INSTRUCT = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    OPEN_INSTRUCT,
+    ("framework defaults of the loop: groups of 4, learning rate 2e-5 (its scripts override it), one epoch, async 8",),
+    {"epochs": 1},
+    "GRPO by open-instruct's defaults: no standard deviation, k3 with 0.05, truncated correction",
+    aggregation="token-mean",
+    scale="none",
+    clip_high=0.272,
+    kl_coef=0.05,
+    correction="token_truncate",
+    correction_low=0.0,
+    correction_high=2.0,
+)
+GRPO_AS_NEMO = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    NEMO,
+    (
+        "framework defaults of the loop: groups of 16, learning rate 5e-6, one epoch (grpo_math_1B.yaml)",
+        "mean and standard deviation leave the own response out, the latter with divisor n (read in a 2025 version of "
+        "the code); where the others do not vary, nothing is divided",
+    ),
+    {"epochs": 1},
+    "GRPO by NeMo RL's defaults: leave-one-out mean and standard deviation, k3 with 0.01",
+    aggregation="token-mean",
+    baseline="leave_one_out",
+    scale="leave_one_out_std",
+    std_ddof=0,
+    kl_coef=0.01,
+)
+PPO_AS_TRL = _as(
+    ppo.ALGORITHM,
+    "ppo",
+    "TRL f2cd577, trl.experimental.ppo; checked against the installed 1.12",
+    ("framework defaults of the loop: learning rate 3e-6 for policy and critic, 4 epochs, 1 minibatch",),
+    {"epochs": 4, "minibatches": 1},
+    "PPO by TRL's defaults: lambda 0.95, KL 0.05 in the reward, 4 epochs",
+    kl_coef=0.05,
+    value_coef=0.1,
+)
+PPO_AS_VERL = _as(
+    ppo.ALGORITHM,
+    "ppo",
+    VERL,
+    ("framework defaults of the loop: learning rates 1e-6 and 1e-5, one epoch",),
+    {"epochs": 1},
+    "PPO by verl's defaults: lambda 1, dual clip, no KL",
+    gae_lambda=1.0,
+    dual_clip=3.0,
+    value_clip=0.5,
+)
+PPO_AS_OPENRLHF = _as(
+    ppo.ALGORITHM,
+    "ppo",
+    OPENRLHF,
+    (
+        "framework defaults of the loop: learning rates 1e-6 and 9e-6 with cosine decay to 10 %, one epoch",
+        "OpenRLHF clips the learned reward to +-10: write reward_clip: 10.0 into the run",
+    ),
+    {"epochs": 1},
+    "PPO by OpenRLHF's defaults: lambda 1, KL 0.01 in the reward",
+    gae_lambda=1.0,
+    kl_coef=0.01,
+    value_clip=0.5,
+)
+GSPO_AS_PAPER = _as(
+    gspo.ALGORITHM,
+    "gspo",
+    "arXiv:2507.18071, section 5.1, as TRL f2cd577 documents it",
+    ("4 minibatches per rollout batch; with one optimiser step GSPO does not differ from GRPO",),
+    {"epochs": 1, "minibatches": 4},
+    "GSPO with the paper's clip range and 4 minibatches",
+)
+GSPO_UNCLIPPED = _as(
+    gspo.ALGORITHM,
+    "gspo",
+    SKYRL + ", whose GSPO recipes leave the clip range at GRPO's",
+    ("with a length-normalised ratio 0.2 practically never binds: compare its clip_fraction with gspo's",),
+    {"epochs": 1},
+    "GSPO with GRPO's clip range, as three frameworks ship it",
+    clip_low=0.2,
+    clip_high=0.2,
+)

@@ -1,0 +1,41 @@
+"""Importance ratios pi / pi_old of sampled tokens, as logarithms, at every level that an algorithm uses.
+
+token           one per token (PPO, GRPO)
+sequence        one per response: the geometric mean over its tokens (GSPO, arXiv:2507.18071, eq. 7)
+sequence_token  the value of `sequence` for each token, with the gradient of that token alone (GSPO-token, eq. 14)
+product         one per response: the ratio of whole-response probabilities; it explodes or vanishes with length
+none            no ratio: the objective is linear in the log-probabilities (REINFORCE)
+"""
+
+from torch import Tensor
+
+from algos.kl import log_ratio
+from algos.masked import masked_mean, masked_sum
+
+MAX_LOG_RATIO = 20.0
+
+
+def token(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Three (B, T) -> (B, T); 0 on padding."""
+    return log_ratio(logprobs, old_logprobs, mask)
+
+
+def sequence(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Three (B, T) -> (B, 1): mean log-ratio over the response's tokens."""
+    return masked_mean(log_ratio(logprobs, old_logprobs, mask), mask, dim=1, keepdim=True)
+
+
+def sequence_token(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Three (B, T) -> (B, T): each row's values are `sequence`'s, each cell's gradient is that of its own token."""
+    own = log_ratio(logprobs, old_logprobs, mask)
+    return sequence(logprobs, old_logprobs, mask).detach() + own - own.detach()
+
+
+def product(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Three (B, T) -> (B, 1): summed log-ratio, clamped to +-20."""
+    total = masked_sum(log_ratio(logprobs, old_logprobs, mask), mask, dim=1, keepdim=True)
+    return total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+LEVELS = {"none": token, "token": token, "sequence": sequence, "sequence_token": sequence_token, "product": product}
+PER_RESPONSE = ("sequence", "product")  # levels with one ratio per response, (B, 1)

@@ -1,0 +1,63 @@
+"""REINFORCE: the policy gradient of a response's reward, with no, the batch's or the group's mean as baseline.
+
+    J = 1 / B  sum_i  (r_i - b) sum_t log pi(y_it)
+
+Source: Williams 1992, "Simple statistical gradient-following algorithms". The token *sum* is the gradient of the
+response's log-probability; a token mean would be another objective. There is no ratio, so only the first optimiser
+step of a rollout batch is on-policy: the default is one step per batch. The group's mean contains the own response,
+which shrinks the expected gradient by (G - 1) / G; rloo.py leaves it out.
+"""
+
+from dataclasses import dataclass, replace
+
+from algos.algorithm import Algorithm
+from algos.estimator import Estimator
+
+ONE_STEP = {"epochs": 1, "minibatches": 1}
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(Estimator):
+    baseline: str = "none"
+    ratio: str = "none"
+    aggregation: str = "seq-mean-token-sum"
+    kl_in: str = "reward"
+    kl_estimator: str = "k1"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ratio != "none":
+            raise ValueError(f"REINFORCE has no ratio: ratio must be none, got {self.ratio}; cispo has a token ratio")
+
+
+def reinforce_objective(log_ratio, logprobs, advantages, mask, config):
+    """A log pi: (B, T). Its value means nothing, its gradient is the policy gradient."""
+    return advantages * logprobs, {}
+
+
+def term(config) -> str:
+    return "A log pi"
+
+
+ALGORITHM = Algorithm(
+    ReinforceConfig(),
+    reinforce_objective,
+    term,
+    "the plain policy gradient, no baseline",
+    "Williams 1992, section 4",
+    relative="rloo",
+    run=ONE_STEP,
+)
+BATCH_BASELINE = replace(
+    ALGORITHM, defaults=ReinforceConfig(baseline="batch_mean"), idea="REINFORCE minus the batch's mean reward"
+)
+GROUP_BASELINE = replace(
+    ALGORITHM, defaults=ReinforceConfig(baseline="group_mean"), idea="REINFORCE minus the group's mean reward"
+)
+LENGTH_WEIGHTED = replace(
+    ALGORITHM,
+    defaults=ReinforceConfig(baseline="length_weighted"),
+    idea="REINFORCE minus the group's mean reward weighted by length, the variance-minimising baseline (OPO)",
+    source="arXiv:2505.23585, section 3",
+    relative="reinforce_group",
+)

@@ -1,0 +1,40 @@
+"""REINFORCE++: PPO's clipped objective without a critic, advantages whitened over the whole batch.
+
+    A_it = whiten(r_i - kl_coef sum_{k >= t} k1_ik),   J = 1 / sum_i T_i  sum_it min(rho_it A_it, clip(rho_it) A_it)
+    baseline form: A_it = whiten(r_i - mean of the group), KL as a k2 loss
+
+Source: Hu 2025, arXiv:2501.03262, section 3. Differs from grpo.py in the scale: one mean and one standard deviation
+for all tokens of the batch, so a prompt's difficulty neither shrinks nor stretches its advantages.
+"""
+
+from dataclasses import dataclass, replace
+
+from algos.algorithm import Algorithm
+from algos.clipping import Clipped, clipped_objective, describe_clipped
+
+
+@dataclass(frozen=True)
+class ReinforcePPConfig(Clipped):
+    baseline: str = "none"
+    scale: str = "whiten"
+    credit: str = "token"
+    aggregation: str = "token-mean"
+    kl_in: str = "reward"
+    kl_estimator: str = "k1"
+    kl_coef: float = 0.01
+
+
+ALGORITHM = Algorithm(
+    ReinforcePPConfig(),
+    clipped_objective,
+    describe_clipped,
+    "PPO without a critic: reward-to-go with the KL penalty, whitened over the batch",
+    "arXiv:2501.03262, section 3",
+    relative="ppo",
+)
+BASELINE = replace(
+    ALGORITHM,
+    defaults=ReinforcePPConfig(baseline="group_mean", credit="response", kl_in="loss", kl_estimator="k2"),
+    idea="group-centred rewards, whitened over the batch; KL as a k2 loss",
+    relative="grpo",
+)

@@ -1,0 +1,29 @@
+"""RLOO: REINFORCE whose baseline is the mean reward of the group's other responses.
+
+    J = 1 / B  sum_i  (r_i - mean_{j != i} r_j) sum_t log pi(y_it),   r_i <- r_i - kl_coef sum_t k1_it
+
+Source: Ahmadian et al. 2024, arXiv:2402.14740, section 3; the baseline is Kool et al.'s of 2019. It differs from
+reinforce_group by the factor G / (G - 1), which makes it unbiased. The KL penalty is part of the response's reward.
+"""
+
+from dataclasses import dataclass
+
+from algos.algorithm import Algorithm
+from algos.reinforce import ONE_STEP, ReinforceConfig, reinforce_objective, term
+
+
+@dataclass(frozen=True)
+class RLOOConfig(ReinforceConfig):
+    baseline: str = "leave_one_out"
+    kl_coef: float = 0.03
+
+
+ALGORITHM = Algorithm(
+    RLOOConfig(),
+    reinforce_objective,
+    term,
+    "REINFORCE minus the mean reward of the group's other responses; unbiased",
+    "arXiv:2402.14740, section 3",
+    relative="reinforce_group",
+    run=ONE_STEP,
+)

@@ -1,0 +1,48 @@
+"""SAPO: a soft gate instead of a clip.
+
+    J = 1 / B  sum_i  1 / T_i  sum_t  (4 / tau) sigmoid(tau (rho_it - 1)) A_i,   tau = tau_pos if A_i > 0 else tau_neg
+
+Source: Gao et al. 2025, arXiv:2511.20347, section 3. A token's gradient is rho A times a gate 4 q (1 - q),
+q = sigmoid(tau (rho - 1)), which is 1 on-policy and falls smoothly on both sides. tau_neg is the larger: pushing a
+token down raises many unsampled ones. The objective is offset by 2 / tau: its value is not PPO's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from algos.algorithm import Algorithm
+from algos.estimator import Estimator, needs_ratio
+
+
+@dataclass(frozen=True)
+class SAPOConfig(Estimator):
+    baseline: str = "group_mean"
+    scale: str = "group_std"
+    tau_pos: float = 1.0  # temperature of the gate for positive advantages
+    tau_neg: float = 1.05  # and for negative ones
+
+    def __post_init__(self):
+        super().__post_init__()
+        needs_ratio(self)
+        for name in ("tau_pos", "tau_neg"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+def gated_objective(log_ratio, logprobs, advantages, mask, config):
+    """(4 / tau) sigmoid(tau (ratio - 1)) A: (B, T)."""
+    tau = torch.where(advantages > 0, config.tau_pos, config.tau_neg).to(log_ratio.dtype)
+    gate = torch.sigmoid(tau * (log_ratio.exp() - 1))
+    weight = (4 * gate * (1 - gate)).detach()
+    return 4 / tau * gate * advantages, {"gate_weight": weight, "gate_below_half": weight < 0.5}
+
+
+ALGORITHM = Algorithm(
+    SAPOConfig(),
+    gated_objective,
+    lambda config: f"(4 / tau) sigmoid(tau (rho - 1)) A,  tau = {config.tau_pos:g} if A > 0, else {config.tau_neg:g}",
+    "a smooth gate on the token ratio instead of a clip",
+    "arXiv:2511.20347, section 3",
+    relative="grpo",
+)

@@ -1,0 +1,55 @@
+"""The critic's network: one of its own, or a head on the policy's backbone."""
+
+from torch import Tensor, nn
+
+from algos.training.logprobs import head_values, hidden_states
+from algos.training.models import ScalarModel, fresh_backbone, scalar_head
+from algos.training.types import Batch
+from evaluation.settings import SettingsError
+
+
+class SharedCritic(nn.Module):
+    """A value head on the policy's hidden states. Its parameters are the head's alone; the backbone is the policy's."""
+
+    def __init__(self, policy, head: str, detach: bool):
+        super().__init__()
+        self.policy = [policy]  # in a list, so that it is no submodule
+        self.detach = detach
+        parameter = next(policy.parameters())
+        self.score = scalar_head(policy.config.get_text_config().hidden_size, head, 0.0)
+        self.score.to(dtype=parameter.dtype, device=parameter.device)
+
+    def values(self, batch: Batch, states: Tensor | None = None, frozen: bool = False) -> Tensor:
+        """Values (B, T) from states (B, T, H) of the policy's forward pass, or from a pass of its own.
+
+        frozen keeps the gradient out of the backbone, as `detach` always does.
+        """
+        if states is None:
+            states = hidden_states(self.policy[0].base_model, batch)
+        return head_values(self.score, states.detach() if self.detach or frozen else states, batch)
+
+
+class SeparateCritic(nn.Module):
+    """A backbone and a head of its own."""
+
+    def __init__(self, model: ScalarModel):
+        super().__init__()
+        self.model = model
+
+    def values(self, batch: Batch, states: Tensor | None = None, frozen: bool = False) -> Tensor:
+        """Values (B, T); the policy's states are not used."""
+        return head_values(self.model.score, hidden_states(self.model.backbone, batch), batch)
+
+
+def make_critic(config, policy, policy_path: str, reward_model_path: str | None, seed: int, dtype: str):
+    """The critic that an algorithm's settings ask for; its values start at 0, but for critic_init reward_model."""
+    if config.critic == "shared":
+        return SharedCritic(policy, config.critic_head, config.critic_detach)
+    if config.critic_init == "reward_model":
+        if reward_model_path is None:
+            raise SettingsError("critic_init is reward_model, but no reward model was given (--reward-model).")
+        return SeparateCritic(ScalarModel.load(reward_model_path, policy.device, dtype))
+    if config.critic_init == "fresh":
+        model = ScalarModel(fresh_backbone(policy_path, seed, dtype), config.critic_head, 0.0)
+        return SeparateCritic(model.to(policy.device))
+    return SeparateCritic(ScalarModel.from_policy(policy_path, config.critic_head, 0.0, policy.device, dtype))

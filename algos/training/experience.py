@@ -1,0 +1,118 @@
+"""(2-3) Prompts -> scored rollouts: plain sampling, DAPO's dynamic sampling, ReMax's greedy responses.
+
+All generated tokens count in the budget, those of responses that are thrown away too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from algos.training.config import RunConfig
+from algos.training.record import Phases
+from algos.training.rewards import Rewards
+from algos.training.rollouts import decode, sample
+from algos.training.types import Rollouts
+
+Group = tuple[int, int]  # (round, index within the round)
+
+
+def prompt_stream(problems: int, seed: int) -> Iterator[int]:
+    """Indices of problems without end: shuffled passes over all of them, a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(problems, generator=generator).tolist()
+
+
+def prompt_schedule(problems: int, config: RunConfig) -> list[list[int]]:
+    """Indices of the P problems of each step, as prompt_stream deals them out."""
+    stream = prompt_stream(problems, config.seed)
+    return [list(islice(stream, config.prompts_per_step)) for _ in range(config.steps)]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """P groups of scored responses, and what it took to get them."""
+
+    rollouts: Rollouts
+    texts: list[str]  # (B)
+    problems: list[int]  # (P) indices of the prompts' problems
+    rewards: Tensor  # (B,)
+    components: dict[str, Tensor]  # (B,) each
+    generated_tokens: int
+    generated_responses: int
+    greedy_rewards: Tensor | None  # (P,)
+    rounds: int  # of sampling
+    mixed_share: float  # of all sampled groups those with right and wrong answers
+
+
+class Sampler:
+    """Draws prompts, samples the policy and scores, as a run's settings say."""
+
+    def __init__(self, config: RunConfig, problems: list[dict], prompts: list[list[int]], tokenizer, score: Rewards):
+        self.config, self.settings = config, config.algorithm_config
+        self.problems, self.prompts, self.tokenizer, self.score = problems, prompts, tokenizer, score
+        self.stream = prompt_stream(len(problems), config.seed)
+
+    def __call__(self, policy, generator: torch.Generator, phases: Phases) -> Experience:
+        """One rollout batch of P groups."""
+        wanted, rounds, tokens, responses = self.config.prompts_per_step, [], 0, 0
+        mixed: list[Group] = []
+        other: list[Group] = []
+        limit = self.settings.max_rounds if self.settings.keep == "mixed_groups" else 1
+        while len(mixed) < wanted and len(rounds) < limit:
+            chosen = [next(self.stream) for _ in range(wanted)]
+            rollouts, texts, rewards, components = self._sampled(policy, chosen, generator, phases)
+            for group, right in enumerate(components["correctness"].view(wanted, -1).mean(dim=1).tolist()):
+                (mixed if 0 < right < 1 else other).append((len(rounds), group))
+            rounds.append((chosen, rollouts, texts, rewards, components))
+            tokens, responses = tokens + rollouts.response_tokens, responses + len(texts)
+        sampled = len(mixed) + len(other)
+        kept = sorted((mixed + other)[:wanted]) if limit > 1 else [(0, group) for group in range(wanted)]
+        experience = self._joined(rounds, kept)
+        greedy = None
+        if self.settings.baseline == "greedy":
+            greedy, spent = self._greedy(policy, experience[2], generator, phases)
+            tokens, responses = tokens + spent, responses + wanted
+        return Experience(*experience, tokens, responses, greedy, len(rounds), len(mixed) / sampled)
+
+    def _sampled(self, policy, chosen: list[int], generator, phases: Phases, greedy: bool = False):
+        with phases("generate"):
+            rollouts = sample(
+                policy,
+                self.tokenizer,
+                [self.prompts[i] for i in chosen],
+                1 if greedy else self.config.group_size,
+                self.config.max_response_tokens,
+                0.0 if greedy else self.config.temperature,
+                generator,
+            )
+        with phases("reward"):
+            texts = decode(self.tokenizer, rollouts)
+            rewards, components = self.score(rollouts, texts, [self.problems[i] for i in chosen])
+        return rollouts, texts, rewards, components
+
+    def _greedy(self, policy, chosen: list[int], generator, phases: Phases) -> tuple[Tensor, int]:
+        """Rewards (P,) of the greedy responses, and their tokens."""
+        rollouts, _, rewards, _ = self._sampled(policy, chosen, generator, phases, greedy=True)
+        return rewards.to(rollouts.response_ids.device), rollouts.response_tokens
+
+    def _joined(self, rounds: list[tuple], kept: list[Group]):
+        """The kept groups of all rounds as rollouts, texts, problems, rewards, components."""
+        size, parts, texts, problems, rows = self.config.group_size, [], [], [], []
+        offset = 0
+        for number, (chosen, rollouts, round_texts, *_) in enumerate(rounds):
+            groups = [group for round_, group in kept if round_ == number]
+            parts += [rollouts.select_groups(groups)] if len(groups) < len(chosen) else [rollouts]
+            problems += [chosen[group] for group in groups]
+            inside = [group * size + i for group in groups for i in range(size)]
+            texts += [round_texts[row] for row in inside]
+            rows += [offset + row for row in inside]
+            offset += len(round_texts)
+        chosen_rows = torch.tensor(rows)
+        rewards = torch.cat([round_[3] for round_ in rounds])[chosen_rows]
+        components = {name: torch.cat([round_[4][name] for round_ in rounds])[chosen_rows] for name in rounds[0][4]}
+        parts = [part for part in parts if part.prompts]
+        return Rollouts.join(parts, self.tokenizer.pad_token_id), texts, problems, rewards, components

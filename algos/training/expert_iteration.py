@@ -1,0 +1,203 @@
+"""Expert iteration: sample from the current policy, keep what is correct, fine-tune on it, and again.
+
+Sources: Zelikman et al. 2022 (STaR), arXiv:2203.14465, algorithm 1; Singh et al. 2024 (ReST-EM), arXiv:2312.06585,
+algorithm 1; Dong et al. 2023 (RAFT), arXiv:2304.06767. STaR and ReST-EM train the starting model anew in every round
+(restart: true), which forgets a round's mistakes; RAFT goes on from the last round (restart: false). Each round trains
+on its own accepted responses alone, with a new optimiser and learning-rate schedule.
+
+With `hint`, STaR's rationalisation: where every response was wrong, the problem is asked once more with its gold answer
+behind the question. What is then correct is trained on with the plain prompt. Hints hold answers of train problems
+only, and what they bring may reason backwards from the answer: the log counts it apart. By hand:
+    python -m algos.training.expert_iteration --settings '{"sampling": {"seed": 0}, "training": {"seed": 0}}' \\
+        --policy DIR --prompts FILE --out DIR
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from algos.training.config import ExpertIterationConfig, RejectionConfig, parse
+from algos.training.models import load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.optimise import make_optimiser
+from algos.training.record import (
+    Phases,
+    Progress,
+    Record,
+    component_memory,
+    load_settings,
+    main_guard,
+    peak_memory,
+    resident_bytes,
+    stage_parser,
+    use_threads,
+)
+from algos.training.rejection import accept
+from algos.training.supervised import encode_examples, fit
+from evaluation.answers import gold_answer
+from evaluation.evaluate import draw_problems, sampled
+from evaluation.settings import SettingsError, write_jsonl
+
+
+def with_hint(problem: dict, hint: str) -> dict:
+    """The problem asked with its gold answer behind the question. SettingsError unless the prompt holds it once."""
+    question, prompt = problem["question"], problem["prompt"]
+    told = question + hint.replace("{answer}", gold_answer(problem["answer"]))
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    if sum(text.count(question) for text in texts) != 1:
+        raise SettingsError(
+            f"{problem['id']}: its prompt does not hold its question once, so no hint can be put there."
+        )
+    texts = [text.replace(question, told) for text in texts]
+    if isinstance(prompt, str):
+        return {**problem, "prompt": texts[0]}
+    return {**problem, "prompt": [{**m, "content": text} for m, text in zip(prompt, texts, strict=True)]}
+
+
+def answers(policy, tokenizer, problems: list[dict], config: RejectionConfig, generator) -> tuple[list, dict]:
+    """config.responses graded rows to each problem: one list a problem, and counts over all.
+
+    nats is the negative log-probability of all sampled tokens: by token, an unbiased estimate of the policy's entropy.
+    """
+    rows, nats = [], 0.0
+    for part, rollouts in sampled(policy, tokenizer, problems, config.responses, config, generator):
+        rows += part
+        nats -= float(rollouts.sampler_logprobs.sum())
+    groups = [rows[i : i + config.responses] for i in range(0, len(rows), config.responses)]
+    correct = sum(row["correct"] and not row["truncated"] for row in rows)
+    return groups, {
+        "tokens": sum(row["tokens"] for row in rows),
+        "nats": nats,
+        "responses": len(rows),
+        "correct": correct,
+        "truncated": sum(row["truncated"] for row in rows),
+    }
+
+
+def collect(policy, tokenizer, problems: list[dict], config: ExpertIterationConfig, generator) -> tuple[list, dict]:
+    """One round's training rows, each with `hinted`, and the round's metrics.
+
+    Rates and means are of the first responses, those without a hint; `solved` holds the ids of the problems they solve.
+    """
+    most = config.sampling.max_per_prompt
+    groups, counts = answers(policy, tokenizer, problems, config.sampling, generator)
+    accepted = [accept(problem, group, len(group)) for problem, group in zip(problems, groups, strict=True)]
+    rows = [{**row, "hinted": False} for kept in accepted for row in kept[:most]]
+    generated, responses = counts["tokens"], counts["responses"]
+    failed = [problem for problem, kept in zip(problems, accepted, strict=True) if not kept]
+    if config.hint is not None and failed:
+        told = [with_hint(problem, config.hint) for problem in failed]
+        groups, hinted = answers(policy, tokenizer, told, config.sampling, generator)
+        for problem, group in zip(failed, groups, strict=True):  # the plain problem: the hint is no part of the row
+            rows += [{**row, "hinted": True} for row in accept(problem, group, most)]
+        generated, responses = generated + hinted["tokens"], responses + hinted["responses"]
+    return rows, {
+        "acceptance_rate": counts["correct"] / counts["responses"],
+        "unique_per_prompt": sum(map(len, accepted)) / len(problems),
+        "prompts_solved": 1 - len(failed) / len(problems),
+        "entropy": counts["nats"] / counts["tokens"],
+        "response_tokens": counts["tokens"] / counts["responses"],
+        "truncation_rate": counts["truncated"] / counts["responses"],
+        "accepted": len(rows),
+        "hinted_share": sum(row["hinted"] for row in rows) / max(len(rows), 1),
+        "round_tokens": generated,
+        "round_responses": responses,
+        "solved": {problem["id"] for problem, kept in zip(problems, accepted, strict=True) if kept},
+    }
+
+
+def train(
+    config: ExpertIterationConfig, policy_path: str, prompts_path: str, out: str, name: str = "", threads: int = 1
+) -> None:
+    """All rounds; writes checkpoint/ of the last, accepted.jsonl of all, metrics.jsonl (a line a round), run.json."""
+    sampling, training = config.sampling, config.training
+    problems = draw_problems(prompts_path, sampling.prompts, sampling.seed, "expert_iteration.sampling.prompts")
+    device = resolve_device(sampling.device)
+    torch.manual_seed(training.seed)
+    generator = torch.Generator(device).manual_seed(sampling.seed)
+    load_policy(policy_path, torch.device("cpu"), training.dtype)  # imports the model's code: not to be measured
+    before = resident_bytes()
+    tokenizer, policy = load_tokenizer(policy_path), load_policy(policy_path, device, training.dtype)
+    record = Record(
+        out,
+        "expert_iteration",
+        asdict(config),
+        threads,
+        trainer="own",
+        name=name,
+        seed=sampling.seed,
+        device=str(device),
+    )
+    phases, progress = Phases(device), Progress(config.rounds, name or "expert iteration", unit="round")
+    generated = responses = trained = 0
+    solved, kept = set(), []
+    for number in range(config.rounds):
+        with phases("generate"):
+            rows, metrics = collect(policy, tokenizer, problems, config, generator)
+        if not rows:
+            raise SettingsError(
+                f"round {number}: none of the {metrics['round_responses']} sampled responses is correct, so there is "
+                "nothing to train on."
+            )
+        solved |= metrics.pop("solved")
+        generated, responses = generated + metrics.pop("round_tokens"), responses + metrics.pop("round_responses")
+        kept += [{"round": number, **row} for row in rows]
+        for row in rows[:: max(len(rows) // 4, 1)][:4]:
+            record.sample(step=number, prompt=row["prompt"], response=row["answer"], hinted=row["hinted"])
+        if config.restart:
+            policy = load_policy(policy_path, device, training.dtype)
+        optimiser, scheduler = make_optimiser(policy, training.optimiser, training.steps)
+        steps: list[dict] = []
+        fit(
+            policy,
+            tokenizer,
+            optimiser,
+            scheduler,
+            encode_examples(tokenizer, rows),
+            training,
+            phases,
+            lambda _, step, steps=steps: steps.append(step),
+        )
+        trained += sum(step["batch_tokens"] for step in steps)
+        seconds = phases.next_step()
+        record.log(
+            number,
+            {
+                **metrics,
+                "prompts_never_solved": 1 - len(solved) / len(problems),  # in no round so far, without a hint
+                "loss": sum(step["loss"] for step in steps) / len(steps),
+                "loss_last": steps[-1]["loss"],
+                "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
+                "generated_tokens": generated,
+                "trained_tokens": trained,
+                **seconds,
+                "step_seconds": sum(seconds.values()),
+            },
+        )
+        progress.update(number + 1, accepted=len(rows), acceptance=metrics["acceptance_rate"], loss=steps[-1]["loss"])
+    progress.close()
+    write_jsonl(Path(out) / "accepted.jsonl", kept)
+    save_policy(policy, tokenizer, Path(out) / "checkpoint")
+    record.finish(
+        phase_seconds=phases.total,
+        generated_tokens=generated,
+        generated_responses=responses,
+        trained_tokens=trained,
+        optimiser_steps=config.rounds * training.steps,
+        memory=component_memory(policy=(policy, optimiser)),
+        peak_memory=peak_memory(device, before),
+    )
+
+
+def main() -> None:
+    parser = stage_parser(__doc__.splitlines()[0])
+    parser.add_argument("--policy", required=True, help="checkpoint to start from")
+    parser.add_argument("--prompts", required=True, help="train problems, JSONL")
+    args = parser.parse_args()
+    use_threads(args.threads)
+    config = parse(ExpertIterationConfig, load_settings(args.settings), "settings")
+    train(config, args.policy, args.prompts, args.out, args.name, args.threads)
+
+
+if __name__ == "__main__":
+    main_guard(main)

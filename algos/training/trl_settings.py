@@ -1,0 +1,465 @@
+"""Our settings in TRL 1.12's names: which of its trainers is the same estimator, with which options, or why none is.
+
+Every setting of an algorithm stands in the table of its trainer with the option that it becomes and the values that
+TRL has; one that is in no table, or a value that is not, is refused. Nothing is approximated.
+
+What TRL divides by is where it differs most from what its options' names say. Over an optimiser step of B responses:
+
+loss_type  divisor of a token of response i                         here
+grpo       B T_i                                                    seq-mean-token-mean
+luspo      B (with the token ratio)                                 seq-mean-token-sum
+dr_grpo    B max_completion_length                                  seq-mean-token-sum-norm
+dapo       tokens of the *rollout batch* / optimiser steps on it    token-mean, with one minibatch
+bnpo       tokens of the micro-batch, then mean over micro-batches  token-mean, if the minibatch is one micro-batch
+sapo       as grpo                                                  SAPO with seq-mean-token-mean
+cispo      as dapo                                                  CISPO with token-mean and one minibatch
+
+B counts masked responses, ours does not. `algos/training/trl_baseline.py` hands these options to TRL.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from algos.algorithm import Algorithm
+from algos.cispo import truncated_objective
+from algos.clipping import clipped_objective
+from algos.estimator import Estimator
+from algos.reinforce import reinforce_objective
+from algos.sapo import gated_objective
+from algos.training.config import RunConfig
+from evaluation.settings import SettingsError
+
+TRL_STD_EPSILON = 1.0e-4  # constant in trl.GRPOTrainer
+NO_VALUE_CLIP = 1.0e9
+NO_EFFECT_CLIP = 0.2  # for objectives without a clip: their ratio is 1, or TRL does not look at it
+SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+LOSS_TYPES = {  # (objective, aggregation) -> loss_type; token-mean: see loss_type()
+    (clipped_objective, "seq-mean-token-mean"): "grpo",
+    (clipped_objective, "seq-mean-token-sum"): "luspo",
+    (clipped_objective, "seq-mean-token-sum-norm"): "dr_grpo",
+    (clipped_objective, "token-mean"): "dapo",
+    (gated_objective, "seq-mean-token-mean"): "sapo",
+    (truncated_objective, "token-mean"): "cispo",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one of our settings is in TRL."""
+
+    option: str | None = None  # TRL's name of it; None: it has no choice
+    values: dict | None = None  # our values -> TRL's; None: every value, the same
+    why: str = ""  # what is said when a value is refused
+
+
+def same(option: str) -> Setting:
+    return Setting(option)
+
+
+def choice(option: str, why: str, **values) -> Setting:
+    return Setting(option, values, why)
+
+
+def only(*values, why: str) -> Setting:
+    return Setting(None, dict.fromkeys(values), why)
+
+
+ANYWHERE = {  # what none of TRL's trainers has
+    "credit": only("response", why="TRL has one advantage per response"),
+    "kl_target": only(None, why="TRL's kl_coef is fixed"),
+    "target_kl": only(None, why="TRL makes all updates of a rollout batch"),
+    "keep": only("all", why="TRL trains on every response that it samples"),
+    "correction": only("none", why="TRL corrects for its own sampler, with vLLM only"),
+    "dual_clip": only(None, why="TRL has no dual clip"),
+}
+
+GROUP = {  # trl.GRPOTrainer
+    **ANYWHERE,
+    "baseline": only("group_mean", why="TRL's GRPO subtracts the mean of the group (its RLOO: leave_one_out)"),
+    "scale": choice(
+        "scale_rewards",
+        "TRL's GRPO has no such scale",
+        group_std="group",
+        batch_std="batch",
+        none="none",
+    ),
+    "std_ddof": only(1, why="TRL takes the sample standard deviation"),
+    "std_epsilon": only(TRL_STD_EPSILON, why="TRL's std_epsilon is fixed"),
+    "ratio": choice(
+        "importance_sampling_level",
+        "TRL's GRPO has no such ratio (its RLOO: product)",
+        none="token",  # reinforce.py, whose ratio is 1: see _check_group
+        token="token",
+        sequence="sequence",
+        sequence_token="sequence",  # the same in value and gradient where a response has one advantage
+    ),
+    "clip_low": same("epsilon"),
+    "clip_high": same("epsilon_high"),
+    "ratio_cap": same("delta"),
+    "is_max": same("epsilon_high"),  # of loss_type cispo: the bound itself
+    "tau_pos": same("sapo_temperature_pos"),
+    "tau_neg": same("sapo_temperature_neg"),
+    "kl_coef": same("beta"),
+    "kl_in": only("loss", why="TRL's GRPO has its KL in the loss (its RLOO and PPO: in the reward)"),
+    "kl_estimator": only("k3", why="TRL's GRPO estimates its KL by k3"),
+    "kl_ratio": same("use_bias_correction_kl"),
+    "entropy_coef": same("entropy_coef"),
+    "mask_truncated": same("mask_truncated_completions"),
+}
+
+LEAVE_ONE_OUT = {  # trl.RLOOTrainer
+    **ANYWHERE,
+    "baseline": only("leave_one_out", why="TRL's RLOO leaves the own response out"),
+    "scale": only("none", why="TRL's RLOO does not divide its advantages"),
+    "ratio": only("product", "none", why="TRL's RLOO has the ratio of whole responses"),
+    "clip_low": same("epsilon"),
+    "clip_high": same("epsilon_high"),
+    "ratio_cap": only(None, why="TRL's RLOO does not cap its ratio"),
+    "kl_coef": same("beta"),
+    "kl_in": only("reward", why="TRL's RLOO has its KL in the reward"),
+    "kl_estimator": only("k1", why="TRL's RLOO estimates its KL by k1"),
+    "entropy_coef": only(0.0, why="TRL's RLOO has no entropy bonus"),
+    "mask_truncated": only(False, why="TRL's RLOO counts masked responses in its divisor, ours does not"),
+}
+
+CRITIC = {  # trl.experimental.ppo.PPOTrainer
+    **ANYWHERE,
+    "baseline": only("critic", why="TRL's PPO has a critic"),
+    "scale": only("whiten", why="TRL's PPO always whitens its advantages"),
+    "std_ddof": only(1, why="TRL takes the sample standard deviation"),
+    "ratio": only("token", why="TRL's PPO has one ratio per token"),
+    "aggregation": only("token-mean", why="TRL's PPO averages over tokens"),
+    "clip_low": same("cliprange"),
+    "clip_high": Setting(),  # the same as clip_low: see _check_critic
+    "ratio_cap": only(None, why="TRL's PPO does not cap its ratio"),
+    "kl_coef": same("kl_coef"),
+    "kl_in": only("reward", why="TRL's PPO has its KL in the reward"),
+    "kl_estimator": choice("kl_estimator", "TRL's PPO has no such estimator", k1="k1", k3="k3"),
+    "entropy_coef": only(0.0, why="TRL's PPO has no entropy bonus"),
+    "mask_truncated": only(False, why="TRL's PPO masks no response"),
+    "gamma": Setting(
+        "gamma",
+        {1.0: 1.0},
+        "TRL's PPO rewards one position later, the same estimator only with gae_lambda 1 and gamma 1",
+    ),
+    "gae_lambda": Setting(
+        "lam",
+        {1.0: 1.0},
+        "TRL's PPO rewards one position later, the same estimator only with gae_lambda 1 and gamma 1",
+    ),
+    "gae_lambda_critic": only(None, 1.0, why="TRL's PPO has one lambda for policy and critic"),
+    "whiten_rewards": only(False, why="TRL's PPO whitens over one more position per response"),
+    "value_clip": same("cliprange_value"),
+    "value_coef": same("vf_coef"),
+    "critic": only("separate", why="TRL's PPO has a critic of its own"),
+    "critic_head": Setting(),  # the module is built here
+    "critic_detach": Setting(),
+    "critic_init": only("policy", why="the twin's critic starts from the policy"),
+    "value_warmup": only(0, why="TRL's PPO trains policy and critic from the first step"),
+}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One of TRL's trainers."""
+
+    kind: str  # grpo, rloo or ppo
+    table: dict[str, Setting]
+    objectives: tuple = field(default=())  # of ours, that it can have
+
+
+TWINS = {
+    "grpo": Twin("grpo", GROUP, (clipped_objective, gated_objective, truncated_objective, reinforce_objective)),
+    "rloo": Twin("rloo", LEAVE_ONE_OUT, (clipped_objective, reinforce_objective)),
+    "ppo": Twin("ppo", CRITIC, (clipped_objective,)),
+}
+
+
+def twin_of(config: RunConfig) -> Twin:
+    """The TRL trainer for a run, whose settings may still be refused. Raises SettingsError if none can be it."""
+    entry, settings = config.algorithm_entry, config.algorithm_config
+    kind = "ppo" if settings.has_critic else "rloo" if settings.baseline == "leave_one_out" else "grpo"
+    own = entry.advantages is Algorithm.advantages and entry.adapt is Algorithm.adapt and entry.update is None
+    if not own or entry.objective not in TWINS[kind].objectives:
+        raise SettingsError(
+            f"trainer trl: there is no TRL twin of {config.algorithm!r}: TRL's {kind.upper()}Trainer has not its "
+            f"objective, {entry.term(settings)}."
+        )
+    return TWINS[kind]
+
+
+def without_effect(settings: Estimator) -> set[str]:
+    """Settings that change nothing given the others, so that any value will do."""
+    names = {"kl_horizon", "max_rounds", "correction_low", "correction_high"}  # of what is refused or off anyway
+    if settings.scale == "none":
+        names |= {"std_ddof", "std_epsilon"}
+    if settings.scale == "whiten":
+        names |= {"std_epsilon"}
+    if not settings.kl_coef:
+        names |= {"kl_in", "kl_estimator", "kl_direction", "kl_ratio"}
+    if settings.kl_estimator != "full":
+        names |= {"kl_direction"}
+    if settings.kl_in == "reward":
+        names |= {"kl_ratio"}
+    if settings.has_critic:
+        names |= {"credit"}
+    return names
+
+
+def check(config: RunConfig) -> None:
+    """Raise SettingsError unless TRL can run these settings as the same estimator; it names the setting to change."""
+    _check_run(config)
+    twin, settings = twin_of(config), config.algorithm_config
+    elsewhere = {"aggregation", "aggregation_length", *without_effect(settings)} - set(twin.table)
+    unseen = without_effect(settings)
+    for name in (f.name for f in fields(settings)):
+        value, known = getattr(settings, name), twin.table.get(name)
+        if name in unseen or name in elsewhere:
+            continue
+        if known is None:
+            refuse(f"TRL's {twin.kind.upper()} has no {name}", value, "remove it")
+        if known.values is not None and value not in known.values:
+            refuse(known.why, value, f"set settings.{name} to {' or '.join(map(_text, known.values))}")
+    {"grpo": _check_group, "rloo": _check_leave_one_out, "ppo": _check_critic}[twin.kind](config, settings)
+
+
+def refuse(why: str, value, fix: str) -> None:
+    raise SettingsError(f"trainer trl: {why}, got {_text(value)}; {fix}.")
+
+
+def _text(value) -> str:
+    """A value as a study file spells it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_run(config: RunConfig) -> None:
+    if config.needs_reward_model or config.reward_scale_running:
+        raise SettingsError(
+            "trainer trl: only rule rewards are handed to TRL, not reward_model, nor reward_scale_running."
+        )
+    if config.reward_combination == "normalise_each":
+        raise SettingsError(
+            "trainer trl: reward_combination normalise_each is not handed to TRL, which gets one number per response "
+            "and whose own version normalises their sum over the batch as well."
+        )
+    if config.budget_tokens is not None:
+        refuse("TRL trains for a number of steps, not of tokens", config.budget_tokens, "set budget_tokens to null")
+
+
+def _check_on_policy(config: RunConfig) -> None:
+    if config.algorithm_entry.objective is reinforce_objective and config.updates_per_step != 1:
+        refuse(
+            "TRL's loss has a ratio, without effect on the first optimiser step of a rollout batch only",
+            f"epochs x minibatches = {config.updates_per_step}",
+            f"set both to 1 for {config.algorithm}",
+        )
+
+
+def _check_group(config: RunConfig, settings: Estimator) -> None:
+    _check_on_policy(config)
+    kind = loss_type(config)
+    if kind is None:
+        refuse(
+            f"TRL's GRPO has {config.algorithm}'s objective with another aggregation",
+            settings.aggregation,
+            f"set settings.aggregation to {' or '.join(a for o, a in LOSS_TYPES if o is config.algorithm_entry.objective)}",
+        )
+    if kind == "cispo" and config.minibatches > 1:
+        refuse(
+            "TRL's cispo divides by the rollout batch's tokens, ours by the minibatch's",
+            f"minibatches {config.minibatches}",
+            "set minibatches to 1 (and epochs above 1, so that ratios leave 1)",
+        )
+    if kind == "dr_grpo" and settings.aggregation_length != config.max_response_tokens:
+        refuse(
+            "TRL's dr_grpo divides by the length limit",
+            settings.aggregation_length,
+            "set settings.aggregation_length to null",
+        )
+    if settings.kl_coef and settings.kl_ratio and settings.ratio.startswith("sequence"):
+        refuse(
+            f"TRL multiplies the KL by the ratio of the loss, {settings.ratio}, ours by the token's",
+            "kl_ratio true",
+            "set settings.kl_ratio to false",
+        )
+    if settings.mask_truncated and settings.aggregation != "token-mean":
+        refuse(
+            "TRL counts masked responses in its divisor, ours does not: mask_truncated is the same with token-mean only",
+            settings.aggregation,
+            "set settings.aggregation to token-mean, or mask_truncated to false",
+        )
+    if settings.entropy_coef and settings.aggregation != "token-mean":
+        refuse(
+            "TRL averages the entropy over tokens, whatever its loss_type",
+            settings.aggregation,
+            "set settings.aggregation to token-mean, or entropy_coef to 0",
+        )
+
+
+def _check_leave_one_out(config: RunConfig, settings: Estimator) -> None:
+    _check_on_policy(config)
+    if config.algorithm_entry.objective is reinforce_objective:
+        if settings.aggregation != "seq-mean-token-sum":
+            refuse(
+                "TRL's RLOO sums over tokens", settings.aggregation, "set settings.aggregation to seq-mean-token-sum"
+            )
+    elif settings.ratio != "product":
+        refuse("TRL's RLOO has the ratio of whole responses", settings.ratio, "set settings.ratio to product")
+
+
+def _check_critic(config: RunConfig, settings: Estimator) -> None:
+    if config.optimiser.name != "adamw":
+        raise SettingsError(
+            "trainer trl: the twin of ppo has one AdamW for policy and critic, got optimiser.name "
+            f"{config.optimiser.name}; use adamw."
+        )
+    if config.optimiser.schedule != "constant" or config.optimiser.warmup_steps:
+        raise SettingsError(
+            "trainer trl: TRL's PPO steps its schedule once per rollout batch; use schedule: constant, no warm-up."
+        )
+    if settings.clip_low != settings.clip_high:
+        raise SettingsError(
+            f"trainer trl: TRL's PPO has one clip range, got clip_low {settings.clip_low} and clip_high "
+            f"{settings.clip_high}; set both to one value."
+        )
+
+
+def loss_type(config: RunConfig) -> str | None:
+    """TRL's name for a group method's objective and aggregation; None if it has none.
+
+    reinforce.py's objective has the gradient of the clipped one where the ratio is 1. With several minibatches TRL's
+    dapo is not our token-mean, while its bnpo is, if the minibatch is one micro-batch.
+    """
+    objective = config.algorithm_entry.objective
+    if objective is reinforce_objective:
+        objective = clipped_objective
+    kind = LOSS_TYPES.get((objective, config.algorithm_config.aggregation))
+    return "bnpo" if kind == "dapo" and config.minibatches > 1 else kind
+
+
+def translated(config: RunConfig, table: dict[str, Setting]) -> dict:
+    """The run's settings as TRL's options, by the table."""
+    settings, options = config.algorithm_config, {}
+    for name, known in table.items():
+        if known.option is not None and hasattr(settings, name):
+            value = getattr(settings, name)
+            options[known.option] = value if known.values is None else known.values.get(value, value)
+    return options
+
+
+def shared_arguments(config: RunConfig, out: str, device) -> dict:
+    """Options of transformers.TrainingArguments that all of TRL's trainers take."""
+    optimiser = config.optimiser
+    return {
+        "output_dir": str(Path(out) / "trl"),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "learning_rate": optimiser.learning_rate,
+        "lr_scheduler_type": SCHEDULERS[optimiser.schedule],
+        "warmup_steps": optimiser.warmup_steps,
+        "optim": "adamw_torch",
+        "adam_beta1": optimiser.adam_beta1,
+        "adam_beta2": optimiser.adam_beta2,
+        "adam_epsilon": optimiser.adam_epsilon,
+        "weight_decay": optimiser.weight_decay,
+        "max_grad_norm": optimiser.max_grad_norm or 0.0,
+        "temperature": config.temperature,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "fp16": False,
+        "use_cpu": device.type == "cpu",
+        "report_to": [],
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": device.type != "cpu",
+    }
+
+
+def _sampling_arguments(config: RunConfig, out: str, device, micro: int) -> dict:
+    """Options that trl.GRPOConfig and trl.RLOOConfig share; micro responses go through the model at once."""
+    minibatch = config.responses_per_step // config.minibatches
+    return {
+        **shared_arguments(config, out, device),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": minibatch // micro,
+        "steps_per_generation": config.responses_per_step // micro,
+        "num_iterations": config.epochs,
+        "num_generations": config.group_size,
+        "max_completion_length": config.max_response_tokens,
+        "max_steps": config.steps * config.minibatches * config.epochs,
+        "logging_steps": config.minibatches * config.epochs,
+        "shuffle_dataset": False,
+        "epsilon": NO_EFFECT_CLIP,
+        "epsilon_high": NO_EFFECT_CLIP,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "mask_truncated_completions": False,
+        "sync_ref_model": False,
+        "disable_dropout": True,
+        "use_vllm": False,
+        "remove_unused_columns": False,
+        "log_completions": False,
+    }
+
+
+def grpo_arguments(config: RunConfig, out: str, device) -> dict:
+    """Options of trl.GRPOConfig that make it the run's estimator."""
+    minibatch = config.responses_per_step // config.minibatches
+    micro = math.gcd(minibatch, config.micro_batch_size)  # equal micro-batches, over which TRL's loss adds up exactly
+    kind = loss_type(config)
+    if kind == "bnpo" or config.algorithm_config.entropy_coef:  # these are means over the micro-batch's tokens
+        micro = minibatch
+    return {
+        **_sampling_arguments(config, out, device, micro),
+        "loss_type": kind,
+        "multi_objective_aggregation": "sum_then_normalize",
+        "delta": None,
+        "use_adaptive_entropy": False,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "use_liger_kernel": False,
+        **translated(config, GROUP),
+    }
+
+
+def rloo_arguments(config: RunConfig, out: str, device) -> dict:
+    """Options of trl.RLOOConfig that make it the run's estimator."""
+    micro = math.gcd(config.responses_per_step // config.minibatches, config.micro_batch_size)
+    return {
+        **_sampling_arguments(config, out, device, micro),
+        "normalize_advantages": False,
+        "reward_clip_range": None,
+        **translated(config, LEAVE_ONE_OUT),
+    }
+
+
+def ppo_arguments(config: RunConfig, out: str, device) -> dict:
+    """Options of trl.experimental.ppo.PPOConfig that make it the run's estimator."""
+    options = translated(config, CRITIC)
+    if options["cliprange_value"] is None:
+        options["cliprange_value"] = NO_VALUE_CLIP
+    return {
+        **shared_arguments(config, out, device),
+        "per_device_train_batch_size": config.responses_per_step,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": config.minibatches,
+        "num_ppo_epochs": config.epochs,
+        "total_episodes": config.steps * config.responses_per_step,
+        "local_rollout_forward_batch_size": config.responses_per_step,
+        "response_length": config.max_response_tokens,
+        "stop_token": "eos",
+        "missing_eos_penalty": None,
+        "num_sample_generations": 0,
+        "logging_steps": 1,
+        "whiten_rewards": False,
+        **options,
+    }

@@ -1,0 +1,89 @@
+"""TRPO's step on a language model: gradients, Fisher-vector products and KL by micro-batches; see algos/trpo.py."""
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from algos.estimator import Estimator
+from algos.kl import kl_full
+from algos.masked import masked_sum
+from algos.training.config import RunConfig
+from algos.training.logprobs import micro_batches, token_logits
+from algos.training.optimise import optimiser_step
+from algos.training.types import Batch, Totals
+from algos.training.update import Learner, accumulate_gradients, micro_batch_losses
+
+
+def trust_region_update(
+    batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, generator: torch.Generator, warming_up: bool
+) -> list[dict[str, float]]:
+    """One trust-region step of the policy and one optimiser step of the critic on the whole rollout batch."""
+    metrics = accumulate_gradients(batch, learner, config, settings, warming_up)
+    if learner.critic is not None:
+        metrics["critic_grad_norm"] = optimiser_step(
+            learner.critic, learner.critic_optimiser, learner.critic_scheduler, config.optimiser.max_grad_norm
+        )
+    if not warming_up:
+        metrics |= TrustRegion(batch, learner, config, settings, generator).step()
+        learner.policy.zero_grad(set_to_none=True)
+    return [{name: float(value) for name, value in metrics.items()}]
+
+
+class TrustRegion:
+    """The functions that algos.trpo.trust_region_step asks for, on the policy's parameters as one vector."""
+
+    def __init__(self, batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, generator):
+        self.batch, self.learner, self.config, self.settings = batch, learner, config, settings
+        self.parameters = [p for p in learner.policy.parameters() if p.requires_grad]
+        self.start = [p.detach().clone() for p in self.parameters]
+        self.totals = Totals.of(batch.loss_mask)
+        order = torch.randperm(len(batch), generator=generator, device=generator.device)
+        self.fisher_batch = batch.select(order[: settings.fisher_responses])
+        with torch.no_grad():
+            self.old = [self._all_logprobs(batch.select(rows)) for rows in self._micro(batch)]
+
+    def step(self) -> dict[str, float]:
+        gradient = torch.cat([p.grad.flatten() for p in self.parameters])
+        norm = gradient.norm().item()
+        figures = self.config.algorithm_entry.update(
+            gradient, self.fisher_product, self.evaluate, self.move, self.settings
+        )
+        return {"grad_norm": norm, **figures}
+
+    def _micro(self, batch: Batch):
+        return micro_batches(batch, self.config.micro_batch_size)
+
+    def _all_logprobs(self, part: Batch) -> Tensor:
+        logits = token_logits(self.learner.policy, part) / self.config.temperature
+        return torch.log_softmax(logits, dim=-1)  # (B, T, V)
+
+    def fisher_product(self, vector: Tensor) -> Tensor:
+        """H v for the mean KL(old || new) over the tokens of the Fisher responses, by a double backward pass."""
+        tokens = Totals.of(self.fisher_batch.loss_mask).response_tokens
+        result = torch.zeros_like(vector)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            for rows in self._micro(self.fisher_batch):
+                part = self.fisher_batch.select(rows)
+                new = self._all_logprobs(part)
+                kl = masked_sum(kl_full(new.detach(), new), part.loss_mask) / tokens
+                first = torch.autograd.grad(kl, self.parameters, create_graph=True)
+                slope = torch.cat([g.flatten() for g in first]) @ vector
+                second = torch.autograd.grad(slope, self.parameters)
+                result += torch.cat([g.flatten() for g in second])
+        return result
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Surrogate loss and mean KL(old || new) per token at the current parameters."""
+        loss = kl = 0.0
+        for rows, old in zip(self._micro(self.batch), self.old, strict=True):
+            part = self.batch.select(rows)
+            loss += micro_batch_losses(part, self.learner, self.config, self.settings, self.totals)[0].item()
+            kl += masked_sum(kl_full(old, self._all_logprobs(part)), part.loss_mask).item()
+        return loss, kl / self.totals.response_tokens
+
+    @torch.no_grad()
+    def move(self, fraction: float, step: Tensor) -> None:
+        sizes = [p.numel() for p in self.parameters]
+        for parameter, start, piece in zip(self.parameters, self.start, step.split(sizes), strict=True):
+            parameter.copy_(start + fraction * piece.view_as(parameter))

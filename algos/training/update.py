@@ -1,0 +1,156 @@
+"""(4-6) A rollout batch -> advantages -> losses -> optimiser steps, for the policy and, if there is one, the critic."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algos.advantages import per_minibatch
+from algos.algorithm import Algorithm
+from algos.estimator import Estimator
+from algos.training.batch_metrics import reduce
+from algos.training.config import RunConfig
+from algos.training.logprobs import in_micro_batches, micro_batches, policy_outputs, token_logprobs
+from algos.training.optimise import optimiser_step
+from algos.training.types import Batch, Totals
+
+STOP_FACTOR = 1.5  # the updates on a batch end once the approximate KL exceeds this times target_kl
+
+
+@dataclass
+class Learner:
+    """The models that a run trains and those that it compares with."""
+
+    policy: Any
+    optimiser: Any
+    scheduler: Any
+    critic: Any = None  # SeparateCritic or SharedCritic
+    critic_optimiser: Any = None
+    critic_scheduler: Any = None
+    reference: Any = None  # frozen start
+
+
+def prepare(batch: Batch, learner: Learner, config: RunConfig, settings: Estimator) -> tuple[Batch, Tensor]:
+    """The batch with old and reference log-probabilities and values; and the policy's entropies (B, T)."""
+    size, temperature = config.micro_batch_size, config.temperature
+    in_reward = settings.needs_full_kl and settings.kl_in == "reward"
+
+    def outputs(part):
+        out = policy_outputs(learner.policy, part, temperature, True, learner.reference if in_reward else None)
+        full = out.full_kl if in_reward else torch.zeros_like(out.logprobs)
+        return torch.stack((out.logprobs, out.entropies, full), dim=-1)
+
+    logprobs, entropies, full_kl = in_micro_batches(outputs, batch, size).unbind(-1)
+    batch = replace(batch, old_logprobs=logprobs, full_kl=full_kl if in_reward else None)
+    if learner.reference is not None:
+        ref = in_micro_batches(lambda part: token_logprobs(learner.reference, part, temperature)[0], batch, size)
+        batch = replace(batch, ref_logprobs=ref)
+    if learner.critic is not None:
+        batch = replace(batch, values=in_micro_batches(learner.critic.values, batch, size))
+    return batch, entropies
+
+
+def with_advantages(batch: Batch, algorithm: Algorithm, settings: Estimator) -> Batch:
+    """The batch with its advantages and, for a critic, its returns."""
+    batch = replace(batch, advantages=algorithm.advantages(batch, settings))
+    if settings.has_critic:
+        batch = replace(batch, returns=algorithm.returns(batch, settings))
+    return batch
+
+
+def kept(settings: Estimator, truncated: Tensor, correct: Tensor) -> Tensor | None:
+    """(B,) True for the responses that count in the losses; None where all do."""
+    keep = torch.ones_like(truncated)
+    if settings.mask_truncated:
+        keep = keep & ~truncated
+    if settings.keep == "correct":
+        keep = keep & (correct.to(truncated.device) == 1)
+    return keep if settings.mask_truncated or settings.keep == "correct" else None
+
+
+def minibatch_rows(responses: int, config: RunConfig, generator: torch.Generator):
+    """Row indices of each optimiser step: whole responses, shuffled afresh in every epoch."""
+    for _ in range(config.epochs):
+        order = torch.randperm(responses, generator=generator, device=generator.device)
+        yield from order.split(responses // config.minibatches)
+
+
+def update(
+    batch: Batch,
+    learner: Learner,
+    config: RunConfig,
+    settings: Estimator,
+    generator: torch.Generator,
+    warming_up: bool = False,
+) -> list[dict[str, float]]:
+    """All optimiser steps on one rollout batch; the metrics of each. warming_up trains the critic alone."""
+    steps = []
+    for rows in minibatch_rows(len(batch), config, generator):
+        minibatch = batch.select(rows)
+        minibatch = replace(minibatch, advantages=per_minibatch(minibatch.advantages, minibatch.loss_mask, settings))
+        metrics = accumulate_gradients(minibatch, learner, config, settings, warming_up)
+        limit = config.optimiser.max_grad_norm
+        if not warming_up:
+            norm = optimiser_step(learner.policy, learner.optimiser, learner.scheduler, limit)
+            metrics |= {"grad_norm": norm, "grad_clipped": float(limit is not None and norm > limit)}
+        if learner.critic is not None:
+            metrics["critic_grad_norm"] = optimiser_step(
+                learner.critic, learner.critic_optimiser, learner.critic_scheduler, limit
+            )
+        steps.append({name: float(value) for name, value in metrics.items()})
+        if settings.target_kl is not None and steps[-1].get("approx_kl_k3", 0.0) > STOP_FACTOR * settings.target_kl:
+            break
+    return steps
+
+
+def micro_batch_losses(
+    part: Batch, learner: Learner, config: RunConfig, settings: Estimator, totals: Totals, warming_up: bool = False
+) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
+    """Policy loss (None while warming up) and value loss (None without a critic) of one micro-batch, and metrics."""
+    algorithm, metrics = config.algorithm_entry, {}
+    policy_loss = value_loss = states = None
+    mask = part.loss_mask
+    if not warming_up:
+        full = settings.needs_full_kl and settings.kl_in == "loss"
+        outputs = policy_outputs(
+            learner.policy,
+            part,
+            config.temperature,
+            entropy=settings.entropy_coef > 0,
+            reference=learner.reference if full else None,
+            direction=settings.kl_direction,
+        )
+        policy_loss, metrics = algorithm.loss(
+            outputs.logprobs,
+            part.old_logprobs,
+            part.advantages,
+            mask,
+            settings,
+            totals,
+            ref_logprobs=part.ref_logprobs,
+            sampler_logprobs=part.sampler_logprobs,
+            entropies=outputs.entropies,
+            full_kl=outputs.full_kl,
+        )
+        metrics, states = {"policy_loss": policy_loss.detach(), **metrics}, outputs.states
+    if learner.critic is not None:
+        values = learner.critic.values(part, states, frozen=warming_up)
+        value_loss, value_metrics = algorithm.value_loss(values, part.values, part.returns, mask, settings, totals)
+        metrics |= value_metrics
+    return policy_loss, value_loss, metrics
+
+
+def accumulate_gradients(
+    minibatch: Batch, learner: Learner, config: RunConfig, settings: Estimator, warming_up: bool = False
+) -> dict[str, Tensor]:
+    """Add the gradients of one optimiser step, micro-batch by micro-batch; the metrics of the whole step."""
+    totals = Totals.of(minibatch.loss_mask)
+    parts = []
+    for rows in micro_batches(minibatch, config.micro_batch_size):
+        policy_loss, value_loss, metrics = micro_batch_losses(
+            minibatch.select(rows), learner, config, settings, totals, warming_up
+        )
+        sum(loss for loss in (policy_loss, value_loss) if loss is not None).backward()
+        parts.append(metrics)
+    return {name: reduce(name, [part[name] for part in parts], sum) for name in parts[0]}

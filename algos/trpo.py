@@ -1,0 +1,112 @@
+"""TRPO: a natural-gradient step of a size that a hard bound on KL(old || new) allows. What PPO approximates.
+
+    maximise  1 / sum_i T_i  sum_it rho_it A_it   subject to   mean_it KL(pi_old(. | s_it) || pi(. | s_it)) <= max_kl
+    H x = g by conjugate gradient,   step = sqrt(2 max_kl / x'Hx) x,   halved until the surrogate rises within the bound
+
+g is the surrogate's gradient and H the Hessian of the mean KL at the old policy, the Fisher matrix. Source: Schulman et
+al. 2015, arXiv:1502.05477, section 6 and appendix C. Each conjugate-gradient iteration costs a double backward pass and
+several vectors of the size of the parameters, which is why it is for small models: a reference, not a contender.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algos.algorithm import Algorithm
+from algos.critic import WithCritic
+from algos.estimator import needs_ratio
+
+
+@dataclass(frozen=True)
+class TRPOConfig(WithCritic):
+    kl_in: str = "reward"
+    kl_estimator: str = "k1"
+    max_kl: float = 0.01  # bound on the mean KL(old || new) per token, in nats, for each step
+    cg_iterations: int = 10
+    cg_damping: float = 0.1  # added to the diagonal of the Fisher matrix
+    line_search_steps: int = 10  # halvings of the step before it is given up
+    fisher_responses: int = 32  # responses that the Fisher matrix is estimated from
+
+    def __post_init__(self):
+        super().__post_init__()
+        needs_ratio(self)
+        for name in ("max_kl", "cg_iterations", "line_search_steps", "fisher_responses"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.critic != "separate":
+            raise ValueError(
+                f"trpo needs critic separate, got {self.critic}: a value loss on its backbone obeys no bound"
+            )
+        if self.cg_damping < 0:
+            raise ValueError(f"cg_damping must be at least 0, got {self.cg_damping}")
+
+    def warnings(self, optimiser_steps: int = 1) -> list[str]:
+        return super().warnings(2)  # its one step is a line search, in which the ratios leave 1
+
+
+def surrogate_objective(log_ratio, logprobs, advantages, mask, config):
+    """ratio A: (B, T)."""
+    return log_ratio.exp() * advantages, {}
+
+
+def conjugate_gradient(product, g: Tensor, iterations: int, tolerance: float = 1.0e-10) -> Tensor:
+    """x with H x = g, H given by product(v) = H v and positive definite; all (N,)."""
+    x, residual, direction = torch.zeros_like(g), g.clone(), g.clone()
+    square = residual @ residual
+    for _ in range(iterations):
+        if square < tolerance:
+            break
+        curved = product(direction)
+        rate = square / (direction @ curved)
+        x = x + rate * direction
+        residual = residual - rate * curved
+        new_square = residual @ residual
+        direction = residual + new_square / square * direction
+        square = new_square
+    return x
+
+
+def full_step(x: Tensor, curved: Tensor, max_kl: float) -> Tensor:
+    """sqrt(2 max_kl / x'Hx) x, with curved = H x: the step at which the quadratic model of the KL is max_kl."""
+    return x * (2 * max_kl / (x @ curved).clamp(min=1e-20)).sqrt()
+
+
+def trust_region_step(gradient: Tensor, fisher_product, evaluate, move, config: TRPOConfig) -> dict[str, float]:
+    """Move the parameters by one trust-region step, or not at all.
+
+    gradient        (N,) of the surrogate loss, which is minimised
+    fisher_product  v -> H v, without damping
+    evaluate        () -> (surrogate loss, mean KL(old || new)) at the current parameters
+    move            fraction, step -> sets the parameters to old + fraction * step
+    """
+    if not bool(gradient.any()):
+        return {"step_fraction": 0.0, "line_search_kl": 0.0, "surrogate_gain": 0.0}
+
+    def damped(v):
+        return fisher_product(v) + config.cg_damping * v
+
+    x = conjugate_gradient(damped, -gradient, config.cg_iterations)
+    step = full_step(x, damped(x), config.max_kl)
+    start, _ = evaluate()
+    fraction = 1.0
+    for _ in range(config.line_search_steps):
+        move(fraction, step)
+        loss, kl = evaluate()
+        if loss < start and kl <= config.max_kl:
+            return {"step_fraction": fraction, "line_search_kl": kl, "surrogate_gain": start - loss}
+        fraction /= 2
+    move(0.0, step)
+    return {"step_fraction": 0.0, "line_search_kl": 0.0, "surrogate_gain": 0.0}
+
+
+ALGORITHM = Algorithm(
+    TRPOConfig(),
+    surrogate_objective,
+    lambda config: f"rho A  subject to  mean KL(old || new) <= {config.max_kl:g}",
+    "a natural-gradient step under a hard KL bound; the reference that PPO approximates",
+    "arXiv:1502.05477, section 6",
+    relative="ppo",
+    run={"epochs": 1, "minibatches": 1},
+    update=trust_region_step,
+)
