@@ -87,8 +87,7 @@ def leave_one_out_std(rewards: Tensor, ddof: int = 1) -> Tensor:
     others = rewards[:, None, :].expand(-1, group, -1)[:, ~own].view(-1, group, group - 1)  # (P, G, G - 1)
     if group - 1 <= ddof:
         return torch.zeros_like(rewards)
-    equal = others.amax(dim=-1) == others.amin(dim=-1)  # the mean of equal floats may be off by an ulp
-    return torch.where(equal, torch.zeros_like(rewards), others.std(dim=-1, correction=ddof))
+    return others.std(dim=-1, correction=ddof)  # along a dimension: exactly 0 where all are equal
 
 
 def group_advantages(rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int = 1) -> Tensor:

@@ -118,6 +118,11 @@ class Estimator:
                 f"kl_in reward carries no gradient: kl_ratio {self.kl_ratio} and kl_estimator {self.kl_estimator} "
                 "need kl_in loss"
             )
+        if self.kl_ratio and self.kl_estimator not in ("k1", "k3"):
+            raise ValueError(
+                f"kl_ratio makes k1 and k3 unbiased off-policy, got kl_estimator {self.kl_estimator}: times the ratio "
+                "it is the gradient of no divergence"
+            )
         if self.kl_target is not None and not self.kl_coef:
             raise ValueError(f"kl_target {self.kl_target} steers kl_coef, which is 0: start it above 0")
         if self.correction != "none" and self.correction_high <= self.correction_low:

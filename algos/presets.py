@@ -40,6 +40,7 @@ GRPO_AS_TRL = _as(
     "GRPO by TRL's defaults: DAPO's token mean",
     aggregation="token-mean",
     std_epsilon=1.0e-4,
+    kl_ratio=True,  # TRL 1.12's use_bias_correction_kl; without effect as long as kl_coef is 0
 )
 GRPO_AS_VERL = _as(
     grpo.ALGORITHM,
@@ -107,7 +108,10 @@ PPO_AS_TRL = _as(
     ppo.ALGORITHM,
     "ppo",
     "TRL f2cd577, trl.experimental.ppo; checked against the installed 1.12",
-    ("framework defaults of the loop: learning rate 3e-6 for policy and critic, 4 epochs, 1 minibatch",),
+    (
+        "framework defaults of the loop: learning rate 3e-6 for policy and critic, 4 epochs, 1 minibatch",
+        "TRL samples at temperature 0.7; here the temperature is the study's",
+    ),
     {"epochs": 4, "minibatches": 1},
     "PPO by TRL's defaults: lambda 0.95, KL 0.05 in the reward, 4 epochs",
     kl_coef=0.05,

@@ -1,4 +1,4 @@
-"""pass@k, majority votes, and intervals over seeds and questions. Plain numpy, no models."""
+"""pass@k, majority votes, intervals over seeds and questions, a paired test. Plain numpy, no models."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -69,6 +69,32 @@ def clustered_standard_error(scores: np.ndarray) -> float:
     """
     deviations = scores - scores.mean()
     return sqrt((deviations.sum(axis=1) ** 2).sum()) / scores.size
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """Mean of the middle half of all scores, of any shape: floor(n / 4) are dropped at each end.
+
+    Agarwal et al. 2021, arXiv:2108.13264, section 4.3: unlike the median it uses half of the runs, unlike the mean it
+    is not moved by single ones that failed or excelled. Raises ValueError without scores.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=float), axis=None)
+    if not len(ordered):
+        raise ValueError("an interquartile mean needs at least one score")
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test: two models on the same questions, one answer each, right or wrong.
+
+    only_first, only_second: questions that one of the two alone answers right; questions on which they agree say
+    nothing. Under the null hypothesis each falls to either side with probability 1/2 (McNemar 1947).
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"counts must be at least 0, got {only_first} and {only_second}")
+    n = only_first + only_second
+    tail = sum(comb(n, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
 def mean_interval(scores: np.ndarray) -> Interval:

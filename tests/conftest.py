@@ -31,6 +31,7 @@ def fixture_a(padding: float = NAN) -> SimpleNamespace:
         getattr(a, name)[1, 2] = padding
     # as the algorithms see a batch
     a.old_logprobs, a.ref_logprobs, a.response_mask = a.old, a.ref, mask
+    a.greedy_rewards = a.full_kl = None
     return a
 
 
@@ -38,6 +39,12 @@ def fixture_a(padding: float = NAN) -> SimpleNamespace:
 def a(request) -> SimpleNamespace:
     """Fixture A with different things in the padding: none may have an effect."""
     return fixture_a(request.param)
+
+
+def close(got, expected, atol: float = 1e-6) -> None:
+    """Golden numbers stand rounded to seven digits."""
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(got.double(), expected, atol=atol, rtol=0)
 
 
 def gradient(loss, logprobs):

@@ -65,10 +65,24 @@ def test_every_mistake_is_named_with_its_place(values, message):
         ({"algorithm": "grpo", "group_size": 1}, "group_size must be at least 2 for grpo, got 1"),
         ({"algorithm": "grpo", "minibatches": 3}, "must be a multiple of minibatches, got 3"),
         ({"algorithm": "grpo", "rewards": {"helpfulness": 1.0}}, "'helpfulness' is unknown"),
-        ({"algorithm": "gspo", "settings": {"clip": 0.1}}, "'clip' is unknown. .*Allowed: clip_high, clip_low"),
+        (
+            {"algorithm": "gspo", "settings": {"clip": 0.1}},
+            "'clip' is unknown. Did you mean 'clip_low'.*clip_high, clip_low",
+        ),
         ({"algorithm": "ppo", "settings": {"gae_lambda": 2.0}}, r"gae_lambda must be in 0..1, got 2.0"),
         ({"algorithm": "ppo", "dtype": "int8"}, "dtype: 'int8'"),
         ({"algorithm": "ppo", "temperature": 0.0}, "temperature must be above 0"),
+        ({"algorithm": "ppo", "settings": {"whiten_advantages": True}}, "'whiten_advantages' is unknown"),  # scale now
+        ({"algorithm": "ppo", "critic_head": "mlp"}, "'critic_head' is unknown"),  # a setting of the algorithm
+        ({"algorithm": "ppo", "settings": {"critic_head": "tree"}}, "critic_head must be one of linear, mlp"),
+        ({"algorithm": "grpo", "settings": {"critic_head": "mlp"}}, "critic_head is no setting of grpo, which has"),
+        ({"algorithm": "grpo", "budget_tokens": 0}, "budget_tokens must be above 0, got 0"),
+        (
+            {"algorithm": "grpo", "budget_tokens": 100, "optimiser": {"schedule": "linear"}},
+            "schedule must be constant, got linear",
+        ),
+        ({"algorithm": "dapo", "group_size": 1}, "group_size must be at least 2 for dapo, got 1"),
+        ({"algorithm": "trpo", "minibatches": 2}, "epochs and minibatches must be 1, got 1 and 2"),
     ],
 )
 def test_impossible_runs_are_refused(values, message):
@@ -76,8 +90,22 @@ def test_impossible_runs_are_refused(values, message):
         from_dict(RunConfig, {"seed": 0, **values}, "runs.x")
 
 
-def test_ppo_may_have_groups_of_one():
-    assert from_dict(RunConfig, {"algorithm": "ppo", "seed": 0, "group_size": 1}).group_size == 1
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "remax", "reinforce_pp"])
+def test_what_compares_with_no_other_response_may_have_groups_of_one(algorithm):
+    assert from_dict(RunConfig, {"algorithm": algorithm, "seed": 0, "group_size": 1}).group_size == 1
+
+
+def test_a_reward_model_is_needed_for_the_reward_or_for_the_critics_start():
+    assert RunConfig("ppo", 0, {"critic_init": "reward_model"}).needs_reward_model
+    assert RunConfig("grpo", 0, rewards={"reward_model": 1.0}).needs_reward_model
+    assert not RunConfig("ppo", 0).needs_reward_model
+
+
+def test_the_constant_length_is_the_limit_of_responses_unless_it_is_set():
+    run = RunConfig("dr_grpo", 0, max_response_tokens=33)
+    assert run.algorithm_config.aggregation_length == 33
+    assert RunConfig("dr_grpo", 0, {"aggregation_length": 50}).algorithm_config.aggregation_length == 50
+    assert RunConfig("grpo", 0).algorithm_config.aggregation_length is None
 
 
 def test_resolved_settings_hold_the_algorithms_defaults():

@@ -3,7 +3,9 @@ import pytest
 
 from evaluation.statistics import (
     clustered_standard_error,
+    interquartile_mean,
     majority_at_k,
+    mcnemar,
     mean_interval,
     pass_at_k,
     seed_interval,
@@ -51,7 +53,48 @@ def test_golden_wilson(successes, trials, low, high):
 
 
 def test_golden_clustered_standard_error():
-    assert clustered_standard_error(np.array([[1, 1], [1, 0], [0, 0]])) == pytest.approx(0.2357023, abs=1e-6)
+    """Deviations of the clusters sum to 1, 0, -1: sqrt(2) / 6. Taken for independent, the six would give 0.2041241."""
+    scores = np.array([[1, 1], [1, 0], [0, 0]])
+    assert clustered_standard_error(scores) == pytest.approx(0.2357023, abs=1e-6)
+    assert clustered_standard_error(scores.reshape(6, 1)) == pytest.approx(0.2041241, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scores, expected",
+    [
+        (np.arange(1, 9) / 10, 0.45),  # 0.3 to 0.6
+        ([0.0, 0.1, 0.3, 0.4, 0.5, 0.6, 5.0, 9.0], 0.45),  # two are dropped at each end, however far out
+        ([0.90, 0.30, 0.52, 0.55, 0.50], 0.5233333),  # 0.50, 0.52, 0.55; the mean is 0.554
+        ([[0.1, 0.8, 0.3], [0.9, 0.2, 0.4]], 0.425),  # tasks x seeds, taken together: 0.2, 0.3, 0.4, 0.8
+        ([0.7], 0.7),
+    ],
+)
+def test_golden_interquartile_mean(scores, expected):
+    assert interquartile_mean(np.array(scores)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_interquartile_mean_needs_scores():
+    with pytest.raises(ValueError, match="at least one score"):
+        interquartile_mean(np.array([]))
+
+
+@pytest.mark.parametrize(
+    "counts, expected",
+    [
+        ((10, 4), 0.1795654),  # 2 (C(14,0) + ... + C(14,4)) / 2^14 = 2 x 1471 / 16384
+        ((4, 10), 0.1795654),
+        ((5, 5), 1.0),
+        ((0, 0), 1.0),  # no question on which they differ
+        ((6, 0), 0.03125),  # 2 / 64
+    ],
+)
+def test_golden_mcnemar(counts, expected):
+    assert mcnemar(*counts) == pytest.approx(expected, abs=1e-6)
+
+
+def test_mcnemar_refuses_negative_counts():
+    with pytest.raises(ValueError, match="at least 0, got -1 and 3"):
+        mcnemar(-1, 3)
 
 
 def test_golden_paired_difference_of_one_seed():  # 0.3333333 +- 0.2108185 standard errors, t quantile of 5 degrees
@@ -59,6 +102,8 @@ def test_golden_paired_difference_of_one_seed():  # 0.3333333 +- 0.2108185 stand
     interval = mean_interval(a - b)
     assert interval.mean == pytest.approx(1 / 3)
     assert interval.high - interval.mean == pytest.approx(2.5705818 * 0.2108185, abs=1e-5)
+    unpaired = [(mean_interval(x).high - x.mean()) / 2.5705818 for x in (a, b)]
+    assert np.hypot(*unpaired) == pytest.approx(0.2981424, abs=1e-6)  # what ignoring the pairs would give
 
 
 def test_interval_without_question_spread_is_students_over_seeds():

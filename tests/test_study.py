@@ -41,7 +41,9 @@ def test_every_study_file_is_valid(path):
 
 def test_the_smoke_study_has_the_default_studys_keys():
     default = yaml.safe_load((PIPELINES / "config.yaml").read_text())
-    assert list(default) == list(SMOKE) and set(default["runs"]) >= set(SMOKE["runs"])
+    optional = {"expert_iteration", "on_policy_distillation"}
+    assert list(default) == [key for key in SMOKE if key not in optional]
+    assert set(default["runs"]) >= set(SMOKE["runs"])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_the_smoke_study_has_the_default_studys_keys():
         ),
         ("rl.group_size", 1, "runs.grpo: group_size must be at least 2 for grpo, got 1"),
         ("rl.minibatches", 5, "must be a multiple of minibatches, got 5"),
-        ("rl.rewards", {"helpful": 1.0}, "'helpful' is unknown. Allowed: correctness, format, reward_model"),
+        ("rl.rewards", {"helpful": 1.0}, "'helpful' is unknown. Allowed: correctness, edit_similarity, format"),
         ("runs.grpo.algorithm", "grop", "runs.grpo: algorithm: 'grop' is unknown. Did you mean 'grpo'"),
         ("runs.gspo.settings.clip_lo", 0.1, "Did you mean 'clip_low'"),
         ("runs.gspo.settings.clip_low", -1.0, "runs.gspo: settings: clip_low must be at least 0, got -1.0"),
@@ -91,6 +93,30 @@ def test_the_smoke_study_has_the_default_studys_keys():
         ("base_model.path", "./nothing", "neither a folder nor a hub id"),
         ("runs.ppo.settings.gae_lambda", 0.95, "runs.trl_ppo: .*only with gae_lambda 1 and gamma 1, got 0.95"),
         ("runs.grpo.settings.std_epsilon", 1.0e-6, "runs.trl_grpo: .*TRL's std_epsilon is fixed"),
+        ("distillation", None, "on_policy_distillation goes on from student_cold, .*add the section distillation"),
+        ("runs.expert_iteration", {"algorithm": "ppo"}, "a run's name is .* none of .*expert_iteration"),
+        ("rejection_sampling.twin", "yes", "rejection_sampling.twin must be of type boolean, got 'yes'"),
+        ("expert_iteration.rounds", 0, "expert_iteration: rounds must be above 0, got 0"),
+        ("expert_iteration.hint", "so", r"expert_iteration: hint must contain \{answer\} once"),
+        ("expert_iteration.training.trainer", "trl", "expert_iteration.training, key: 'trainer' is unknown"),
+        ("expert_iteration.sampling.prompts", 121, "expert_iteration.sampling.prompts is 121, but task.train is 120"),
+        (
+            "on_policy_distillation.training.prompts_per_step",
+            121,
+            "on_policy_distillation.runs.student_gkd: prompts_per_step is 121, but task.train is 120",
+        ),
+        ("on_policy_distillation.runs.student_gkd.betta", 1.0, "'betta' is unknown. Did you mean 'beta'"),
+        ("on_policy_distillation.runs.student_gkd.beta", 1.5, r"runs.student_gkd: beta must be in 0\.\.1, got 1.5"),
+        ("on_policy_distillation.runs.grpo", {}, "on_policy_distillation.runs.grpo: there is a run of this name"),
+        ("on_policy_distillation.runs.student_cold", {}, "a run's name is"),
+        (
+            "on_policy_distillation.runs.student_gkd.objective",
+            "policy_gradient",
+            "runs.student_gkd: on_policy_share must be 1 for the policy gradient",
+        ),
+        ("on_policy_distillation.runs.trl_student_gkd.twin_of", "grpo", "trl_student_gkd.twin_of: 'grpo' is unknown"),
+        ("on_policy_distillation.runs.trl_student_gkd.beta", 1.0, "a twin takes everything .*; remove beta"),
+        ("on_policy_distillation.training.temperature", 0.9, "runs.trl_student_gkd: trainer trl: .*got 0.9"),
     ],
 )
 def test_mistakes_are_named_with_file_key_value_and_what_is_allowed(path, value, message):
@@ -142,9 +168,51 @@ def test_a_runs_own_settings_win_and_nested_ones_merge():
 
 def test_runs_alone_are_a_study():
     config = changed("runs", {"grpo": SMOKE["runs"]["grpo"]})
-    for section in ("preferences", "reward_model", "rejection_sampling", "distillation"):
+    optional = ("rejection_sampling", "expert_iteration", "distillation", "on_policy_distillation")
+    for section in ("preferences", "reward_model", *optional):
         del config[section]
-    assert Study(config, "x").checkpoints() == {"cold_start": [0], "grpo": [0]}
+    study = Study(config, "x")
+    assert study.checkpoints() == {"cold_start": [0], "grpo": [0]} and study.report()["twins"] == {}
+    config["expert_iteration"] = SMOKE["expert_iteration"]  # needs no teacher
+    assert list(Study(config, "x").checkpoints()) == ["cold_start", "grpo", "expert_iteration"]
+
+
+def test_offspring_and_their_twins_are_evaluated_and_reported():
+    study = Study(SMOKE, "smoke")
+    offspring = list(study.checkpoints())[1 + len(SMOKE["runs"]) :]
+    assert offspring == [
+        "rejection_sft",
+        "trl_rejection_sft",
+        "expert_iteration",
+        "student_cold",
+        "student_distilled",
+        "student_gkd",
+        "trl_student_gkd",
+    ]
+    twins = study.report()["twins"]
+    assert twins["trl_rejection_sft"] == "rejection_sft" and twins["trl_student_gkd"] == "student_gkd"
+    for twin in ("trl_rejection_sft", "trl_student_gkd"):
+        ours, theirs = study.resolved(twins[twin], 3), study.resolved(twin, 3)
+        assert {key: theirs[key] for key in theirs if theirs[key] != ours[key]} == {"trainer": "trl"}
+    without = Study(changed("rejection_sampling.twin", False), "x")
+    assert "trl_rejection_sft" not in without.checkpoints() and "trl_rejection_sft" not in without.report()["twins"]
+
+
+def test_students_and_rounds_share_what_all_stages_share():
+    config = changed("rl.max_response_tokens", 31)
+    config["on_policy_distillation"]["training"]["optimiser"] = {"learning_rate": 1.0e-3, "warmup_steps": 1}
+    config["on_policy_distillation"]["runs"]["student_gkd"]["optimiser"] = {"warmup_steps": 2}
+    config["on_policy_distillation"]["runs"]["student_reverse_kl"] = {"beta": 1.0}
+    study = Study(config, "x")
+    student, rounds = study.resolved("student_gkd", 3), study.resolved("expert_iteration", 3)
+    assert student["seed"] == rounds["sampling"]["seed"] == rounds["training"]["seed"] == 3
+    assert student["max_response_tokens"] == rounds["sampling"]["max_response_tokens"] == 31
+    assert (student["optimiser"]["learning_rate"], student["optimiser"]["warmup_steps"]) == (1.0e-3, 2)
+    other = study.resolved("student_reverse_kl", 3)
+    assert other["optimiser"]["warmup_steps"] == 1 and {**other, "beta": 0.5, "optimiser": 0} == {
+        **student,
+        "optimiser": 0,
+    }
 
 
 def test_the_schema_knows_exactly_the_settings_that_the_stages_know():
@@ -154,10 +222,13 @@ def test_the_schema_knows_exactly_the_settings_that_the_stages_know():
         (properties["task"], TaskSettings, set()),
         (properties["prompt"], PromptSettings, set()),
         (properties["base_model"], stages.ModelConfig, set()),
-        (properties["cold_start"], stages.SupervisedConfig, placed),
+        (properties["cold_start"], stages.SupervisedConfig, {*placed, "trainer"}),
+        (properties["expert_iteration"], stages.ExpertIterationConfig, set()),
+        (properties["on_policy_distillation"]["properties"]["training"], stages.DistilConfig, {*placed, "trainer"}),
         (properties["cold_start"]["properties"]["optimiser"], stages.OptimiserConfig, set()),
         (properties["preferences"], stages.PreferenceConfig, placed),
         (properties["reward_model"], stages.RewardModelConfig, placed),
+        (properties["rl"]["properties"]["reward_settings"], stages.RewardSettings, set()),
         (properties["rl"], stages.RunConfig, {*placed, "algorithm", "trainer", "settings"}),
         (properties["rejection_sampling"]["properties"]["sampling"], stages.RejectionConfig, placed),
         (properties["evaluation"], EvaluationConfig, placed),

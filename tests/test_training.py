@@ -1,17 +1,19 @@
 """The machinery: rollouts, log-probabilities, batches, rewards, the reward model, and one training step."""
 
 import copy
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import fixture_a
+from conftest import close, fixture_a
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
-from algos import ppo
-from algos.training import train as loop
+from algos import ALGORITHMS, ppo
+from algos.training.batch_metrics import batch_metrics, combine
 from algos.training.config import OptimiserConfig, RunConfig
+from algos.training.critics import SeparateCritic, SharedCritic
 from algos.training.logprobs import in_micro_batches, token_logprobs, token_values
 from algos.training.models import (
     ScalarModel,
@@ -26,11 +28,12 @@ from algos.training.optimise import schedule
 from algos.training.preferences import preference_row
 from algos.training.rejection import accept
 from algos.training.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
-from algos.training.rewards import Rewards
 from algos.training.rollouts import decode, sample
 from algos.training.supervised import example_batches
+from algos.training.train import check_first_ratio, train
 from algos.training.types import Totals, make_batch
-from evaluation.settings import SettingsError
+from algos.training.update import Learner, accumulate_gradients, prepare, with_advantages
+from evaluation.settings import SettingsError, read_jsonl, write_jsonl
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -162,31 +165,6 @@ def test_a_prompt_over_the_limit_is_refused():
         encode_prompt(TOKENIZER, "7+5=12", 3)
 
 
-def test_rewards_are_weighted_and_logged_apart():
-    rollouts = random_rollouts(TOKENIZER, [[5], [6]], 2, [1, 1, 1, 1])
-    score = Rewards({"correctness": 1.0, "format": 0.1}, TOKENIZER.pad_token_id)
-    total, parts = score(rollouts, ["#### 5", "#### 6", "6", "#### 6"], ["5", "6"])
-    torch.testing.assert_close(total, torch.tensor([1.1, 0.1, 0.0, 1.1]))
-    assert parts["correctness"].tolist() == [1, 0, 0, 1] and parts["format"].tolist() == [1, 1, 0, 1]
-    with pytest.raises(SettingsError, match="reward_model"):
-        Rewards({"reward_model": 1.0}, 0)
-
-
-def test_learned_rewards_are_normalised_clipped_and_low_for_partial_responses(model):
-    reward_model = ScalarModel(copy.deepcopy(model.base_model), "linear", 0.5, torch.Generator().manual_seed(0))
-    rollouts = random_rollouts(TOKENIZER, PROMPTS, 4, LENGTHS)
-    raw = Rewards({"reward_model": 1.0}, TOKENIZER.pad_token_id, reward_model).learned(rollouts)
-    reward_model.offset, reward_model.gain = raw.mean().item(), 1 / raw.std().item()
-    normal = Rewards({"reward_model": 1.0}, TOKENIZER.pad_token_id, reward_model).learned(rollouts)
-    assert normal.mean().item() == pytest.approx(0, abs=1e-5) and normal.std().item() == pytest.approx(1, abs=1e-5)
-    cut = replace(rollouts, truncated=torch.ones(8, dtype=torch.bool))
-    assert (Rewards({"reward_model": 1.0}, TOKENIZER.pad_token_id, reward_model).learned(cut) <= -1).all()
-    assert (
-        Rewards({"reward_model": 1.0}, TOKENIZER.pad_token_id, reward_model, clip=0.5).learned(rollouts).abs().max()
-        <= 0.5
-    )
-
-
 def test_golden_bradley_terry_loss():
     chosen, rejected = torch.tensor([1.5, 0.2, 2.0]), torch.tensor([0.5, 0.7, -1.0])
     assert bradley_terry_loss(chosen, rejected).item() == pytest.approx(0.4453087, abs=1e-6)
@@ -255,7 +233,7 @@ def test_reward_models_survive_saving(model, tmp_path):
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "gspo"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_ratio_is_one_on_the_first_step_and_micro_batches_do_not_change_the_gradient(algorithm, model, batch):
     """Through the model, as the loop does it: 1, 3 and 8 responses a pass give one gradient."""
     settings = {"kl_coef": 0.1} if algorithm == "grpo" else {}
@@ -264,22 +242,23 @@ def test_the_ratio_is_one_on_the_first_step_and_micro_batches_do_not_change_the_
         config = RunConfig(
             algorithm, 0, settings, prompts_per_step=2, group_size=4, minibatches=1, micro_batch_size=size
         )
-        policy, reference = copy.deepcopy(model), tiny_model(TOKENIZER, 1)
-        critic = (
-            ScalarModel(tiny_model(TOKENIZER, 2).base_model, "linear", 0.3, torch.Generator().manual_seed(0))
-            if config.algorithm_entry.has_critic
-            else None
-        )
-        ready, _ = loop.prepare(batch, policy, reference, critic, config)
-        ready = replace(ready, advantages=config.algorithm_entry.advantages(ready, config.algorithm_config))
-        if critic is not None:
-            ready = replace(ready, returns=config.algorithm_entry.returns(ready, config.algorithm_config))
-        metrics = loop.accumulate_gradients(ready, policy, critic, config)
-        loop.check_first_ratio(metrics)
-        assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5) and float(metrics["clip_fraction"]) == 0
-        results.append(
-            {**gradients(policy), **({f"critic.{k}": v for k, v in gradients(critic).items()} if critic else {})}
-        )
+        chosen, entry = config.algorithm_config, config.algorithm_entry
+        critic = ScalarModel(tiny_model(TOKENIZER, 2).base_model, "linear", 0.3, torch.Generator().manual_seed(0))
+        learner = Learner(copy.deepcopy(model), None, None, reference=tiny_model(TOKENIZER, 1))
+        if chosen.has_critic:
+            learner.critic = SeparateCritic(critic)
+        if chosen.has_critic and chosen.critic == "shared":
+            learner.critic = SharedCritic(learner.policy, chosen.critic_head, chosen.critic_detach)
+        ready, _ = prepare(replace(batch, greedy_rewards=torch.tensor([1.0, 5.0])), learner, config, chosen)
+        ready = replace(ready, sampler_logprobs=ready.old_logprobs)
+        metrics = accumulate_gradients(with_advantages(ready, entry, chosen), learner, config, chosen)
+        check_first_ratio(metrics)
+        assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
+        assert float(metrics.get("clip_fraction", 0)) == 0
+        found = gradients(learner.policy)
+        if chosen.has_critic:
+            found |= {f"critic.{k}": v for k, v in gradients(learner.critic).items()}
+        results.append(found)
     for other in results[1:]:
         for name, expected in results[0].items():
             torch.testing.assert_close(other[name], expected, atol=1e-6, rtol=1e-4)
@@ -287,25 +266,10 @@ def test_the_ratio_is_one_on_the_first_step_and_micro_batches_do_not_change_the_
 
 
 def test_a_wrong_ratio_on_the_first_step_stops_the_run():
-    with pytest.raises(RuntimeError, match="must be 1"):
-        loop.check_first_ratio({"ratio_max": 1.5, "ratio_min": 1.0})
-
-
-def test_prompts_come_in_shuffled_passes_that_depend_on_the_seed_alone():
-    config = RunConfig("grpo", 0, steps=5, prompts_per_step=4)
-    schedule_ = loop.prompt_schedule(10, config)
-    flat = [i for chosen in schedule_ for i in chosen]
-    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
-    assert schedule_ == loop.prompt_schedule(10, RunConfig("ppo", 0, steps=5, prompts_per_step=4))
-    assert schedule_ != loop.prompt_schedule(10, RunConfig("grpo", 1, steps=5, prompts_per_step=4))
-
-
-def test_every_response_is_in_one_minibatch_of_each_epoch():
-    config = RunConfig("grpo", 0, prompts_per_step=2, group_size=4, minibatches=4, epochs=2)
-    rows = [r.tolist() for r in loop.minibatch_rows(8, config, torch.Generator().manual_seed(0))]
-    assert len(rows) == 8 and all(len(r) == 2 for r in rows)
-    first, second = ([i for r in epoch for i in r] for epoch in (rows[:4], rows[4:]))
-    assert sorted(first) == sorted(second) == list(range(8))
+    for off in ({"ratio_max": 1.5, "ratio_min": 1.0}, {"ratio_max": 1.0, "ratio_min": 0.99}):
+        with pytest.raises(RuntimeError, match="must be 1"):
+            check_first_ratio(off)
+    check_first_ratio({"value_loss": 1.0})  # a step of the critic's warm-up has no ratio
 
 
 def test_totals_count_no_empty_response():
@@ -328,7 +292,7 @@ def test_supervised_batches_pass_over_all_examples_before_repeating():
 
 def test_metrics_combine_by_mean_minimum_and_maximum():
     steps = [{"a": 1.0, "r_min": 0.5, "r_max": 2.0}, {"a": 3.0, "r_min": 0.7, "r_max": 1.5}]
-    assert loop.combine(steps) == {"a": 2.0, "r_min": 0.5, "r_max": 2.0}
+    assert combine(steps) == {"a": 2.0, "r_min": 0.5, "r_max": 2.0}
 
 
 def test_models_come_from_a_local_path_as_safetensors_and_only_causal_ones(model, tmp_path):
@@ -362,48 +326,138 @@ def test_an_unusable_device_is_refused_by_name():
         resolve_device("cuda:99")
 
 
-def test_golden_explained_variance_and_entropy():
+def test_golden_batch_metrics():  # Fixture A with the token rewards of section 3.4
     a = fixture_a(0.0)
     rollouts = random_rollouts(TOKENIZER, [[5]], 2, [3, 2])
     batch = replace(
-        make_batch(rollouts, a.rewards, TOKENIZER.pad_token_id), old_logprobs=a.old, ref_logprobs=a.ref, values=a.values
+        make_batch(rollouts, a.rewards, TOKENIZER.pad_token_id),
+        old_logprobs=a.old,
+        ref_logprobs=a.ref,
+        values=a.values,
+        sampler_logprobs=a.old,
     )
-    config = ppo.PPOConfig(kl_coef=0.1)
-    batch = replace(batch, advantages=ppo.advantages(batch, config), returns=ppo.returns(batch, config))
-    metrics = loop.batch_metrics(batch, rollouts, torch.zeros(2, 3), a.rewards)
-    assert metrics["explained_variance"] == pytest.approx(0.0797014, abs=1e-6)
-    assert metrics["advantage_std"] == pytest.approx(1.0, abs=1e-6) and metrics["degenerate_groups"] == 0
-    assert metrics["groups_all_right"] == metrics["groups_all_wrong"] == 0
-
-    class Fixed(torch.nn.Module):  # one state with probabilities [0.5, 0.3, 0.2]: H = 1.0296530
-        def forward(self, input_ids, use_cache):
-            logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
-            return SimpleNamespace(last_hidden_state=logits.expand(*input_ids.shape, 3))
-
-    policy = SimpleNamespace(base_model=Fixed(), get_output_embeddings=lambda: torch.nn.Identity())
-    small = replace(batch, response_ids=batch.response_ids.clamp(max=2))
-    logprobs, entropies = token_logprobs(policy, small, 1.0, entropy=True)
-    assert entropies[0, 0].item() == pytest.approx(1.0296530, abs=1e-6) and entropies[1, 2] == 0
-    assert logprobs[0, 0].exp().item() == pytest.approx([0.5, 0.3, 0.2][small.response_ids[0, 0]], abs=1e-6)
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "gspo"])
-def test_finite_differences_of_each_loss_equal_its_gradient(algorithm):
-    """Fixture A, whose ratios are away from the clip boundaries, with padding left out of the perturbation."""
-    a = fixture_a(0.0)
-    config = RunConfig(algorithm, 0, {"kl_coef": 0.04} if algorithm == "grpo" else {}).algorithm_config
-    advantages = torch.tensor([[1.0], [-0.7]], dtype=torch.float64)
-    if algorithm == "ppo":
-        advantages = advantages.expand(2, 3)
-    loss = RunConfig(algorithm, 0).algorithm_entry.loss
-
-    def value(x):
-        return loss(x, a.old, advantages, a.mask, config, a.totals, ref_logprobs=a.ref)[0]
-
-    assert torch.autograd.gradcheck(value, (a.new.clone().requires_grad_(True),))
-    if algorithm == "ppo":
-        returns = ppo.returns(a, ppo.PPOConfig(kl_coef=0.1))
-        assert torch.autograd.gradcheck(
-            lambda v: ppo.value_loss(v, a.values, returns, a.mask, config, a.totals)[0],
-            ((a.values + 0.07).requires_grad_(True),),
+    batch = with_advantages(batch, ppo.ALGORITHM, ppo.PPOConfig(kl_coef=0.1))
+    metrics = batch_metrics(batch, rollouts, torch.ones(2, 3), a.rewards)
+    expected = {
+        "explained_variance": 0.0797014,
+        "advantage_std": 1.0,
+        "advantage_high": 1.0048312,
+        "advantage_low": -1.2997974,
+        "return_mean": 0.6186956,  # (1.0118490 + 1.0493147 + 1 + 0.0323144) / 5
+        "td_error": 0.26,  # without the penalty: |-0.1|, 0.3, 0.4, |-0.3|, |-0.2|
+        "kl_to_ref_sequence": -0.4581454,  # old - ref: (log 1/2 + log 4/5) / 2
+        "kl_to_ref_k1": -0.1832581,
+        "response_tokens": 2.5,
+        "response_tokens_right": 3.0,
+        "response_tokens_wrong": 2.0,
+        "entropy": 1.0,
+        "degenerate_groups": 0.0,
+        "groups_all_right": 0.0,
+        "groups_all_wrong": 0.0,
+        "kept_responses": 1.0,
+        "sampler_gap_mean": 0.0,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    for reward, share in ((0.0, "groups_all_wrong"), (1.0, "groups_all_right")):
+        same = batch_metrics(
+            replace(batch, rewards=torch.full((2,), reward)), rollouts, torch.ones(2, 3), torch.full((2,), reward)
         )
+        assert same["degenerate_groups"] == same[share] == 1.0
+
+
+class OneState(torch.nn.Module):
+    """A policy whose logits are the same everywhere: its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log())
+        self.base_model = lambda input_ids, use_cache: SimpleNamespace(
+            last_hidden_state=self.logits.expand(*input_ids.shape, 3)
+        )
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+
+def test_golden_entropy_and_its_gradient(batch):  # p = [0.5, 0.3, 0.2]: H = 1.0296530, dH/dz = -p (log p + H)
+    policy = OneState()
+    small = replace(batch, response_ids=batch.response_ids % 3)
+    logprobs, entropies = token_logprobs(policy, small, 1.0, entropy=True)
+    assert entropies[0, 0].item() == pytest.approx(1.0296530, abs=1e-6) and entropies[2, 1] == 0
+    assert logprobs[0, 0].exp().item() == pytest.approx([0.5, 0.3, 0.2][small.response_ids[0, 0]], abs=1e-6)
+    (entropies.sum() / batch.response_mask.sum()).backward()
+    close(policy.logits.grad, [-0.1682529, 0.0522959, 0.1159570])
+
+
+# the loop
+
+
+@pytest.fixture
+def loop(tmp_path):
+    """Runs the loop on a tiny policy and eight problems; returns its record and the lines of its metrics."""
+    save_policy(tiny_model(TOKENIZER, 0, torch.float32), TOKENIZER, tmp_path / "policy")
+    rows = [{"id": f"train/{i}", "question": "q", "prompt": f"{i}+1=", "answer": f"#### {i + 1}"} for i in range(8)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+
+    def run(algorithm: str, settings: dict | None = None, **changes):
+        changes = {"steps": 3, "prompts_per_step": 4, "group_size": 2, "minibatches": 2, **changes}
+        config = RunConfig(
+            algorithm,
+            0,
+            settings or {},
+            max_response_tokens=8,
+            device="cpu",
+            rewards={"correctness": 1.0, "edit_similarity": 1.0},
+            **changes,
+        )
+        train(config, str(tmp_path / "policy"), str(tmp_path / "train.jsonl"), str(tmp_path / "out"))
+        return json.loads((tmp_path / "out" / "run.json").read_text()), read_jsonl(tmp_path / "out" / "metrics.jsonl")
+
+    return run
+
+
+def test_a_token_budget_ends_the_run_after_the_batch_that_reaches_it(loop):
+    _, free = loop("grpo", steps=4)
+    spent = [line["generated_tokens"] for line in free]
+    assert spent == [sum(line["batch_tokens"] for line in free[: i + 1]) for i in range(4)]
+    for budget, steps in ((1, 1), (spent[1] - 1, 2), (spent[1], 2), (spent[1] + 1, 3)):
+        record, lines = loop("grpo", steps=4, budget_tokens=budget)
+        assert [line["generated_tokens"] for line in lines] == spent[:steps]
+        assert record["generated_tokens"] == spent[steps - 1] >= budget
+
+
+def test_steps_that_end_before_the_budget_is_spent_say_so(loop, capsys):
+    record, lines = loop("grpo", steps=1, budget_tokens=10**6)
+    assert len(lines) == 1 and record["status"] == "finished"
+    said = capsys.readouterr().out
+    assert f"warning: 1 steps generated {record['generated_tokens']} of budget_tokens = 1000000 tokens" in said
+
+
+def test_the_tokens_of_discarded_groups_count_in_the_budget(loop):
+    """Nothing is ever right here, so that dynamic sampling draws three rounds a step and keeps one."""
+    record, lines = loop("dapo", {"max_rounds": 3}, steps=2)
+    assert [line["sampling_rounds"] for line in lines] == [3, 3] and {line["mixed_groups"] for line in lines} == {0}
+    assert record["generated_responses"] == 2 * 3 * 8
+    assert all(line["batch_tokens"] > 2 * line["response_tokens"] * 8 for line in lines)
+
+
+def test_the_loop_warms_the_critic_up_for_as_many_rollout_batches_as_set(loop):
+    _, lines = loop("ppo", {"value_warmup": 2})
+    assert ["policy_loss" in line for line in lines] == [False, False, True]
+    assert all("value_loss" in line and line["updates"] == 2 for line in lines)
+
+
+def test_the_loop_steers_the_coefficient_of_the_kl_penalty(loop):
+    """From a KL of 0 to a target of 2 it falls by 0.2 x responses / horizon; the first step uses the setting itself."""
+    _, lines = loop("ppo_adaptive_kl", {"kl_coef": 0.1, "kl_horizon": 80})
+    assert lines[0]["kl_coef"] == 0.1 and lines[0]["kl_to_ref_sequence"] == pytest.approx(0, abs=1e-6)
+    assert lines[1]["kl_coef"] == pytest.approx(0.1 * (1 - 0.2 * 8 / 80))
+
+
+@pytest.mark.parametrize("algorithm", ["raft", "remax", "trpo", "ppo_shared", "ppo_penalty", "reinforce_pp"])
+def test_the_loop_runs_what_needs_more_than_a_loss(loop, algorithm):
+    changes = {"minibatches": 1} if algorithm in ("trpo", "raft", "remax") else {}
+    record, lines = loop(algorithm, steps=2, **changes)
+    assert record["status"] == "finished" and len(lines) == 2
+    if algorithm != "raft":  # which has nothing right to learn from
+        assert all(line["grad_norm"] > 0 for line in lines)

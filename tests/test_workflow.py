@@ -19,6 +19,15 @@ from pipelines.study import load
 PROJECT = Path(__file__).parents[1]
 STUDY = "pipelines/studies/smoke.yaml"
 PARTS = (".gitignore", "Snakefile", "README.md", "pyproject.toml", "pipelines", "algos", "evaluation")
+OFFSPRING = [
+    "rejection_sft",
+    "trl_rejection_sft",
+    "expert_iteration",
+    "student_cold",
+    "student_distilled",
+    "student_gkd",
+    "trl_student_gkd",
+]
 RUNS = ["ppo", "grpo", "gspo", "gspo_paper_clip", "ppo_rm", "trl_ppo", "trl_grpo", "trl_gspo"]
 
 
@@ -79,7 +88,7 @@ def results(tree: Path) -> Path:
 
 
 def test_every_run_has_its_files(tree):
-    for run in [*RUNS, "cold_start", "rejection_sft", "student_cold", "student_distilled"]:
+    for run in [*RUNS, "cold_start", *OFFSPRING]:
         folder = results(tree) / "runs" / run / "seed0"
         record = json.loads((folder / "run.json").read_text())
         assert record["status"] == "finished" and record["packages"]["torch"] and record["command"][1] == "-m"
@@ -175,12 +184,13 @@ def test_the_learned_reward_is_logged_beside_the_gold_accuracy(tree):
 def test_the_report_is_complete_self_contained_and_names_its_source(tree):
     report = results(tree) / "report"
     page = (report / "report.html").read_text()
-    assert all(f">{run}<" in page for run in [*RUNS, "cold_start", "student_distilled"])
+    assert all(f">{run}<" in page for run in [*RUNS, "cold_start", *OFFSPRING])
     assert page.count("<svg") == 6 and STUDY in page
     assert not re.search(r"<(script|link|iframe)|<img|\b(?:src|href)=\"https?:", page)
     rows = (report / "comparison.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(RUNS) + 4
-    assert (report / "comparison.md").read_text().count("\n") == 2 + len(RUNS) + 4
+    names = ["cold_start", *RUNS, *OFFSPRING]
+    assert [row.split(",")[0] for row in rows] == ["run", *names]
+    assert (report / "comparison.md").read_text().count("\n") == 2 + len(names)
 
 
 def test_model_output_is_escaped_in_the_report(own):
@@ -207,7 +217,8 @@ def test_mlflow_has_every_stage_and_every_metric(tree):
         for p in results(tree).rglob("run.json")
         if "mlflow_artifacts" not in p.parts
     }
-    assert set(runs) == on_disk and len(on_disk) == 2 * 12 + 6  # runs and evaluations; data, models, preferences, ...
+    others = 6  # data, two models, preferences, reward model, rejection sampling
+    assert set(runs) == on_disk and len(on_disk) == 2 * (1 + len(RUNS + OFFSPRING)) + others  # runs and evaluations
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -242,11 +253,25 @@ def test_a_changed_cold_start_runs_what_follows_from_it(own):
     study.write_text(study.read_text().replace("steps: 120", "steps: 121"))
     jobs = planned(own)
     assert (
-        jobs["train"] == 8 and jobs["evaluate"] == 11 and "data" not in jobs
+        jobs["train"] == len(RUNS) and jobs["evaluate"] == len(RUNS + OFFSPRING) and "data" not in jobs
     )  # not student_cold, which starts from nothing
 
 
-@pytest.mark.parametrize("run", ["cold_start", "ppo", "gspo", "trl_grpo", "trl_ppo", "student_distilled"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        "cold_start",
+        "ppo",
+        "gspo",
+        "trl_grpo",
+        "trl_ppo",
+        "trl_rejection_sft",
+        "expert_iteration",
+        "student_distilled",
+        "student_gkd",
+        "trl_student_gkd",
+    ],
+)
 def test_the_recorded_command_makes_the_same_weights_again(tree, tmp_path, run):
     folder = results(tree) / "runs" / run / "seed0"
     command = json.loads((folder / "run.json").read_text())["command"]
@@ -272,7 +297,7 @@ def readme_blocks() -> list[str]:
 
 def test_the_readmes_algorithm_is_trained_measured_and_reported_after_three_edits(own):
     file, line, entry = readme_blocks()
-    (own / "algos" / "dr_grpo.py").write_text(file)
+    (own / "algos" / "grpo_v32.py").write_text(file)
     table = own / "algos" / "__init__.py"
     table.write_text(table.read_text().replace('    "gspo": "algos.gspo",\n', '    "gspo": "algos.gspo",\n' + line))
     study = own / STUDY
@@ -282,13 +307,14 @@ def test_the_readmes_algorithm_is_trained_measured_and_reported_after_three_edit
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     report = results(own) / "report"
     for name in ("comparison.csv", "throughput.csv", "memory.csv", "report.html", "curves_tokens.svg"):
-        assert "dr_grpo" in (report / name).read_text(), name
-    assert "sum over tokens / 48" in (report / "estimators.csv").read_text()
+        assert "grpo_v32" in (report / name).read_text(), name
+    metrics = read_jsonl(results(own) / "runs" / "grpo_v32" / "seed0" / "metrics.jsonl")
+    assert all(0 <= line["masked_responses"] <= 1 for line in metrics)
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{results(own) / 'mlflow.db'}")
     found = client.search_runs(
-        [client.get_experiment_by_name("smoke").experiment_id], "tags.directory = 'runs/dr_grpo/seed0'"
+        [client.get_experiment_by_name("smoke").experiment_id], "tags.directory = 'runs/grpo_v32/seed0'"
     )
     assert len(found) == 1 and "test/mean_at_8" in found[0].data.metrics
 

@@ -7,6 +7,8 @@ from algos.training.models import ScalarModel, fresh_backbone, scalar_head
 from algos.training.types import Batch
 from evaluation.settings import SettingsError
 
+FRESH_SEED = 1 << 20  # far from the seeds that base models are made with: a fresh critic is not one of them
+
 
 class SharedCritic(nn.Module):
     """A value head on the policy's hidden states. Its parameters are the head's alone; the backbone is the policy's."""
@@ -50,6 +52,6 @@ def make_critic(config, policy, policy_path: str, reward_model_path: str | None,
             raise SettingsError("critic_init is reward_model, but no reward model was given (--reward-model).")
         return SeparateCritic(ScalarModel.load(reward_model_path, policy.device, dtype))
     if config.critic_init == "fresh":
-        model = ScalarModel(fresh_backbone(policy_path, seed, dtype), config.critic_head, 0.0)
+        model = ScalarModel(fresh_backbone(policy_path, FRESH_SEED + seed, dtype), config.critic_head, 0.0)
         return SeparateCritic(model.to(policy.device))
     return SeparateCritic(ScalarModel.from_policy(policy_path, config.critic_head, 0.0, policy.device, dtype))

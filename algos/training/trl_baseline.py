@@ -2,9 +2,13 @@
 
 Every option that decides the estimator is set explicitly, because TRL's defaults are another one (DAPO's loss, gradient
 checkpointing, an off-policy correction). Same policy, prompts in the same order, grader, group size, lengths, number of
-responses, optimiser. Where TRL cannot do what the settings say, that is refused, not approximated.
+responses, optimiser. Where TRL cannot do what the settings say, that is refused, not approximated; which trainer and
+which options a run gets, and what is refused, stands in trl_settings.py.
 
 What remains different in TRL 1.12:
+- the responses of a rollout batch are shuffled into minibatches once, not in every epoch (GRPO, RLOO);
+- for token means with several minibatches, and with an entropy bonus, the micro-batch is the minibatch (GRPO);
+- the logged loss of reinforce.py and rloo.py is that of a ratio of 1, which has the same gradient;
 - PPO takes its old log-probabilities from the sampler's logits, puts the reward one position after the last token (the
   same with lambda = 1, gamma = 1), and averages the value loss over that position too;
 - PPO steps its optimiser once per `gradient_accumulation_steps` *micro*-batches, so that any value above 1 merges
@@ -12,7 +16,6 @@ What remains different in TRL 1.12:
 - PPO takes no micro-batches within a minibatch, so its peak memory is that of a whole minibatch.
 """
 
-import math
 import time
 from contextlib import ExitStack
 from functools import wraps
@@ -31,60 +34,9 @@ from algos.training.optimise import make_optimiser
 from algos.training.record import Phases, Progress, Record, component_memory, peak_memory, resident_bytes
 from algos.training.rewards import Rewards, component_metrics
 from algos.training.rollouts import decode_ids
+from algos.training.trl_settings import check, grpo_arguments, ppo_arguments, rloo_arguments, twin_of
 from evaluation.settings import SettingsError, read_jsonl
 from evaluation.tasks import check_rows
-
-TRL_STD_EPSILON = 1.0e-4  # constant in trl.GRPOTrainer
-NO_VALUE_CLIP = 1.0e9
-SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-
-
-def check(config: RunConfig) -> None:
-    """Raise SettingsError unless TRL can run these settings as the same estimator."""
-    if config.algorithm not in TRAINERS:
-        raise SettingsError(
-            f"trainer trl: there is no TRL twin of {config.algorithm!r}; there is one of {', '.join(TRAINERS)}."
-        )
-    if config.budget_tokens is not None:
-        raise SettingsError(
-            f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
-        )
-    if config.needs_reward_model or config.reward_scale_running:
-        raise SettingsError(
-            "trainer trl: only rule rewards are handed to TRL, not reward_model, nor reward_scale_running."
-        )
-    if config.reward_combination == "normalise_each":
-        raise SettingsError(
-            "trainer trl: reward_combination normalise_each is not handed to TRL, which gets one number per response "
-            "and whose own version normalises their sum over the batch as well."
-        )
-    settings = config.algorithm_config
-    if config.algorithm != "ppo" and settings.std_epsilon != TRL_STD_EPSILON:
-        raise SettingsError(
-            f"trainer trl: TRL's std_epsilon is fixed; set it to {TRL_STD_EPSILON:.1e}, got {settings.std_epsilon}."
-        )
-    if config.algorithm == "ppo":
-        if config.optimiser.name != "adamw":
-            raise SettingsError(
-                "trainer trl: the twin of ppo has one AdamW for policy and critic, got optimiser.name "
-                f"{config.optimiser.name}; use adamw."
-            )
-        if settings.gae_lambda != 1 or settings.gamma != 1:
-            raise SettingsError(
-                "trainer trl: TRL's PPO rewards one position later, the same estimator only with gae_lambda 1 and "
-                f"gamma 1, got {settings.gae_lambda} and {settings.gamma}."
-            )
-        if config.optimiser.schedule != "constant" or config.optimiser.warmup_steps:
-            raise SettingsError(
-                "trainer trl: TRL's PPO steps its schedule once per rollout batch; use schedule: constant, no warm-up."
-            )
-        if settings.clip_low != settings.clip_high:
-            raise SettingsError(
-                f"trainer trl: TRL's PPO has one clip range, got clip_low {settings.clip_low} and clip_high "
-                f"{settings.clip_high}; set both to one value."
-            )
-        if settings.scale != "whiten":
-            raise SettingsError(f"trainer trl: TRL's PPO always whitens its advantages, got scale {settings.scale}.")
 
 
 class Monitor:
@@ -227,7 +179,7 @@ def train(
         device=str(device),
     )
     monitor = Monitor(config, record, name, tokenizer, device)
-    models = TRAINERS[config.algorithm](config, policy, policy_path, tokenizer, rows, out, monitor, device)
+    models = TRAINERS[twin_of(config).kind](config, policy, policy_path, tokenizer, rows, out, monitor, device)
     monitor.progress.close()
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
     record.finish(
@@ -238,37 +190,6 @@ def train(
         memory=component_memory(**models),
         peak_memory=peak_memory(device, before),
     )
-
-
-def _shared_arguments(config: RunConfig, out: str, device) -> dict:
-    """Options of transformers.TrainingArguments that all of TRL's trainers take."""
-    optimiser = config.optimiser
-    return {
-        "output_dir": str(Path(out) / "trl"),
-        "seed": config.seed,
-        "data_seed": config.seed,
-        "learning_rate": optimiser.learning_rate,
-        "lr_scheduler_type": SCHEDULERS[optimiser.schedule],
-        "warmup_steps": optimiser.warmup_steps,
-        "optim": "adamw_torch",
-        "adam_beta1": optimiser.adam_beta1,
-        "adam_beta2": optimiser.adam_beta2,
-        "adam_epsilon": optimiser.adam_epsilon,
-        "weight_decay": optimiser.weight_decay,
-        "max_grad_norm": optimiser.max_grad_norm or 0.0,
-        "temperature": config.temperature,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "fp16": False,
-        "use_cpu": device.type == "cpu",
-        "report_to": [],
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "disable_tqdm": True,
-        "push_to_hub": False,
-        "dataloader_num_workers": 0,
-        "dataloader_pin_memory": device.type != "cpu",
-    }
 
 
 def _callback(monitor: Monitor, translate: dict[str, str]):
@@ -285,58 +206,23 @@ def _callback(monitor: Monitor, translate: dict[str, str]):
     return Logs()
 
 
-def grpo_arguments(config: RunConfig, out: str, device) -> dict:
-    """Options of trl.GRPOConfig that make it the estimator of algos/grpo.py or algos/gspo.py."""
-    settings = config.algorithm_config
-    minibatch = config.responses_per_step // config.minibatches
-    micro = math.gcd(minibatch, config.micro_batch_size)  # equal micro-batches, over which TRL's loss adds up exactly
-    return {
-        **_shared_arguments(config, out, device),
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": minibatch // micro,
-        "steps_per_generation": config.responses_per_step // micro,
-        "num_iterations": config.epochs,
-        "num_generations": config.group_size,
-        "max_completion_length": config.max_response_tokens,
-        "max_steps": config.steps * config.minibatches * config.epochs,
-        "logging_steps": config.minibatches * config.epochs,
-        "shuffle_dataset": False,
-        "importance_sampling_level": "sequence" if config.algorithm == "gspo" else "token",
-        "loss_type": "grpo",
-        "scale_rewards": "group",
-        "multi_objective_aggregation": "sum_then_normalize",
-        "epsilon": settings.clip_low,
-        "epsilon_high": settings.clip_high,
-        "delta": None,
-        "beta": getattr(settings, "kl_coef", 0.0),
-        "use_bias_correction_kl": False,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": None,
-        "repetition_penalty": 1.0,
-        "top_entropy_quantile": 1.0,
-        "mask_truncated_completions": False,
-        "off_policy_mask_threshold": None,
-        "sync_ref_model": False,
-        "disable_dropout": True,
-        "use_vllm": False,
-        "use_liger_kernel": False,
-        "remove_unused_columns": False,
-        "log_completions": False,
-    }
-
-
-def _train_grpo(config, policy, policy_path, tokenizer, rows, out, monitor: Monitor, device) -> dict:
+def _train_group(config, policy, policy_path, tokenizer, rows, out, monitor: Monitor, device) -> dict:
+    """By GRPOTrainer or RLOOTrainer."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    if twin_of(config).kind == "grpo":
+        kind, arguments, kl = GRPOTrainer, GRPOConfig(**grpo_arguments(config, out, device)), "kl_loss_k3"
+    else:
+        kind, arguments, kl = RLOOTrainer, RLOOConfig(**rloo_arguments(config, out, device)), "kl_to_ref_k1"
 
     def reward(prompts, completions, completion_ids, answer, **_):
         problems = [{"prompt": p, "answer": a} for p, a in zip(prompts, answer, strict=True)]
         return monitor.score(problems, completion_ids)
 
-    trainer = GRPOTrainer(
+    trainer = kind(
         model=policy,
-        args=GRPOConfig(**grpo_arguments(config, out, device)),
+        args=arguments,
         reward_funcs=reward,
         processing_class=tokenizer,
         optimizers=make_optimiser(policy, config.optimiser, config.steps * config.epochs * config.minibatches),
@@ -348,11 +234,12 @@ def _train_grpo(config, policy, policy_path, tokenizer, rows, out, monitor: Moni
                     "loss": "policy_loss",
                     "grad_norm": "grad_norm_last",
                     "entropy": "entropy",
-                    "kl": "kl_loss_k3",
+                    "kl": kl,
                     "learning_rate": "learning_rate",
                     "clip_ratio/region_mean": "clip_fraction",
                     "clip_ratio/low_mean": "clip_fraction_low",
                     "clip_ratio/high_mean": "clip_fraction_high",
+                    "cispo_clip_ratio": "clip_fraction_high",
                 },
             )
         ],
@@ -409,33 +296,6 @@ class _Grader(nn.Module):
             responses.append(ids[width:][mask[width:]].tolist())
         rewards = torch.tensor(owner.monitor.score(problems, responses), device=input_ids.device)
         return SimpleNamespace(hidden_states=[rewards[:, None, None].expand(-1, input_ids.shape[1], 1).clone()])
-
-
-def ppo_arguments(config: RunConfig, out: str, device) -> dict:
-    """Options of trl.experimental.ppo.PPOConfig that make it the estimator of algos/ppo.py."""
-    settings = config.algorithm_config
-    return {
-        **_shared_arguments(config, out, device),
-        "per_device_train_batch_size": config.responses_per_step,
-        "gradient_accumulation_steps": 1,
-        "num_mini_batches": config.minibatches,
-        "num_ppo_epochs": config.epochs,
-        "total_episodes": config.steps * config.responses_per_step,
-        "local_rollout_forward_batch_size": config.responses_per_step,
-        "response_length": config.max_response_tokens,
-        "stop_token": "eos",
-        "missing_eos_penalty": None,
-        "num_sample_generations": 0,
-        "logging_steps": 1,
-        "kl_coef": settings.kl_coef,
-        "kl_estimator": "k1",
-        "whiten_rewards": False,
-        "cliprange": settings.clip_low,
-        "vf_coef": settings.value_coef,
-        "gamma": settings.gamma,
-        "lam": settings.gae_lambda,
-        "cliprange_value": NO_VALUE_CLIP if settings.value_clip is None else settings.value_clip,
-    }
 
 
 def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monitor, device) -> dict:
@@ -532,4 +392,4 @@ def _ppo_optimiser(config: RunConfig, policy, critic):
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)  # check() refuses other schedules
 
 
-TRAINERS = {"grpo": _train_grpo, "gspo": _train_grpo, "ppo": _train_ppo}
+TRAINERS = {"grpo": _train_group, "rloo": _train_group, "ppo": _train_ppo}

@@ -18,7 +18,8 @@ B counts masked responses, ours does not. `algos/training/trl_baseline.py` hands
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from algos.algorithm import Algorithm
@@ -90,11 +91,13 @@ GROUP = {  # trl.GRPOTrainer
     "ratio": choice(
         "importance_sampling_level",
         "TRL's GRPO has no such ratio (its RLOO: product)",
-        none="token",  # reinforce.py, whose ratio is 1: see _check_group
+        none="token",  # of reinforce.py, whose ratio is 1: see _check_on_policy
         token="token",
         sequence="sequence",
         sequence_token="sequence",  # the same in value and gradient where a response has one advantage
     ),
+    "aggregation": Setting(),  # loss_type, with the objective: see loss_type and _check_group
+    "aggregation_length": Setting(),
     "clip_low": same("epsilon"),
     "clip_high": same("epsilon_high"),
     "ratio_cap": same("delta"),
@@ -114,6 +117,7 @@ LEAVE_ONE_OUT = {  # trl.RLOOTrainer
     "baseline": only("leave_one_out", why="TRL's RLOO leaves the own response out"),
     "scale": only("none", why="TRL's RLOO does not divide its advantages"),
     "ratio": only("product", "none", why="TRL's RLOO has the ratio of whole responses"),
+    "aggregation": Setting(),  # none with the ratio of whole responses: see _check_leave_one_out
     "clip_low": same("epsilon"),
     "clip_high": same("epsilon_high"),
     "ratio_cap": only(None, why="TRL's RLOO does not cap its ratio"),
@@ -167,44 +171,25 @@ class Twin:
 
     kind: str  # grpo, rloo or ppo
     table: dict[str, Setting]
-    objectives: tuple = field(default=())  # of ours, that it can have
-
-
-TWINS = {
-    "grpo": Twin("grpo", GROUP, (clipped_objective, gated_objective, truncated_objective, reinforce_objective)),
-    "rloo": Twin("rloo", LEAVE_ONE_OUT, (clipped_objective, reinforce_objective)),
-    "ppo": Twin("ppo", CRITIC, (clipped_objective,)),
-}
-
-
-def twin_of(config: RunConfig) -> Twin:
-    """The TRL trainer for a run, whose settings may still be refused. Raises SettingsError if none can be it."""
-    entry, settings = config.algorithm_entry, config.algorithm_config
-    kind = "ppo" if settings.has_critic else "rloo" if settings.baseline == "leave_one_out" else "grpo"
-    own = entry.advantages is Algorithm.advantages and entry.adapt is Algorithm.adapt and entry.update is None
-    if not own or entry.objective not in TWINS[kind].objectives:
-        raise SettingsError(
-            f"trainer trl: there is no TRL twin of {config.algorithm!r}: TRL's {kind.upper()}Trainer has not its "
-            f"objective, {entry.term(settings)}."
-        )
-    return TWINS[kind]
+    objectives: tuple  # of ours, that it has
+    check: Callable  # (config, settings): what the table cannot say
 
 
 def without_effect(settings: Estimator) -> set[str]:
     """Settings that change nothing given the others, so that any value will do."""
-    names = {"kl_horizon", "max_rounds", "correction_low", "correction_high"}  # of what is refused or off anyway
+    names = {"kl_horizon", "max_rounds", "correction_low", "correction_high", "kl_direction"}  # of what is refused
     if settings.scale == "none":
-        names |= {"std_ddof", "std_epsilon"}
-    if settings.scale == "whiten":
+        names |= {"std_ddof"}
+    if settings.scale in ("none", "whiten"):
         names |= {"std_epsilon"}
     if not settings.kl_coef:
-        names |= {"kl_in", "kl_estimator", "kl_direction", "kl_ratio"}
-    if settings.kl_estimator != "full":
-        names |= {"kl_direction"}
+        names |= {"kl_in", "kl_estimator", "kl_ratio"}
     if settings.kl_in == "reward":
         names |= {"kl_ratio"}
     if settings.has_critic:
         names |= {"credit"}
+    if settings.aggregation != "seq-mean-token-sum-norm":
+        names |= {"aggregation_length"}
     return names
 
 
@@ -212,17 +197,15 @@ def check(config: RunConfig) -> None:
     """Raise SettingsError unless TRL can run these settings as the same estimator; it names the setting to change."""
     _check_run(config)
     twin, settings = twin_of(config), config.algorithm_config
-    elsewhere = {"aggregation", "aggregation_length", *without_effect(settings)} - set(twin.table)
-    unseen = without_effect(settings)
-    for name in (f.name for f in fields(settings)):
+    for name in (f.name for f in fields(settings) if f.name not in without_effect(settings)):
         value, known = getattr(settings, name), twin.table.get(name)
-        if name in unseen or name in elsewhere:
-            continue
         if known is None:
-            refuse(f"TRL's {twin.kind.upper()} has no {name}", value, "remove it")
+            raise SettingsError(
+                f"trainer trl: TRL's {twin.kind.upper()}Trainer has no {name}; train {config.algorithm} without it."
+            )
         if known.values is not None and value not in known.values:
             refuse(known.why, value, f"set settings.{name} to {' or '.join(map(_text, known.values))}")
-    {"grpo": _check_group, "rloo": _check_leave_one_out, "ppo": _check_critic}[twin.kind](config, settings)
+    twin.check(config, settings)
 
 
 def refuse(why: str, value, fix: str) -> None:
@@ -247,7 +230,24 @@ def _check_run(config: RunConfig) -> None:
             "and whose own version normalises their sum over the batch as well."
         )
     if config.budget_tokens is not None:
-        refuse("TRL trains for a number of steps, not of tokens", config.budget_tokens, "set budget_tokens to null")
+        raise SettingsError(
+            f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
+        )
+    if config.algorithm_config.has_critic:
+        _check_optimiser(config)
+
+
+def _check_optimiser(config: RunConfig) -> None:
+    """Of the twin with a critic, whose loop is not that of transformers.Trainer."""
+    if config.optimiser.name != "adamw":
+        raise SettingsError(
+            "trainer trl: the twin of ppo has one AdamW for policy and critic, got optimiser.name "
+            f"{config.optimiser.name}; use adamw."
+        )
+    if config.optimiser.schedule != "constant" or config.optimiser.warmup_steps:
+        raise SettingsError(
+            "trainer trl: TRL's PPO steps its schedule once per rollout batch; use schedule: constant, no warm-up."
+        )
 
 
 def _check_on_policy(config: RunConfig) -> None:
@@ -263,10 +263,13 @@ def _check_group(config: RunConfig, settings: Estimator) -> None:
     _check_on_policy(config)
     kind = loss_type(config)
     if kind is None:
+        possible = [
+            aggregation for objective, aggregation in LOSS_TYPES if objective is config.algorithm_entry.objective
+        ]
         refuse(
-            f"TRL's GRPO has {config.algorithm}'s objective with another aggregation",
+            "TRL's GRPO does not have this objective with this aggregation",
             settings.aggregation,
-            f"set settings.aggregation to {' or '.join(a for o, a in LOSS_TYPES if o is config.algorithm_entry.objective)}",
+            f"set settings.aggregation to {' or '.join(possible)}",
         )
     if kind == "cispo" and config.minibatches > 1:
         refuse(
@@ -288,7 +291,7 @@ def _check_group(config: RunConfig, settings: Estimator) -> None:
         )
     if settings.mask_truncated and settings.aggregation != "token-mean":
         refuse(
-            "TRL counts masked responses in its divisor, ours does not: mask_truncated is the same with token-mean only",
+            "TRL counts masked responses in its divisor, ours does not: mask_truncated needs token-mean",
             settings.aggregation,
             "set settings.aggregation to token-mean, or mask_truncated to false",
         )
@@ -302,30 +305,38 @@ def _check_group(config: RunConfig, settings: Estimator) -> None:
 
 def _check_leave_one_out(config: RunConfig, settings: Estimator) -> None:
     _check_on_policy(config)
-    if config.algorithm_entry.objective is reinforce_objective:
-        if settings.aggregation != "seq-mean-token-sum":
-            refuse(
-                "TRL's RLOO sums over tokens", settings.aggregation, "set settings.aggregation to seq-mean-token-sum"
-            )
-    elif settings.ratio != "product":
-        refuse("TRL's RLOO has the ratio of whole responses", settings.ratio, "set settings.ratio to product")
+    if config.algorithm_entry.objective is reinforce_objective and settings.aggregation != "seq-mean-token-sum":
+        refuse("TRL's RLOO sums over tokens", settings.aggregation, "set settings.aggregation to seq-mean-token-sum")
 
 
 def _check_critic(config: RunConfig, settings: Estimator) -> None:
-    if config.optimiser.name != "adamw":
-        raise SettingsError(
-            "trainer trl: the twin of ppo has one AdamW for policy and critic, got optimiser.name "
-            f"{config.optimiser.name}; use adamw."
-        )
-    if config.optimiser.schedule != "constant" or config.optimiser.warmup_steps:
-        raise SettingsError(
-            "trainer trl: TRL's PPO steps its schedule once per rollout batch; use schedule: constant, no warm-up."
-        )
     if settings.clip_low != settings.clip_high:
         raise SettingsError(
             f"trainer trl: TRL's PPO has one clip range, got clip_low {settings.clip_low} and clip_high "
             f"{settings.clip_high}; set both to one value."
         )
+
+
+TWINS = {
+    "grpo": Twin(
+        "grpo", GROUP, (clipped_objective, gated_objective, truncated_objective, reinforce_objective), _check_group
+    ),
+    "rloo": Twin("rloo", LEAVE_ONE_OUT, (clipped_objective, reinforce_objective), _check_leave_one_out),
+    "ppo": Twin("ppo", CRITIC, (clipped_objective,), _check_critic),
+}
+
+
+def twin_of(config: RunConfig) -> Twin:
+    """The TRL trainer for a run, whose settings may still be refused. Raises SettingsError if none can be it."""
+    entry, settings = config.algorithm_entry, config.algorithm_config
+    kind = "ppo" if settings.has_critic else "rloo" if settings.baseline == "leave_one_out" else "grpo"
+    own = entry.advantages is Algorithm.advantages and entry.adapt is Algorithm.adapt and entry.update is None
+    if not own or entry.objective not in TWINS[kind].objectives:
+        raise SettingsError(
+            f"trainer trl: there is no TRL twin of {config.algorithm!r}: TRL's {kind.upper()}Trainer has not its "
+            f"objective, {entry.term(settings)}."
+        )
+    return TWINS[kind]
 
 
 def loss_type(config: RunConfig) -> str | None:

@@ -1,9 +1,12 @@
 """TRPO's step on a language model: gradients, Fisher-vector products and KL by micro-batches; see algos/trpo.py."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from algos.advantages import per_minibatch
 from algos.estimator import Estimator
 from algos.kl import kl_full
 from algos.masked import masked_sum
@@ -18,6 +21,7 @@ def trust_region_update(
     batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, generator: torch.Generator, warming_up: bool
 ) -> list[dict[str, float]]:
     """One trust-region step of the policy and one optimiser step of the critic on the whole rollout batch."""
+    batch = replace(batch, advantages=per_minibatch(batch.advantages, batch.loss_mask, settings))
     metrics = accumulate_gradients(batch, learner, config, settings, warming_up)
     if learner.critic is not None:
         metrics["critic_grad_norm"] = optimiser_step(

@@ -1,0 +1,94 @@
+"""python -m algos: the list of all algorithms, and the page of one or of a study's run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from algos import ALGORITHMS
+from algos.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+DEFAULT = str(ROOT / "pipelines" / "config.yaml")
+
+
+def run(monkeypatch, *words: str) -> int:
+    """Exit status of `python -m algos words`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["algos", *words])
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "algos", "list"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("reinforce ") and done.stderr == ""
+
+
+def test_the_list_names_every_algorithm_with_its_idea_and_source(monkeypatch, capsys):
+    assert run(monkeypatch, "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(ALGORITHMS)
+    for (name, entry), first, second in zip(ALGORITHMS.items(), lines[::2], lines[1::2], strict=True):
+        assert first.split(maxsplit=1) == [name, entry.idea] and second.strip() == entry.source
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_page_of_every_algorithm(name, monkeypatch, capsys):
+    assert run(monkeypatch, "describe", name) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"{name}: {ALGORITHMS[name].idea}\nsource: {ALGORITHMS[name].source}\n\nJ = ")
+    for line in ("advantage baseline:", "ratio level:", "loss aggregation:", "epochs x minibatches:", "changed from "):
+        assert f"\n{line}" in page
+
+
+def test_the_page_of_grpo_in_full(monkeypatch, capsys):
+    run(monkeypatch, "describe", "grpo")
+    page = capsys.readouterr().out
+    for line in (
+        "J = 1/B sum_i 1/T_i sum_t [min(rho A, clip(rho, 0.8, 1.2) A)]",
+        "    A_i = (r_i - mean_j in group r_j) / (sample standard deviation of the group + 1e-06)",
+        "loss aggregation:         mean over responses of the mean over tokens",
+        "changed from the defaults: nothing",
+        "differs from its nearest relative, ppo:",
+        "  aggregation: token-mean -> seq-mean-token-mean",
+    ):
+        assert f"\n{line}\n" in page
+
+
+def test_the_page_of_a_preset_says_what_is_changed_and_what_it_leaves_out(monkeypatch, capsys):
+    run(monkeypatch, "describe", "grpo_as_verl")
+    page = capsys.readouterr().out
+    assert "changed from grpo:\n  aggregation: seq-mean-token-mean -> token-mean\n  dual_clip: None -> 3.0\n" in page
+    assert "note: KL is off by default" in page
+
+
+def test_the_page_of_a_run_has_the_studys_settings(monkeypatch, capsys):
+    assert run(monkeypatch, "describe", "gspo", "--study", DEFAULT) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("gspo (gspo)\n") and "clip(rho, 0.97, 1.04)" in page
+    assert "epochs x minibatches:     1 x 4\n" in page and "learning rate:            0.0001\n" in page
+    assert "changed from the defaults:\n  clip_high: 0.0004 -> 0.04\n  clip_low: 0.0003 -> 0.03\n" in page
+    assert run(monkeypatch, "describe", "trl_gspo", "--study", DEFAULT) == 0
+    assert capsys.readouterr().out.startswith("trl_gspo (gspo, by TRL)\n")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("describe", "gprpo"), "error: NAME: 'gprpo' is unknown. Did you mean 'grpo'? Allowed: cispo, "),
+        (("describe", "grp", "--study", DEFAULT), "error: RUN: 'grp' is unknown. Did you mean 'grpo'? Allowed: grpo, "),
+        (("describe", "dapo", "--study", DEFAULT), "error: RUN: 'dapo' is unknown."),  # an algorithm, but no run
+        (("describe", "grpo", "--study", "/no/study.yaml"), "error: /no/study.yaml: No such file"),
+        (("describe",), "usage: "),
+        (("lst",), "usage: "),
+        ((), "usage: "),
+    ],
+)
+def test_a_wrong_name_ends_with_2_and_the_nearest_one(words, message, monkeypatch, capsys):
+    assert run(monkeypatch, *words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(message) and printed.out == ""

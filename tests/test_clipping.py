@@ -1,0 +1,101 @@
+"""The clipped objective by hand: section 3.4, its four cases, and the optional dual and two-sided clip of 4.9."""
+
+import pytest
+import torch
+from conftest import close, gradient
+
+from algos import grpo
+from algos.clipping import Clipped, clipped_objective
+from algos.training.types import Totals
+
+ONE = torch.ones(1, 1, dtype=torch.bool)
+A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+
+
+def one_token(ratio: float, advantage: float, **settings):
+    """Loss and gradient of one token with this ratio and advantage."""
+    config = grpo.GRPOConfig(**settings)
+    new = torch.tensor([[ratio]], dtype=torch.float64).log()
+    advantages = torch.tensor([[advantage]], dtype=torch.float64)
+    value, grad = gradient(
+        lambda x: grpo.ALGORITHM.loss(x, torch.zeros_like(x), advantages, ONE, config, Totals(1, 1))[0], new
+    )
+    return value.item(), grad.item()
+
+
+@pytest.mark.parametrize(
+    "advantage, ratio, loss, slope",
+    [
+        (2.0, 1.1, -2.2, -2.2),  # A > 0, inside: -A rho, the gradient with respect to log pi is the same
+        (2.0, 0.5, -1.0, -1.0),  # A > 0, below the range: pushing it back up is not clipped
+        (2.0, 1.5, -2.4, 0.0),  # A > 0, above 1.2: -1.2 A, silenced
+        (-2.0, 0.9, 1.8, 1.8),  # A < 0, inside
+        (-2.0, 5.0, 10.0, 10.0),  # A < 0, above the range: unbounded as rho grows
+        (-2.0, 0.5, 1.6, 0.0),  # A < 0, below 0.8: -0.8 A, silenced
+    ],
+)
+def test_the_cases_of_the_clip(advantage, ratio, loss, slope):
+    assert one_token(ratio, advantage) == (pytest.approx(loss), pytest.approx(slope))
+
+
+@pytest.mark.parametrize("advantage, loss", [(1.0, -1.2), (-1.0, 3.0)])
+def test_a_ratio_of_three_is_clipped_to_the_range_only_where_the_advantage_is_positive(advantage, loss):
+    assert one_token(3.0, advantage)[0] == pytest.approx(loss)
+
+
+def test_golden_dual_clip():  # A = -1, rho = 5: loss 5 without, at most 3 with it, and no gradient beyond
+    assert one_token(5.0, -1.0) == (pytest.approx(5.0), pytest.approx(5.0))
+    assert one_token(5.0, -1.0, dual_clip=3.0) == (pytest.approx(3.0), 0.0)
+    assert one_token(2.0, -1.0, dual_clip=3.0) == (pytest.approx(2.0), pytest.approx(2.0))
+    assert one_token(5.0, 1.0, dual_clip=3.0) == one_token(5.0, 1.0)
+
+
+def test_the_two_sided_clip_caps_the_ratio_inside_the_minimum():  # A = -1, rho = 5, cap 4: loss 4, no gradient
+    assert one_token(5.0, -1.0, ratio_cap=4.0) == (pytest.approx(4.0), 0.0)
+    assert one_token(3.0, -1.0, ratio_cap=4.0) == one_token(3.0, -1.0)
+    assert one_token(5.0, 1.0, ratio_cap=4.0) == one_token(5.0, 1.0)
+
+
+def test_golden_tokens_of_fixture_a(a):
+    """A = +-1, range 0.2: 1.3 -> 1.2 with A > 0, 0.7 -> 0.8 with A < 0; the others keep ratio and gradient."""
+    log_ratio = torch.where(a.mask, a.new - a.old, 0.0).requires_grad_(True)
+    value, _ = clipped_objective(log_ratio, a.new, A2, a.mask, Clipped())
+    close(-value.detach()[a.mask], [-1.2, -0.6, -1.125, 0.8, 1.1])
+    (grad,) = torch.autograd.grad(-value[a.mask].sum(), log_ratio)
+    close(grad, [[0.0, -0.6, -1.125], [0.0, 1.1, 0.0]])
+
+
+def test_golden_tokens_with_whitened_gae(a):
+    whitened = torch.tensor([[0.7445129, 1.0048312, 0.3433354], [-1.2997974, -0.7928822, 0.0]], dtype=torch.float64)
+    log_ratio = torch.where(a.mask, a.new - a.old, 0.0)
+    value, _ = clipped_objective(log_ratio, a.new, whitened, a.mask, Clipped())
+    close(-value[a.mask], [-0.8934155, -0.6028987, -0.3862523, 1.0398379, 0.8721704])
+
+
+def test_clip_fraction_counts_active_clips_only(a):
+    """1.3 with A > 0, and 0.7 with A < 0: 2 of 5. |ratio - 1| > 0.2 would count 0.6 with A > 0 as well: 3 of 5."""
+    _, metrics = grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, grpo.GRPOConfig(), a.totals)
+    assert metrics["clip_fraction"].item() == pytest.approx(0.4)
+    assert metrics["clip_fraction_low"].item() == metrics["clip_fraction_high"].item() == pytest.approx(0.2)
+
+
+def test_dual_clip_counts_what_it_bounds():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    new = torch.tensor([[5.0, 2.0]]).log()
+    config = grpo.GRPOConfig(dual_clip=3.0)
+    _, metrics = grpo.ALGORITHM.loss(new, torch.zeros(1, 2), torch.tensor([[-1.0]]), mask, config, Totals(1, 2))
+    assert metrics["dual_clip_fraction"].item() == 0.5 and metrics["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"clip_low": -0.1}, r"clip_low must be at least 0, got -0\.1"),
+        ({"clip_high": -0.1}, r"clip_high must be at least 0, got -0\.1"),
+        ({"dual_clip": 1.0}, r"dual_clip must be above 1, .*got 1\.0"),
+        ({"ratio_cap": 1.1}, r"ratio_cap must be at least 1 \+ clip_high = 1\.2, .*got 1\.1"),
+    ],
+)
+def test_impossible_ranges_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        grpo.GRPOConfig(**setting)

@@ -1,0 +1,46 @@
+"""The documentation says what the code does: equations, sources and links are compared with it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from algos import ALGORITHMS
+from algos.describe import equation
+
+PROJECT = Path(__file__).parents[1]
+PAGE = (PROJECT / "algos" / "README.md").read_text(encoding="utf-8")
+SECTIONS = {part.split("\n", 1)[0].strip(): part for part in PAGE.split("\n### ")[1:]}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithms_section_prints_its_equation_and_source(name):
+    block = re.search(r"```\n(.*?)```", SECTIONS[name], re.S)[1]
+    assert block == "\n".join(equation(ALGORITHMS[name], ALGORITHMS[name].defaults)) + "\n"
+    assert f"- **Source**: {ALGORITHMS[name].source}" in " ".join(SECTIONS[name].split())
+
+
+def test_the_page_has_no_section_of_something_else():
+    assert set(SECTIONS) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "algos/README.md"])
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / page).read_text(encoding="utf-8"))
+    assert len(links) > 5
+    missing = [link for link in links if not (PROJECT / page).parent.joinpath(link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_metrics_to_watch_are_names_of_metrics(name):
+    """Every name in a Watch line is logged somewhere in the loop, so that a reader finds it."""
+    found = re.search(r"- \*\*Watch\*\*: (.*?)\n- ", SECTIONS[name], re.S)
+    if not found:  # presets share their algorithm's
+        return
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in [*PROJECT.glob("algos/*.py"), *PROJECT.glob("algos/training/*.py")]
+    )
+    for metric in re.findall(r"[a-z]+_[a-z_0-9]+", found[1]):
+        parts = (metric, metric.removeprefix("reward_"), metric.removesuffix("_min"), metric.removesuffix("_max"))
+        assert any(f'"{part}"' in sources for part in parts), metric
