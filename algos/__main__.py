@@ -4,6 +4,7 @@ python -m algos describe RUN --study FILE     the same of a run of a study
 """
 
 import argparse
+import os
 import sys
 
 from algos import ALGORITHMS
@@ -48,6 +49,9 @@ def main() -> None:
     args = parser.parse_args()
     try:
         print(list_algorithms() if args.command == "list" else describe(args.name, args.study))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, head for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

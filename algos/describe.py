@@ -73,7 +73,7 @@ def _divisor(config: Estimator) -> str:
 
 
 def _aggregation(config: Estimator) -> str:
-    if config.ratio in ("sequence", "product"):
+    if config.per_response:
         return "mean over responses"
     if config.aggregation == "seq-mean-token-sum-norm":
         return f"mean over responses of the sum over tokens / {config.aggregation_length or 'max_response_tokens'}"
@@ -82,7 +82,7 @@ def _aggregation(config: Estimator) -> str:
 
 def equation(algorithm: Algorithm, config: Estimator) -> list[str]:
     """The objective in full, resolved, a line each: what is maximised, the ratio, the advantage, the KL."""
-    whole = config.ratio in ("sequence", "product")
+    whole = bool(config.per_response)
     total = "1/B sum_i" if whole else SUMS[config.aggregation]
     index = "i" if whole else "it"
     weight = "" if config.correction == "none" else f"w_{index} "

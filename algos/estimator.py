@@ -90,9 +90,9 @@ class Estimator:
             raise ValueError(
                 f"baseline critic gives one advantage per token: scale must be none or whiten, got {self.scale}"
             )
-        if self.ratio in ratios.PER_RESPONSE and self.per_token_advantages:
+        if self.per_response and self.per_token_advantages:
             raise ValueError(
-                f"ratio {self.ratio} is one number per response, so it needs one advantage per response, got a "
+                f"{self.per_response} is one number per response, so it needs one advantage per response, got a "
                 f"per-token one (baseline {self.baseline}, scale {self.scale}, credit {self.credit}); "
                 "use ratio sequence_token"
             )
@@ -101,9 +101,9 @@ class Estimator:
                 f"ratio {self.ratio} with aggregation {self.aggregation} weighs a response's one ratio by tokens; "
                 "use seq-mean-token-mean"
             )
-        if self.ratio in ratios.PER_RESPONSE and self.correction.startswith("token"):
+        if self.per_response and self.correction.startswith("token"):
             raise ValueError(
-                f"correction {self.correction} weighs tokens, but ratio {self.ratio} is one number per response; "
+                f"correction {self.correction} weighs tokens, but {self.per_response} is one number per response; "
                 "use sequence_truncate or sequence_mask"
             )
         if self.kl_direction == "forward" and self.kl_estimator != "full":
@@ -133,6 +133,11 @@ class Estimator:
     @property
     def has_critic(self) -> bool:
         return self.baseline == "critic"
+
+    @property
+    def per_response(self) -> str:
+        """What makes the objective one number per response, (B, 1); empty if it is one per token."""
+        return f"ratio {self.ratio}" if self.ratio in ratios.PER_RESPONSE else ""
 
     @property
     def per_token_advantages(self) -> bool:

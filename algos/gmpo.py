@@ -27,22 +27,13 @@ class GMPOConfig(Estimator):
         super().__post_init__()
         if self.clip_log <= 0:
             raise ValueError(f"clip_log must be above 0, got {self.clip_log}")
-        if self.ratio != "token":
-            raise ValueError(f"GMPO averages token ratios itself: ratio must be token, got {self.ratio}")
-        if self.aggregation != "seq-mean-token-mean":
-            raise ValueError(
-                f"GMPO has one number per response: aggregation must be seq-mean-token-mean, got {self.aggregation}"
-            )
-        if self.correction.startswith("token"):
-            raise ValueError(
-                f"correction {self.correction} weighs tokens, but GMPO has one number per response; "
-                "use sequence_truncate or sequence_mask"
-            )
-        if self.per_token_advantages:
-            raise ValueError(
-                f"GMPO's mean is one number per response, so it needs one advantage per response, got baseline "
-                f"{self.baseline}, scale {self.scale}, credit {self.credit}"
-            )
+        for name, only in (("ratio", "token"), ("aggregation", "seq-mean-token-mean")):
+            if getattr(self, name) != only:
+                raise ValueError(f"GMPO averages token ratios: {name} must be {only}, got {getattr(self, name)}")
+
+    @property
+    def per_response(self) -> str:
+        return "GMPO's mean"
 
 
 def geometric_objective(log_ratio, logprobs, advantages, mask, config):

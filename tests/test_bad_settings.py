@@ -62,7 +62,7 @@ REFUSED = [
     (settings("gmpo", aggregation="token-mean"), "aggregation must be seq-mean-token-mean, got token-mean"),
     (settings("gspo", correction="token_truncate"), "correction token_truncate weighs tokens, but ratio seq"),
     (settings("grpo", ratio="product", correction="token_mask"), "correction token_mask weighs tokens"),
-    (settings("gmpo", correction="token_mask"), "correction token_mask weighs tokens, but GMPO has one number"),
+    (settings("gmpo", correction="token_mask"), "correction token_mask weighs tokens, but GMPO's mean is one number"),
     (settings("grpo", correction="token_mask", correction_high=0.5), "correction_high must be above correction_low, "),
     (settings("gmpo", ratio="sequence"), "ratio must be token, got sequence"),
     *(
