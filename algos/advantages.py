@@ -103,7 +103,7 @@ def group_advantages(rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int
 def process_advantages(step_rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int = 1) -> Tensor:
     """Process supervision: step rewards (G, S) of one group, normalised jointly, summed from each step to the last.
 
-    Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
+    For tasks with step rewards, of which the suite has none yet. Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
     """
     normalised = (step_rewards - step_rewards.mean()) / (step_rewards.std(correction=std_ddof) + std_epsilon)
     return reward_to_go(normalised, torch.ones_like(normalised, dtype=torch.bool))
@@ -166,8 +166,8 @@ def without_critic(batch, config) -> Tensor:
     """Advantages of a rollout batch from rewards alone: -> (B, 1), or (B, T) with credit `token` or whitening.
 
     With kl_in `reward` the penalty is subtracted from the response's reward before the baseline (credit `response`),
-    or follows the token that it belongs to, as reward-to-go (credit `token`). Whitening comes last, over the valid
-    tokens of the batch.
+    or follows the token that it belongs to, as reward-to-go (credit `token`). Whitening comes last, over the
+    tokens of the batch that the loss sees.
     """
     mask, rewards = batch.response_mask, batch.rewards
     penalised = config.kl_coef > 0 and config.kl_in == "reward"
@@ -184,7 +184,7 @@ def without_critic(batch, config) -> Tensor:
         if penalised:
             advantages = advantages - reward_to_go(penalties.to(advantages.dtype), mask)
     if config.scale == "whiten":
-        advantages = masked_whiten(advantages.expand(mask.shape), mask, ddof=config.std_ddof)
+        advantages = masked_whiten(advantages.expand(mask.shape), batch.loss_mask, ddof=config.std_ddof)
     return advantages
 
 

@@ -19,7 +19,7 @@ def advantages(batch, config: Estimator) -> Tensor:
     if not config.has_critic:
         return advantage_pieces.without_critic(batch, config)
     raw = advantage_pieces.from_critic(batch, config, config.gae_lambda)
-    return masked_whiten(raw, batch.response_mask, ddof=config.std_ddof) if config.scale == "whiten" else raw
+    return masked_whiten(raw, batch.loss_mask, ddof=config.std_ddof) if config.scale == "whiten" else raw
 
 
 def adapt(config: Estimator, metrics: dict[str, float], responses: int) -> Estimator:
@@ -48,6 +48,7 @@ class Algorithm:
     run         settings of the loop that belong to it, such as epochs; a run's own come after them, its rewards are
                 added to the study's
     update      replaces the optimiser's step by one of its own (TRPO); see algos.trpo.trust_region_step
+    measures_kl_after_update  asks for the metric kl_after_update, which costs a forward pass of the rollout batch
     preset_of   for an "as X" preset: the algorithm that it is a version of
     notes       for a preset: what is copied from where, and what is not
     """
@@ -62,6 +63,7 @@ class Algorithm:
     adapt: Callable = adapt
     run: dict = field(default_factory=dict)
     update: Callable | None = None
+    measures_kl_after_update: bool = False
     preset_of: str = ""
     notes: tuple[str, ...] = ()
 

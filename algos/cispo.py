@@ -26,6 +26,8 @@ class CISPOConfig(Estimator):
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
+        if self.ratio != "token":
+            raise ValueError(f"CISPO weighs each token by its own ratio: ratio must be token, got {self.ratio}")
         if self.is_max < 1:
             raise ValueError(f"is_max is the bound of the ratio itself and must be at least 1, got {self.is_max}")
 

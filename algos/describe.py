@@ -54,10 +54,23 @@ def estimator(config: Estimator) -> dict[str, object]:
         "kl_estimator": config.kl_estimator if config.kl_coef else "none",
         "kl_direction": config.kl_direction if config.kl_coef else "none",
         "kl_coef": config.kl_coef,
+        **_special(config),
         "loss_aggregation": _aggregation(config),
         "responses_kept": config.keep + (", truncated ones masked" if config.mask_truncated else ""),
         "off_policy_correction": config.correction,
     }
+
+
+def _special(config: Estimator) -> dict[str, object]:
+    """Settings that most runs leave alone, where they are in use."""
+    found = {}
+    if config.kl_coef:
+        found |= {"kl_times_ratio": config.kl_ratio} if config.kl_ratio else {}
+        found |= {"kl_target": config.kl_target} if config.kl_target is not None else {}
+    for name in ("entropy_coef", "target_kl", "dual_clip", "ratio_cap", "whiten_rewards", "value_warmup"):
+        if getattr(config, name, None):
+            found[name] = getattr(config, name)
+    return found
 
 
 def _divisor(config: Estimator) -> str:
@@ -104,13 +117,22 @@ def equation(algorithm: Algorithm, config: Estimator) -> list[str]:
             if how == "truncate"
             else f"w where {config.correction_low:g} <= w <= {config.correction_high:g}, else 0"
         )
-        lines.append(f"    w = {cut},  w = {w},  mu: the sampler; no gradient")
+        lines.append(f"    w = {cut.replace('w', 'v')},  v = {w},  mu: the sampler; no gradient")
     if "L sum" in total:
         lines.append(f"    L = {config.aggregation_length or 'max_response_tokens'}")
     if config.keep == "mixed_groups":
         lines.append(f"    i over groups with right and wrong answers, sampled in up to {config.max_rounds} rounds")
     if config.keep == "correct":
         lines.append("    i over correct responses")
+    if config.mask_truncated:
+        lines.append("    i over responses that end before the length limit")
+    if config.kl_coef and config.kl_target is not None:
+        lines.append(
+            f"    {config.kl_coef:g} is kl_coef at the start; after each batch it is multiplied by 1 + clip(KL / "
+            f"{config.kl_target:g} - 1, -0.2, 0.2) B / {config.kl_horizon}"
+        )
+    if config.target_kl is not None:
+        lines.append(f"    a batch's updates end once KL(old || new) exceeds 1.5 x {config.target_kl:g}")
     return lines
 
 
@@ -137,12 +159,16 @@ def _advantage(algorithm: Algorithm, config: Estimator) -> list[str]:
             f"r_it = [t last] r_i{penalty}",
         ]
         target = config.gae_lambda if config.gae_lambda_critic is None else config.gae_lambda_critic
-        clip = "" if config.value_clip is None else f", V within {config.value_clip:g} of its rollout-time self"
-        lines.append(f"critic: {config.value_coef:g} x 1/2 mean_it (V - R)^2, R = A + V with lambda {target:g}{clip}")
+        error = "(V - R)^2"
+        if config.value_clip is not None:
+            error = f"max((V - R)^2, (V_old + clip(V - V_old, -{config.value_clip:g}, {config.value_clip:g}) - R)^2)"
+        lines.append(f"critic: {config.value_coef:g} x 1/2 mean_it {error},  R = A + V_old with lambda {target:g}")
+        if config.whiten_rewards:
+            lines.append("r <- r / std, its mean kept, over the tokens of the rollout batch")
         return lines if config.scale == "none" else [*lines, _whitened(config)]
-    reward = "r_i"
+    penalty = []
     if penalised and config.credit == "response":
-        reward = f"r_i - {config.kl_coef:g} sum_t {_kl(config)}"
+        penalty = [f"r_i <- r_i - {config.kl_coef:g} sum_t {_kl(config)}"]
     baseline = {
         "none": "",
         "batch_mean": " - mean of the batch",
@@ -152,10 +178,13 @@ def _advantage(algorithm: Algorithm, config: Estimator) -> list[str]:
         "greedy": " - r(greedy response)",
     }[config.baseline]
     divided = config.scale in ("group_std", "leave_one_out_std", "batch_std")
-    line = f"A_i = ({reward}{baseline}) / ({_divisor(config)})" if divided else f"A_i = {reward}{baseline}"
+    line = f"A_i = (r_i{baseline}) / ({_divisor(config)})" if divided else f"A_i = r_i{baseline}"
     if penalised and config.credit == "token":
         line += f";  A_it = A_i - {config.kl_coef:g} sum_k>=t {_kl(config).replace('_it', '_ik')}"
-    return [line] if not config.scale.startswith("whiten") else [line, _whitened(config)]
+    lines = [*penalty, line]
+    if config.scale == "leave_one_out_std":
+        lines.append("(not divided where the others do not vary)")
+    return lines if not config.scale.startswith("whiten") else [*lines, _whitened(config)]
 
 
 def _whitened(config: Estimator) -> str:

@@ -120,8 +120,8 @@ class Estimator:
             )
         if self.kl_ratio and self.kl_estimator not in ("k1", "k3"):
             raise ValueError(
-                f"kl_ratio makes k1 and k3 unbiased off-policy, got kl_estimator {self.kl_estimator}: times the ratio "
-                "it is the gradient of no divergence"
+                f"kl_ratio makes k1 and k3 unbiased off-policy, got kl_estimator {self.kl_estimator}: full needs no "
+                "ratio, and with it k2 and k3+ have the gradient of no divergence"
             )
         if self.kl_target is not None and not self.kl_coef:
             raise ValueError(f"kl_target {self.kl_target} steers kl_coef, which is 0: start it above 0")
@@ -168,8 +168,8 @@ class Estimator:
             found.append(
                 "k1 as a loss has no expected gradient: it adds noise and no regularisation; use k2 or kl_ratio."
             )
-        if self.kl_coef and self.kl_in == "reward" and self.kl_estimator in ("k2", "k3"):
-            found.append(f"{self.kl_estimator} in the reward is the gradient of no divergence; use k1 or full.")
+        if self.kl_coef and self.kl_in == "reward" and self.kl_estimator in ("k2", "k3", "full"):
+            found.append(f"{self.kl_estimator} in the reward has the gradient of no divergence; use k1.")
         if self.ratio == "none" and optimiser_steps > 1:
             found.append(
                 f"ratio none with {optimiser_steps} optimiser steps per rollout batch: all but the first are "

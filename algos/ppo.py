@@ -23,38 +23,19 @@ from algos.critic import WithCritic
 
 @dataclass(frozen=True)
 class PPOConfig(WithCritic, Clipped):
+    baseline: str = "critic"
+    scale: str = "whiten"
+    ratio: str = "token"
+    aggregation: str = "token-mean"
     kl_in: str = "reward"
     kl_estimator: str = "k1"
 
 
-def _ppo(idea: str, source: str, run: dict | None = None, **settings) -> Algorithm:
-    return Algorithm(
-        PPOConfig(**settings), clipped_objective, describe_clipped, idea, source, relative="grpo", run=run or {}
-    )
-
-
-ALGORITHM = _ppo("clipped token ratios, advantages from a separate critic by GAE", "arXiv:1707.06347, section 3")
-MONTE_CARLO = _ppo(
-    "PPO with lambda = 1: the response's reward minus the value, at every token",
-    "arXiv:2503.24290 (Open-Reasoner-Zero), section 2",
-    gae_lambda=1.0,
-)
-SHARED = _ppo(
-    "PPO with a linear value head on the policy's backbone",
-    "arXiv:1707.06347, eq. 9",
-    critic="shared",
-    value_coef=0.1,
-)
-SHARED_MLP = _ppo(
-    "PPO with an MLP value head on the policy's backbone, which the value loss does not reach",
-    "arXiv:2006.05990, section 3.2, for heads and sharing",
-    critic="shared",
-    critic_head="mlp",
-    critic_detach=True,
-)
-ADAPTIVE_KL = _ppo(
-    "PPO whose KL penalty in the reward is steered to a target",
-    "arXiv:1909.08593, section 2.2",
-    kl_coef=0.05,
-    kl_target=2.0,
+ALGORITHM = Algorithm(
+    PPOConfig(),
+    clipped_objective,
+    describe_clipped,
+    "clipped token ratios, advantages from a separate critic by GAE",
+    "arXiv:1707.06347, section 3",
+    relative="grpo",
 )

@@ -1,8 +1,8 @@
 """Named versions of PPO, GRPO and GSPO with the defaults of public frameworks: the same name, other estimators.
 
 Read from the frameworks' sources in mid-2026, at the commits named with each preset; defaults drift. What belongs to
-the estimator is set here; learning rate, batch and group size are the study's, so that presets are compared on equal
-terms, and stand in the notes.
+the estimator is set here; learning rate, batch and group size are the study's, so that presets are compared at
+one learning rate and batch, and stand in the notes.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from algos import grpo, gspo, ppo
 TRL = "TRL f2cd577; the estimator's options agree with the installed 1.12"
 VERL, OPENRLHF = "verl 1dda039", "OpenRLHF 3c3be62"
 OPEN_INSTRUCT, NEMO = "open-instruct e6c3044", "NeMo RL 7ea279a"
-SKYRL = "SkyRL a956457 and NeMo RL 7ea279a"
+SKYRL = "SkyRL a956457, NeMo RL 7ea279a and OpenRLHF 3c3be62"
 
 
 def _as(base, preset_of: str, source: str, notes: tuple[str, ...], run: dict, idea: str, **settings):
@@ -93,24 +93,25 @@ GRPO_AS_NEMO = _as(
     NEMO,
     (
         "framework defaults of the loop: groups of 16, learning rate 5e-6, one epoch (grpo_math_1B.yaml)",
-        "mean and standard deviation leave the own response out, the latter with divisor n (read in a 2025 version of "
-        "the code); where the others do not vary, nothing is divided",
+        "mean and standard deviation leave the own response out; the divisor n - 1 of the latter was read in versions "
+        "of 2025 (the earliest had n); where the others do not vary, nothing is divided",
     ),
     {"epochs": 1},
     "GRPO by NeMo RL's defaults: leave-one-out mean and standard deviation, k3 with 0.01",
     aggregation="token-mean",
     baseline="leave_one_out",
     scale="leave_one_out_std",
-    std_ddof=0,
     kl_coef=0.01,
 )
 PPO_AS_TRL = _as(
     ppo.ALGORITHM,
     "ppo",
-    "TRL f2cd577, trl.experimental.ppo; checked against the installed 1.12",
+    "TRL f2cd577, trl.experimental.ppo; its settings are those of the installed 1.12",
     (
         "framework defaults of the loop: learning rate 3e-6 for policy and critic, 4 epochs, 1 minibatch",
         "TRL samples at temperature 0.7; here the temperature is the study's",
+        "TRL's reward stands one position after the last token, so that lambda 0.95 is not quite the same estimator; "
+        "one optimiser with one gradient clipping trains policy and critic",
     ),
     {"epochs": 4, "minibatches": 1},
     "PPO by TRL's defaults: lambda 0.95, KL 0.05 in the reward, 4 epochs",
@@ -153,8 +154,11 @@ GSPO_AS_PAPER = _as(
 GSPO_UNCLIPPED = _as(
     gspo.ALGORITHM,
     "gspo",
-    SKYRL + ", whose GSPO recipes leave the clip range at GRPO's",
-    ("with a length-normalised ratio 0.2 practically never binds: compare its clip_fraction with gspo's",),
+    SKYRL + ", which leave the clip range of a GSPO recipe at GRPO's",
+    (
+        "with a length-normalised ratio 0.2 practically never binds: compare its clip_fraction with gspo's",
+        "SkyRL's recipe keeps a KL loss of 0.001 and NeMo RL has another configuration with 3e-4; neither is copied",
+    ),
     {"epochs": 1},
     "GSPO with GRPO's clip range, as three frameworks ship it",
     clip_low=0.2,

@@ -57,7 +57,7 @@ GROUP_BASELINE = replace(
 LENGTH_WEIGHTED = replace(
     ALGORITHM,
     defaults=ReinforceConfig(baseline="length_weighted"),
-    idea="REINFORCE minus the group's mean reward weighted by length, the variance-minimising baseline (OPO)",
+    idea="REINFORCE minus the group's mean reward weighted by length (OPO)",
     source="arXiv:2505.23585, section 3",
     relative="reinforce_group",
 )

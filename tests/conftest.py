@@ -30,7 +30,7 @@ def fixture_a(padding: float = NAN) -> SimpleNamespace:
     for name in ("old", "new", "ref", "values"):
         getattr(a, name)[1, 2] = padding
     # as the algorithms see a batch
-    a.old_logprobs, a.ref_logprobs, a.response_mask = a.old, a.ref, mask
+    a.old_logprobs, a.ref_logprobs, a.response_mask, a.loss_mask = a.old, a.ref, mask, mask
     a.greedy_rewards = a.full_kl = None
     return a
 

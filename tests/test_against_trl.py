@@ -147,7 +147,7 @@ def test_advantages_loss_and_gradient(case, tmp_path):
         batch = replace(batch, old_logprobs=token_logprobs(model, batch, 1.0)[0])
         if run.needs_reference:
             batch = replace(batch, ref_logprobs=token_logprobs(reference, batch, 1.0)[0])
-    batch = replace(batch, keep=kept(run, rollouts.truncated, torch.ones(8)))
+    batch = replace(batch, keep=kept(run, rollouts.truncated, torch.ones(8), 4))
     advantages = entry.advantages(batch, run)
     inputs = scored(trainer, rollouts, tokenizer)
     torch.testing.assert_close(advantages.squeeze(1).float(), inputs["advantages"].float(), atol=1e-5, rtol=1e-5)

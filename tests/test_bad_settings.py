@@ -247,8 +247,8 @@ def test_advantages_without_what_their_settings_need_are_refused(algorithm, own,
 
 WARNED = [
     (settings("grpo", kl_coef=0.1, kl_estimator="k1"), "k1 as a loss has no expected gradient"),
-    (settings("ppo", kl_coef=0.1, kl_estimator="k2"), "k2 in the reward is the gradient of no divergence"),
-    (settings("ppo", kl_coef=0.1, kl_estimator="k3"), "k3 in the reward is the gradient of no divergence"),
+    (settings("ppo", kl_coef=0.1, kl_estimator="k2"), "k2 in the reward has the gradient of no divergence"),
+    (settings("ppo", kl_coef=0.1, kl_estimator="k3"), "k3 in the reward has the gradient of no divergence"),
     (settings("grpo", ratio="product"), "ratio product explodes or vanishes with length"),
     ({"algorithm": "reinforce", "minibatches": 4}, "ratio none with 4 optimiser steps per rollout batch"),
     ({"algorithm": "rloo", "epochs": 3}, "ratio none with 3 optimiser steps per rollout batch"),

@@ -108,6 +108,14 @@ LEAVES = ("logprobs", "entropies", "full_kl", "new_values")  # what carries grad
 PER_TOKEN = (*LEAVES, "old_logprobs", "ref_logprobs", "sampler_logprobs", "values")
 
 
+class Made(SimpleNamespace):
+    """A batch whose tensors a test may replace."""
+
+    @property
+    def loss_mask(self) -> Tensor:
+        return self.response_mask & self.keep[:, None]
+
+
 def make(config: Estimator, lengths=LENGTHS, group_size: int = 4, width: int = 5, spread: float = 0.3, seed: int = 0):
     """A batch of len(lengths) / group_size prompts. Row 6 is not kept; with keep `correct` no wrong response is.
 
@@ -120,7 +128,7 @@ def make(config: Estimator, lengths=LENGTHS, group_size: int = 4, width: int = 5
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     old = -0.3 - normal(rows, width).abs()
-    b = SimpleNamespace(
+    b = Made(
         group_size=group_size,
         response_mask=torch.arange(width) < torch.tensor(lengths)[:, None],
         correct=torch.tensor([1, 0, 1, 0, 0, 1, 1, 0, 1, 0, 0, 1][:rows], dtype=torch.bool),
@@ -144,7 +152,7 @@ def with_keep(b, config: Estimator):
 
 
 def loss_mask(b) -> Tensor:
-    return b.response_mask & b.keep[:, None]
+    return b.loss_mask
 
 
 def with_advantages(case: Case, b):
@@ -160,7 +168,7 @@ def batch(case: Case, **options):
 
 def fill(b, mask: Tensor, value: float):
     """`value` wherever mask is False, in all tensors of tokens; in responses of which nothing is left, everywhere."""
-    filled = SimpleNamespace(**vars(b))
+    filled = Made(**vars(b))
     for name, x in vars(b).items():
         if name in PER_TOKEN or name in ("advantages", "returns"):
             valid = mask if x.shape == mask.shape else mask.any(dim=1, keepdim=True)
@@ -171,7 +179,7 @@ def fill(b, mask: Tensor, value: float):
 def rows_of(b, rows):
     """Some rows, and the columns that they use, as the trainer's micro-batches have them."""
     width = max(int(b.response_mask[rows].sum(dim=1).max()), 1)
-    chosen = SimpleNamespace(group_size=b.group_size)
+    chosen = Made(group_size=b.group_size)
     for name, x in vars(b).items():
         if isinstance(x, Tensor) and name != "greedy_rewards":
             setattr(chosen, name, x[rows][:, :width] if x.dim() == 2 and x.shape == b.response_mask.shape else x[rows])
@@ -266,7 +274,7 @@ def test_micro_batches_add_up_to_the_step(case, sizes):  # sorted by length: the
 @pytest.mark.parametrize("extra", ["padding column", "empty response", "response that is not kept"])
 def test_what_is_masked_is_never_counted(case, extra):
     b = batch(case)
-    more = SimpleNamespace(**vars(b))
+    more = Made(**vars(b))
     for name, x in vars(b).items():
         if not isinstance(x, Tensor) or name == "greedy_rewards":
             continue
@@ -519,8 +527,8 @@ RANGES = ("is_max", "clip_log", "tau_pos", "tau_neg", "penalty_coef", "max_kl", 
 def test_its_page_shows_aggregation_clip_range_and_what_is_added(case):
     config, page = case.config, describe.page(case.name, case.algorithm, ENTRIES, case.config)
     lines = describe.equation(case.algorithm, config)
-    total = "1/B sum_i " if config.ratio in PER_RESPONSE else SUMS[config.aggregation]
-    weight = "" if config.correction == "none" else "w_i " if config.ratio in PER_RESPONSE else "w_it "
+    total = "1/B sum_i " if config.per_response else SUMS[config.aggregation]
+    weight = "" if config.correction == "none" else "w_i " if config.per_response else "w_it "
     assert lines[0].startswith(f"J = {total}{weight}[{case.algorithm.term(config)}]")
     assert case.algorithm.idea in page and case.algorithm.source in page and all(line in page for line in lines)
     assert "loss aggregation:" in page and ("    L = 5" in lines) == ("1/L" in lines[0])

@@ -16,6 +16,7 @@ from algos import (
     lite_ppo,
     ppo,
     ppo_penalty,
+    ppo_variants,
     raft,
     reinforce,
     reinforce_pp,
@@ -52,6 +53,7 @@ def batch():
         totals=Totals.of(mask),
         full_kl=None,
         greedy_rewards=None,
+        loss_mask=mask,
     )
 
 
@@ -224,7 +226,7 @@ def test_ppo_with_a_constant_critic_is_reinforce_with_that_baseline(batch):
     """lambda 1, no whitening, on-policy: A_t = r - c at every token."""
     c = 0.4
     batch.values = torch.where(batch.response_mask, c, torch.nan).double()
-    ours = run(batch, ppo.MONTE_CARLO, batch.old_logprobs, scale="none", aggregation="seq-mean-token-sum")
+    ours = run(batch, ppo_variants.MONTE_CARLO, batch.old_logprobs, scale="none", aggregation="seq-mean-token-sum")
     batch.rewards = batch.rewards - c
     same_gradient(ours, run(batch, reinforce.ALGORITHM, batch.old_logprobs))
 
@@ -232,7 +234,7 @@ def test_ppo_with_a_constant_critic_is_reinforce_with_that_baseline(batch):
 def test_ppo_with_a_critic_of_zero_is_reinforce_pp(batch):
     """Reward to go of the penalised token rewards, whitened over the batch, clipped."""
     batch.values = torch.where(batch.response_mask, 0.0, torch.nan).double()
-    same(run(batch, ppo.MONTE_CARLO, kl_coef=0.01), run(batch, reinforce_pp.ALGORITHM, kl_coef=0.01))
+    same(run(batch, ppo_variants.MONTE_CARLO, kl_coef=0.01), run(batch, reinforce_pp.ALGORITHM, kl_coef=0.01))
 
 
 def test_reinforce_pp_baseline_is_the_group_mean_whitened_over_the_tokens(batch):

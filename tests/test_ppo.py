@@ -73,11 +73,11 @@ def test_the_penalty_by_hand(a):
 )
 def test_the_penalty_halves_below_two_thirds_of_the_target_and_doubles_above_one_and_a_half(measured, expected):
     config = ppo_penalty.PPOPenaltyConfig(penalty_coef=1.0, penalty_target=0.01)
-    adapted = ppo_penalty.ALGORITHM.adapt(config, {"approx_kl_k3_last": measured}, 8)
+    adapted = ppo_penalty.ALGORITHM.adapt(config, {"kl_after_update": measured}, 8)
     assert adapted.penalty_coef == expected
 
 
 def test_the_penalty_and_the_reference_kl_are_steered_apart():
-    config = ppo_penalty.PPOPenaltyConfig(kl_coef=0.2, kl_target=6.0)
-    adapted = ppo_penalty.ALGORITHM.adapt(config, {"approx_kl_k3_last": 1.0, "kl_to_ref_sequence": 9.0}, 256)
+    config = ppo_penalty.PPOPenaltyConfig(kl_coef=0.2, kl_target=6.0, penalty_target=0.01)
+    adapted = ppo_penalty.ALGORITHM.adapt(config, {"kl_after_update": 1.0, "kl_to_ref_sequence": 9.0}, 256)
     assert (adapted.penalty_coef, adapted.kl_coef) == (2.0, pytest.approx(0.201024))

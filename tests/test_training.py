@@ -337,14 +337,14 @@ def test_golden_batch_metrics():  # Fixture A with the token rewards of section 
         sampler_logprobs=a.old,
     )
     batch = with_advantages(batch, ppo.ALGORITHM, ppo.PPOConfig(kl_coef=0.1))
-    metrics = batch_metrics(batch, rollouts, torch.ones(2, 3), a.rewards)
+    metrics = batch_metrics(batch, rollouts, torch.ones(2, 3), a.rewards, ppo.PPOConfig(kl_coef=0.1))
     expected = {
         "explained_variance": 0.0797014,
         "advantage_std": 1.0,
         "advantage_high": 1.0048312,
         "advantage_low": -1.2997974,
         "return_mean": 0.6186956,  # (1.0118490 + 1.0493147 + 1 + 0.0323144) / 5
-        "td_error": 0.26,  # without the penalty: |-0.1|, 0.3, 0.4, |-0.3|, |-0.2|
+        "td_error": 0.2693999,  # lambda 0 of section 3.2: |-0.1|, 0.3693147, 0.4, |-0.2776856|, |-0.2|
         "kl_to_ref_sequence": -0.4581454,  # old - ref: (log 1/2 + log 4/5) / 2
         "kl_to_ref_k1": -0.1832581,
         "response_tokens": 2.5,
@@ -360,7 +360,11 @@ def test_golden_batch_metrics():  # Fixture A with the token rewards of section 
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     for reward, share in ((0.0, "groups_all_wrong"), (1.0, "groups_all_right")):
         same = batch_metrics(
-            replace(batch, rewards=torch.full((2,), reward)), rollouts, torch.ones(2, 3), torch.full((2,), reward)
+            replace(batch, rewards=torch.full((2,), reward)),
+            rollouts,
+            torch.ones(2, 3),
+            torch.full((2,), reward),
+            ppo.PPOConfig(kl_coef=0.1),
         )
         assert same["degenerate_groups"] == same[share] == 1.0
 

@@ -11,12 +11,21 @@ from algos.kl import kl_full
 from algos.training import update as stage
 from algos.training.config import OptimiserConfig, RunConfig
 from algos.training.critics import SeparateCritic, SharedCritic, make_critic
-from algos.training.logprobs import policy_outputs, token_values
+from algos.training.logprobs import policy_outputs, token_logprobs, token_values
 from algos.training.models import ScalarModel, load_policy, save_policy
 from algos.training.optimise import make_optimiser
 from algos.training.rollouts import sample
 from algos.training.types import make_batch
-from algos.training.update import Learner, accumulate_gradients, kept, minibatch_rows, prepare, update, with_advantages
+from algos.training.update import (
+    Learner,
+    accumulate_gradients,
+    kept,
+    kl_after_update,
+    minibatch_rows,
+    prepare,
+    update,
+    with_advantages,
+)
 from evaluation.settings import SettingsError
 
 TOKENIZER = tiny_tokenizer()
@@ -286,11 +295,29 @@ def test_what_is_kept():
         run_config(name, settings).algorithm_config
         for name, settings in (("grpo", {}), ("grpo", {"mask_truncated": True}), ("raft", {}))
     )
-    assert kept(grpo, truncated, correct) is None
-    assert kept(masked, truncated, correct).tolist() == [False, True, True, False]
-    assert kept(raft, truncated, correct).tolist() == [True, True, False, False]
+    assert kept(grpo, truncated, correct, 2) is None
+    assert kept(masked, truncated, correct, 2).tolist() == [False, True, True, False]
+    assert kept(raft, truncated, correct, 2).tolist() == [True, True, False, False]
     both = run_config("raft", {"mask_truncated": True}).algorithm_config
-    assert kept(both, truncated, correct).tolist() == [False, True, False, False]
+    assert kept(both, truncated, correct, 2).tolist() == [False, True, False, False]
+    dapo = run_config("dapo", {}).algorithm_config
+    assert (
+        kept(dapo, truncated, correct, 2).tolist() == [False] * 4
+    )  # two groups of one kind, which only fill the batch
+    assert kept(dapo, truncated, correct, 4).tolist() == [True] * 4
+
+
+def test_the_kl_after_the_updates_is_that_of_the_moved_policy():
+    """0 before any step; afterwards mean of ratio - 1 - log ratio over the tokens that count."""
+    config = run_config("ppo_penalty", {}, optimiser=OptimiserConfig(learning_rate=1e-3))
+    learner = learner_of(config)
+    batch = ready(config, learner)
+    assert kl_after_update(batch, learner, config) == pytest.approx(0, abs=1e-9)
+    update(batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        log_ratio = (token_logprobs(learner.policy, batch, 1.0)[0] - batch.old_logprobs)[batch.response_mask]
+    expected = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    assert expected > 0 and kl_after_update(batch, learner, config) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

@@ -2,14 +2,14 @@
 
 import torch
 
-from algos.advantages import gae, place_on_last
+from algos.advantages import from_critic
 from algos.correction import gap_metrics
 from algos.critic import explained_variance
 from algos.training.types import Batch, Rollouts
 
 
 @torch.no_grad()
-def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct) -> dict[str, float]:
+def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct, settings) -> dict[str, float]:
     """Lengths, groups, advantages, entropy, sampler gap, KL, critic; entropies (B, T) in nats, correct (B,) 0 or 1."""
     mask, lengths = batch.response_mask, batch.response_mask.sum(dim=1).float()
     tokens = mask.sum()
@@ -47,11 +47,10 @@ def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct) -> dict[
     if batch.full_kl is not None:
         metrics["kl_to_ref_full"] = batch.full_kl[mask].mean()
     if batch.values is not None:
-        rewards = place_on_last(batch.rewards.to(batch.values.dtype), mask)
         metrics |= {
             "value_mean": batch.values[mask].mean(),
             "return_mean": batch.returns[mask].mean(),
-            "td_error": gae(rewards, batch.values, mask, 1.0, 0.0)[mask].abs().mean(),
+            "td_error": from_critic(batch, settings, 0.0)[mask].abs().mean(),
             "explained_variance": explained_variance(batch.values, batch.returns, mask),
         }
     return {name: float(value) for name, value in metrics.items()}

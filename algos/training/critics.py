@@ -1,5 +1,6 @@
 """The critic's network: one of its own, or a head on the policy's backbone."""
 
+import torch
 from torch import Tensor, nn
 
 from algos.training.logprobs import head_values, hidden_states
@@ -50,7 +51,17 @@ def make_critic(config, policy, policy_path: str, reward_model_path: str | None,
     if config.critic_init == "reward_model":
         if reward_model_path is None:
             raise SettingsError("critic_init is reward_model, but no reward model was given (--reward-model).")
-        return SeparateCritic(ScalarModel.load(reward_model_path, policy.device, dtype))
+        model = ScalarModel.load(reward_model_path, policy.device, dtype)
+        if model.head != config.critic_head:
+            raise SettingsError(
+                f"critic_init reward_model: that model has a {model.head} head, critic_head is {config.critic_head}; "
+                f"set critic_head to {model.head}."
+            )
+        last = model.score if isinstance(model.score, nn.Linear) else model.score[-1]
+        with torch.no_grad():  # values are in the rewards' units, those of the normalised score
+            last.weight.mul_(model.gain)
+            last.bias.sub_(model.offset).mul_(model.gain)
+        return SeparateCritic(model)
     if config.critic_init == "fresh":
         model = ScalarModel(fresh_backbone(policy_path, FRESH_SEED + seed, dtype), config.critic_head, 0.0)
         return SeparateCritic(model.to(policy.device))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from algos.describe import estimator
+from algos.estimator import changed
 from algos.training.batch_metrics import batch_metrics, combine
 from algos.training.config import RunConfig, parse
 from algos.training.critics import make_critic
@@ -33,7 +34,7 @@ from algos.training.record import (
 from algos.training.rewards import Rewards, component_metrics
 from algos.training.trust_region import trust_region_update
 from algos.training.types import make_batch
-from algos.training.update import Learner, kept, prepare, update, with_advantages
+from algos.training.update import Learner, kept, kl_after_update, prepare, update, with_advantages
 from evaluation.settings import SettingsError, read_jsonl
 from evaluation.tasks import check_rows
 
@@ -94,19 +95,20 @@ def train(
             batch = replace(
                 batch,
                 greedy_rewards=experience.greedy_rewards,
-                keep=kept(settings, rollouts.truncated, components["correctness"]),
+                keep=kept(settings, rollouts.truncated, components["correctness"], config.group_size),
             )
             batch = with_advantages(batch, algorithm, settings)
         with phases("update"):
             learning_rate = learner.scheduler.get_last_lr()[0]
-            diagnostics = batch_metrics(batch, rollouts, entropies, components["correctness"])
+            diagnostics = batch_metrics(batch, rollouts, entropies, components["correctness"], settings)
             run_updates = update if algorithm.update is None else trust_region_update
             warming_up = settings.has_critic and step < settings.value_warmup
             updates = run_updates(batch, learner, config, settings, generator, warming_up)
+            after = kl_after_update(batch, learner, config) if algorithm.measures_kl_after_update else None
         check_first_ratio(updates[0])
         generated += experience.generated_tokens
         responses += experience.generated_responses
-        optimiser_steps += len(updates)
+        optimiser_steps += 0 if warming_up else len(updates)
         step_seconds = dict(phases.step)
         metrics = {
             "reward": experience.rewards.mean(),
@@ -117,9 +119,10 @@ def train(
             "sampling_rounds": experience.rounds,
             "mixed_groups": experience.mixed_share,
             **combine(updates),
-            "approx_kl_k3_last": updates[-1].get("approx_kl_k3", 0.0),
+            **({} if after is None else {"kl_after_update": after}),
             "updates": len(updates),
             "kl_coef": settings.kl_coef,
+            **{name: value for name, (_, value) in changed(settings, config.algorithm_config).items()},  # as adapted
             "learning_rate": learning_rate,
             "generated_tokens": generated,
             "batch_tokens": experience.generated_tokens,
@@ -128,7 +131,8 @@ def train(
             **{f"{k}_tokens_per_second": experience.generated_tokens / v for k, v in step_seconds.items()},
         }
         record.log(step, metrics)
-        settings = algorithm.adapt(settings, {k: float(v) for k, v in metrics.items()}, len(batch))
+        if not warming_up:
+            settings = algorithm.adapt(settings, {k: float(v) for k, v in metrics.items()}, len(batch))
         finished = step == config.steps - 1 or (config.budget_tokens is not None and generated >= config.budget_tokens)
         if step % config.sample_every == 0 or finished:
             keep_samples(record, step, experience, problems)
@@ -162,7 +166,8 @@ def make_learner(config: RunConfig, policy_path: str, reward_model_path: str | N
     settings = config.algorithm_config
     policy = load_policy(policy_path, device, config.dtype)
     total = config.steps * config.updates_per_step
-    learner = Learner(policy, *make_optimiser(policy, config.optimiser, total))
+    warmup = min(getattr(settings, "value_warmup", 0), config.steps - 1) * config.updates_per_step
+    learner = Learner(policy, *make_optimiser(policy, config.optimiser, total - warmup))
     models = {"policy": (policy, learner.optimiser)}
     if settings.has_critic:
         learner.critic = make_critic(settings, policy, policy_path, reward_model_path, config.seed, config.dtype)

@@ -80,9 +80,10 @@ class TrustRegion:
     def evaluate(self) -> tuple[float, float]:
         """Surrogate loss and mean KL(old || new) per token at the current parameters."""
         loss = kl = 0.0
+        policy_only = replace(self.learner, critic=None)
         for rows, old in zip(self._micro(self.batch), self.old, strict=True):
             part = self.batch.select(rows)
-            loss += micro_batch_losses(part, self.learner, self.config, self.settings, self.totals)[0].item()
+            loss += micro_batch_losses(part, policy_only, self.config, self.settings, self.totals)[0].item()
             kl += masked_sum(kl_full(old, self._all_logprobs(part)), part.loss_mask).item()
         return loss, kl / self.totals.response_tokens
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from algos.advantages import per_minibatch
 from algos.algorithm import Algorithm
 from algos.estimator import Estimator
+from algos.kl import log_ratio
+from algos.masked import masked_mean
 from algos.training.batch_metrics import reduce
 from algos.training.config import RunConfig
 from algos.training.logprobs import in_micro_batches, micro_batches, policy_outputs, token_logprobs
@@ -59,14 +61,24 @@ def with_advantages(batch: Batch, algorithm: Algorithm, settings: Estimator) -> 
     return batch
 
 
-def kept(settings: Estimator, truncated: Tensor, correct: Tensor) -> Tensor | None:
-    """(B,) True for the responses that count in the losses; None where all do."""
+def kept(settings: Estimator, truncated: Tensor, correct: Tensor, group_size: int) -> Tensor | None:
+    """(B,) True for the responses that count in the losses; None where all do. truncated (B,) bool, correct (B,) 0, 1.
+
+    Groups that only fill a batch for want of mixed ones do not count: a length penalty would be all that they teach.
+    """
+    if settings.keep == "all" and not settings.mask_truncated:
+        return None
     keep = torch.ones_like(truncated)
+    right = correct.to(truncated.device) == 1
     if settings.mask_truncated:
         keep = keep & ~truncated
     if settings.keep == "correct":
-        keep = keep & (correct.to(truncated.device) == 1)
-    return keep if settings.mask_truncated or settings.keep == "correct" else None
+        keep = keep & right
+    if settings.keep == "mixed_groups":
+        groups = right.view(-1, group_size)
+        mixed = groups.any(dim=1) & ~groups.all(dim=1)
+        keep = keep & mixed.repeat_interleave(group_size)
+    return keep
 
 
 def minibatch_rows(responses: int, config: RunConfig, generator: torch.Generator):
@@ -102,6 +114,15 @@ def update(
         if settings.target_kl is not None and steps[-1].get("approx_kl_k3", 0.0) > STOP_FACTOR * settings.target_kl:
             break
     return steps
+
+
+@torch.no_grad()
+def kl_after_update(batch: Batch, learner: Learner, config: RunConfig) -> float:
+    """KL(old || new) per token, in nats, by k3, over the tokens of a rollout batch that its losses saw."""
+    size, temperature = config.micro_batch_size, config.temperature
+    new = in_micro_batches(lambda part: token_logprobs(learner.policy, part, temperature)[0], batch, size)
+    difference = log_ratio(new, batch.old_logprobs, batch.loss_mask)
+    return float(masked_mean(torch.expm1(difference) - difference, batch.loss_mask))
 
 
 def micro_batch_losses(
