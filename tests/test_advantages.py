@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import close
+from conftest import NAN, close, fixture_a
 
 from algos import grpo, ppo, reinforce, reinforce_pp, rloo
 from algos.advantages import (
@@ -13,6 +13,7 @@ from algos.advantages import (
     from_critic,
     gae,
     group_advantages,
+    kl_penalties,
     leave_one_out_std,
     per_minibatch,
     place_on_last,
@@ -80,6 +81,17 @@ def test_a_group_of_one_is_refused(baseline):
         group_advantages(ones)
     with pytest.raises(ValueError, match="at least 2"):
         group_advantages(torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("scale", ["group_std", "leave_one_out_std"])
+def test_a_group_of_one_has_no_spread_to_divide_by(scale):
+    with pytest.raises(ValueError, match=rf"scale {scale} needs groups of at least 2 responses, got \(2, 1\)"):
+        rescale(rewards([1], [0]), rewards([1], [0]), scale)
+
+
+def test_a_group_of_empty_responses_has_no_lengths_to_weigh_by():  # 0 / 0 would be NaN: the baseline is 0
+    got = centre(rewards([1, 0], [1, 0]), "length_weighted", lengths=rewards([0, 0], [1, 3]))
+    close(got, [[1.0, 0.0], [0.75, -0.25]])
 
 
 @pytest.mark.parametrize(
@@ -175,6 +187,12 @@ def test_gae_of_a_short_response_ignores_the_padding_behind_it():  # an unmasked
     close(got, [[0.46, 0.80, 0.0]])
 
 
+def test_gae_passes_over_a_masked_token_between_two_valid_ones():
+    """Values 0.5, 0.25 and a reward of 1: A_2 = 1 - 0.25; A_0 = 0.25 - 0.5 + 0.5 x 0.75 = 0.125; in between 0."""
+    got = gae(rewards([0, NAN, 1]), rewards([0.5, NAN, 0.25]), torch.tensor([[True, False, True]]), 1.0, 0.5)
+    close(got, [[0.125, 0.0, 0.75]])
+
+
 @pytest.mark.parametrize("distance, weight", [(10, 0.5987), (50, 0.0769), (100, 0.00592), (500, 7.3e-12)])
 def test_lambda_decays_the_final_reward_along_a_long_response(distance, weight):  # 0.95^distance
     final = torch.zeros(1, distance + 1, dtype=torch.float64)
@@ -251,6 +269,24 @@ def test_a_kl_penalty_needs_the_reference(a):
         rloo.ALGORITHM.advantages(a, rloo.RLOOConfig(kl_estimator="full"))
 
 
+@pytest.mark.parametrize("algorithm", [ppo, rloo, reinforce_pp], ids=lambda module: module.__name__)
+def test_without_a_kl_penalty_in_the_reward_no_reference_is_needed_and_none_has_an_effect(algorithm):
+    """Neither a coefficient of 0 nor a KL in the loss: the advantages are those without a reference."""
+    a, entry = fixture_a(), algorithm.ALGORITHM
+    without = fixture_a()
+    without.ref = without.ref_logprobs = None
+    expected = entry.advantages(without, replace(entry.defaults, kl_coef=0.0, kl_in="reward"))
+    for settings in ({"kl_coef": 0.0, "kl_in": "loss"}, {"kl_coef": 0.1, "kl_in": "loss"}):
+        for batch in (a, without):
+            torch.testing.assert_close(entry.advantages(batch, replace(entry.defaults, **settings)), expected)
+    assert not torch.allclose(entry.advantages(a, replace(entry.defaults, kl_coef=0.1)), expected)
+
+
+def test_the_full_kl_under_the_mask_is_no_penalty(a):  # NaN or garbage there: 0
+    config = rloo.RLOOConfig(kl_coef=0.1, kl_estimator="full")
+    close(kl_penalties(config, a.old, None, a.values, a.mask), [[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]])
+
+
 def test_a_full_kl_in_the_reward_is_taken_as_it_is(a):  # rewards 1 - 0.1 x 3 and 0 - 0.1 x 2: 0.9 apart
     a.full_kl = torch.where(a.mask, torch.ones(2, 3, dtype=torch.float64), torch.nan)
     got = rloo.ALGORITHM.advantages(a, rloo.RLOOConfig(kl_coef=0.1, kl_estimator="full"))
@@ -272,5 +308,6 @@ def test_advantages_and_returns_carry_no_gradient_and_rows_may_be_swapped(a):
     config = ppo.PPOConfig(kl_coef=0.1)
     swapped = type(a)(**{name: x.flip(0) if isinstance(x, torch.Tensor) else x for name, x in vars(a).items()})
     torch.testing.assert_close(ppo.ALGORITHM.advantages(swapped, config).flip(0), ppo.ALGORITHM.advantages(a, config))
+    a.values.requires_grad_(True)  # a critic's output that was not detached
     assert not ppo.ALGORITHM.advantages(a, config).requires_grad
     assert not ppo.ALGORITHM.returns(a, config).requires_grad

@@ -47,7 +47,8 @@ def test_golden_dual_clip():  # A = -1, rho = 5: loss 5 without, at most 3 with 
     assert one_token(5.0, -1.0) == (pytest.approx(5.0), pytest.approx(5.0))
     assert one_token(5.0, -1.0, dual_clip=3.0) == (pytest.approx(3.0), 0.0)
     assert one_token(2.0, -1.0, dual_clip=3.0) == (pytest.approx(2.0), pytest.approx(2.0))
-    assert one_token(5.0, 1.0, dual_clip=3.0) == one_token(5.0, 1.0)
+    for positive in (1.0, 0.5):
+        assert one_token(5.0, positive, dual_clip=3.0) == one_token(5.0, positive)
 
 
 def test_the_two_sided_clip_caps_the_ratio_inside_the_minimum():  # A = -1, rho = 5, cap 4: loss 4, no gradient
@@ -77,6 +78,33 @@ def test_clip_fraction_counts_active_clips_only(a):
     _, metrics = grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, grpo.GRPOConfig(), a.totals)
     assert metrics["clip_fraction"].item() == pytest.approx(0.4)
     assert metrics["clip_fraction_low"].item() == metrics["clip_fraction_high"].item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, low, high",
+    [  # range 0.8 to 1.4: only what pushes further out is silenced, however small its advantage
+        (1.5, 0.5, 0, 1),
+        (1.3, 0.5, 0, 0),
+        (1.5, 0.0, 0, 0),
+        (1.5, -0.5, 0, 0),
+        (0.9, -0.5, 0, 0),
+        (0.7, -0.5, 1, 0),
+        (0.5, 0.0, 0, 0),
+        (0.5, 0.5, 0, 0),
+    ],
+)
+def test_the_sign_of_the_advantage_says_whether_a_ratio_outside_the_range_is_silenced(ratio, advantage, low, high):
+    new, advantages = torch.tensor([[ratio]]).log(), torch.tensor([[advantage]])
+    config = grpo.GRPOConfig(clip_low=0.2, clip_high=0.4)
+    _, metrics = grpo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, ONE, config, Totals(1, 1))
+    assert (metrics["clip_fraction_low"], metrics["clip_fraction_high"]) == (low, high)
+    assert metrics["clip_fraction"] == low + high
+
+
+def test_a_ratio_on_the_bound_is_not_beyond_it(a):  # on-policy and a range of nothing: all ratios are exactly 1
+    config = grpo.GRPOConfig(clip_low=0.0, clip_high=0.0)
+    _, metrics = grpo.ALGORITHM.loss(a.old, a.old, A2, a.mask, config, a.totals)
+    assert metrics["clip_fraction"] == 0
 
 
 def test_dual_clip_counts_what_it_bounds():

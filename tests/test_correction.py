@@ -97,6 +97,11 @@ def test_weights_carry_no_gradient():
     assert not weights(TRAINER.clone().requires_grad_(True), SAMPLER, MASK, config("token_mask")).requires_grad
 
 
+def test_the_gap_carries_no_gradient():
+    got = gap_metrics(TRAINER.clone().requires_grad_(True), SAMPLER, MASK)
+    assert not any(value.requires_grad for value in got.values())
+
+
 def test_a_correction_needs_the_samplers_log_probabilities(a):
     with pytest.raises(ValueError, match="correction token_mask needs the sampler's log-probabilities, got None"):
         grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, config("token_mask"), a.totals)

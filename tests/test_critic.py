@@ -33,6 +33,25 @@ def test_golden_value_loss(a, clip, expected):
     assert torch.isfinite(grad).all() and grad[1, 2] == 0
 
 
+def test_only_the_values_get_a_gradient():
+    """Value 0.9, 0.4 from the old 0.5, return 1: the clipped error counts, 0.5 (0.5 + 0.2 - 1)^2 = 0.045."""
+    value, old, returns = (torch.tensor([[x]], requires_grad=True) for x in (0.9, 0.5, 1.0))
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    loss, _ = ppo.ALGORITHM.value_loss(value, old, returns, mask, ppo.PPOConfig(), Totals(1, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.045) and value.grad is not None
+    assert old.grad is None and returns.grad is None
+
+
+@pytest.mark.parametrize("value, counted", [(0.9, 1), (0.6, 0), (0.2, 0)])
+def test_the_clip_is_counted_where_it_raises_the_error(value, counted):
+    """Old 0.5, return 1, range 0.2: 0.09 against 0.01; 0.16 both; 0.49 against 0.64, the unclipped error."""
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    values, old, returns = (torch.tensor([[x]], dtype=torch.float64) for x in (value, 0.5, 1.0))
+    _, metrics = ppo.ALGORITHM.value_loss(values, old, returns, mask, ppo.PPOConfig(), Totals(1, 1))
+    assert metrics["value_clip_fraction"] == counted
+
+
 def test_golden_value_clip_fraction(a):  # 1 of 5: the first, which moved by 0.3
     returns = ppo.ALGORITHM.returns(a, KL)
     _, metrics = ppo.ALGORITHM.value_loss(VALUES, a.values, returns, a.mask, ppo.PPOConfig(), a.totals)

@@ -123,6 +123,7 @@ def test_golden_advantage_of_on_policy_distillation():  # log(0.4 / 0.25)
     advantages = distillation.token_advantages(teacher, student, mask)
     assert advantages[0].tolist() == [pytest.approx(0.4700036, abs=1e-6), 0.0] and not advantages.requires_grad
     loss = distillation.policy_gradient_loss(teacher, student, mask, Totals.of(mask))
+    assert loss.item() == pytest.approx(0.6515633, abs=1e-6)  # -0.4700036 log 0.25, over one token
     loss.backward()  # likelier under the teacher: raise its log-probability
     assert student.grad[0].tolist() == [pytest.approx(-0.4700036, abs=1e-6), 0.0]
 
@@ -152,6 +153,11 @@ def test_diagnostics_by_hand():
         "teacher_logprob": math.log(0.3) / 2,
     }
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, abs=1e-6)
+
+
+def test_diagnostics_carry_no_gradient():
+    metrics = distillation.diagnostics(P, Q.clone().requires_grad_(True), torch.tensor([[1]]), ONE, 1.0, Totals(1, 1))
+    assert not any(value.requires_grad for value in metrics.values())
 
 
 @pytest.mark.parametrize("settings", [{"beta": 0.3}, {"objective": "policy_gradient", "on_policy_share": 1.0}])

@@ -5,6 +5,7 @@ import torch
 from conftest import close, gradient
 
 from algos import gmpo
+from algos.training.types import Totals
 
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
@@ -35,6 +36,26 @@ def test_a_clipped_token_has_no_gradient_and_the_others_that_of_the_mean(a):
     metrics = run(a, 0.2)(a.new)[1]
     assert metrics["clip_fraction"].item() == pytest.approx(0.4)
     assert metrics["clip_fraction_low"].item() == metrics["clip_fraction_high"].item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "log_ratio, advantage, low, high",
+    [  # range 0.25: on the bound is inside; outside only what pushes further out is clipped
+        (0.5, 0.5, 0, 1),
+        (0.5, 0.0, 0, 0),
+        (0.5, -0.5, 0, 0),
+        (0.25, 0.5, 0, 0),
+        (-0.5, -0.5, 1, 0),
+        (-0.5, 0.0, 0, 0),
+        (-0.5, 0.5, 0, 0),
+        (-0.25, -0.5, 0, 0),
+    ],
+)
+def test_what_is_counted_as_clipped(log_ratio, advantage, low, high):
+    one, config = torch.ones(1, 1, dtype=torch.bool), gmpo.GMPOConfig(clip_log=0.25)
+    new, advantages = torch.tensor([[log_ratio]]), torch.tensor([[advantage]])
+    _, metrics = gmpo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, one, config, Totals(1, 1))
+    assert (metrics["clip_fraction_low"], metrics["clip_fraction_high"]) == (low, high)
 
 
 @pytest.mark.parametrize(

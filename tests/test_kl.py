@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import close
+from conftest import NAN, close
 
 from algos import grpo, ppo, reinforce
 from algos.kl import ESTIMATORS, adapt_coefficient, kl_full, kl_k1, kl_k2, kl_k3, kl_k3_plus, kl_loss
@@ -139,6 +139,26 @@ def test_every_estimate_is_zero_for_equal_policies_and_k2_and_k3_are_never_negat
 
 def test_far_apart_log_probabilities_stay_finite():
     assert torch.isfinite(kl_k3(torch.tensor([-500.0]), torch.tensor([0.0]), ALL[:1])).all()
+
+
+def test_a_full_kl_in_the_loss_is_zero_under_the_mask(a):
+    config = grpo.GRPOConfig(kl_coef=0.1, kl_estimator="full")
+    full, grad = a.values.clone().requires_grad_(True), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, NAN]])
+    kl = kl_loss(config, a.new, None, full, torch.zeros_like(a.new), a.mask)
+    close(kl.detach(), [[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]])
+    close(torch.autograd.grad(kl, full, grad.double())[0], [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]])
+
+
+@pytest.mark.parametrize("kl_coef, estimator, full", [(0.5, "k3", False), (0.5, "full", True), (1.0e-6, "full", True)])
+def test_any_coefficient_above_zero_needs_the_reference(kl_coef, estimator, full):
+    config = grpo.GRPOConfig(kl_coef=kl_coef, kl_estimator=estimator)
+    assert config.needs_reference and config.needs_full_kl is full
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_coefficient_of_zero_needs_none(estimator):
+    config = grpo.GRPOConfig(kl_coef=0.0, kl_estimator=estimator)
+    assert not config.needs_reference and not config.needs_full_kl
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -26,6 +26,7 @@ def test_whitening_has_mean_zero_and_variance_one_and_leaves_padding_at_zero():
     assert (white[~MASK] == 0).all()
     kept = masked_whiten(X, MASK, shift_mean=False)
     torch.testing.assert_close(masked_mean(kept, MASK), torch.tensor(3.0))
+    assert (kept[~MASK] == 0).all()  # and not the mean that was added back
 
 
 def test_nan_in_padding_reaches_no_gradient():

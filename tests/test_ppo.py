@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import close, gradient
@@ -24,6 +26,17 @@ def test_golden_gradient(a):  # token mean of [[0, -0.6, -1.125], [0, 1.1]] over
     loss, grad = gradient(run(a, advantages), a.new)
     assert loss.item() == pytest.approx(-0.205, abs=1e-9)
     close(grad, [[0.0, -0.12, -0.225], [0.0, 0.22, 0.0]])
+
+
+def test_an_objective_that_sums_a_responses_advantages_meets_no_padding(a):
+    """Sums 1 + 2 + 3 = 6 and 4 + 5 = 9 for each token of its response: gradient -6 / 5 and -9 / 5."""
+    advantages = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, NAN]], dtype=torch.float64)
+    summed = replace(
+        ppo.ALGORITHM,
+        objective=lambda log_ratio, logprobs, A, mask, config: (A.sum(dim=1, keepdim=True) * logprobs, {}),
+    )
+    _, grad = gradient(run(a, advantages, algorithm=summed), a.new)
+    close(grad, [[-1.2, -1.2, -1.2], [-1.8, -1.8, 0.0]])
 
 
 def test_one_advantage_for_all_tokens_of_a_response_is_the_same_as_writing_it_out(a):
@@ -69,12 +82,24 @@ def test_the_penalty_by_hand(a):
 
 
 @pytest.mark.parametrize(
-    "measured, expected", [(0.0066, 0.5), (0.0067, 1.0), (0.01, 1.0), (0.0149, 1.0), (0.0151, 2.0)]
+    "measured, expected", [(0.0066, 1.5), (0.0067, 3.0), (0.01, 3.0), (0.0149, 3.0), (0.0151, 6.0)]
 )
 def test_the_penalty_halves_below_two_thirds_of_the_target_and_doubles_above_one_and_a_half(measured, expected):
-    config = ppo_penalty.PPOPenaltyConfig(penalty_coef=1.0, penalty_target=0.01)
+    config = ppo_penalty.PPOPenaltyConfig(penalty_coef=3.0, penalty_target=0.01)
     adapted = ppo_penalty.ALGORITHM.adapt(config, {"kl_after_update": measured}, 8)
     assert adapted.penalty_coef == expected
+
+
+@pytest.mark.parametrize("measured", [0.5, 1.125])
+def test_a_kl_on_either_bound_leaves_the_penalty(measured):  # 0.75 / 1.5 and 0.75 x 1.5, exact in binary
+    config = ppo_penalty.PPOPenaltyConfig(penalty_coef=1.0, penalty_target=0.75)
+    assert ppo_penalty.ALGORITHM.adapt(config, {"kl_after_update": measured}, 8) is config
+
+
+@pytest.mark.parametrize("name", ["penalty_coef", "penalty_target"])
+def test_a_penalty_of_zero_is_refused(name):  # doubling and halving would leave it there
+    with pytest.raises(ValueError, match=rf"{name} must be above 0, got 0\.0"):
+        ppo_penalty.PPOPenaltyConfig(**{name: 0.0})
 
 
 def test_the_penalty_and_the_reference_kl_are_steered_apart():

@@ -5,6 +5,7 @@ import torch
 from conftest import close
 
 from algos import ratios
+from algos.diagnostics import ratio_metrics
 
 
 def test_golden_token_ratios(a):
@@ -23,6 +24,17 @@ def test_the_sequence_ratio_of_a_long_response_stays_on_scale_and_the_product_do
     old, mask = torch.zeros_like(log_ratio), torch.ones(1, 1000, dtype=torch.bool)
     assert ratios.sequence(log_ratio, old, mask).exp().item() == pytest.approx(1.001, abs=1e-9)
     assert ratios.product(log_ratio, old, mask).exp().item() == pytest.approx(2.7169239, abs=1e-6)  # 1.001^1000
+
+
+@pytest.mark.parametrize("each, total", [(15.0, 20.0), (-15.0, -20.0), (9.0, 18.0), (-9.0, -18.0)])
+def test_the_products_log_ratio_ends_at_twenty(each, total):  # two tokens of 15 are 30: exp(30) is 1e13
+    log_ratio, mask = torch.full((1, 2), each), torch.ones(1, 2, dtype=torch.bool)
+    assert ratios.product(log_ratio, torch.zeros(1, 2), mask).item() == total
+
+
+def test_what_is_logged_of_the_ratios_carries_no_gradient(a):
+    log_ratio = ratios.token(a.new, a.old, a.mask).requires_grad_(True)
+    assert not any(value.requires_grad for value in ratio_metrics(log_ratio, a.mask, a.totals).values())
 
 
 def test_a_sequence_tokens_value_is_the_responses_and_its_gradient_its_own(a):

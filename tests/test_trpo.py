@@ -32,6 +32,20 @@ def test_conjugate_gradient_solves_in_as_many_iterations_as_there_are_dimensions
     assert (conjugate_gradient(lambda v: matrix @ v, 0 * g, 6) == 0).all()
 
 
+def test_golden_damping():
+    """Curvature 3.5 + damping 0.5 = 4: a step of sqrt(2 x 0.02 / 4) = 0.1 down the gradient; undamped 0.1069.
+
+    A parameter without a gradient stays where it is, and does not keep the other from moving.
+    """
+    steps = []
+    config = TRPOConfig(max_kl=0.02, cg_damping=0.5)
+    gradient = torch.tensor([0.0, -3.0], dtype=torch.float64)
+    trust_region_step(
+        gradient, lambda v: 3.5 * v, lambda: (-len(steps), 0.0), lambda fraction, step: steps.append(step), config
+    )
+    close(steps[0], [0.0, 0.1])
+
+
 class Categorical:
     """A categorical policy over three actions with advantages A: surrogate -sum p A, KL(old || new), both exact."""
 
