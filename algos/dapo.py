@@ -6,8 +6,8 @@
 Source: Yu et al. 2025, arXiv:2503.14476, section 3. Dynamic sampling draws prompts until the batch holds mixed groups
 only; all tokens that it spends count in the budget, so compare at equal tokens, not at equal steps. Groups are chosen
 by correctness, not by the shaped reward, whose length penalty would break ties artificially; groups that fill a batch
-for want of mixed ones do not count in the loss. The paper's rewards are +1 and -1, the suite's 1 and 0, so that the
-same length penalty weighs twice as much.
+for want of mixed ones do not count in the loss. The paper's rewards are +1 and -1 (its eq. 7), the suite's 1 and 0, so
+that the same length penalty weighs twice as much.
 """
 
 from dataclasses import replace

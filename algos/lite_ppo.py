@@ -2,7 +2,7 @@
 
     J = 1 / sum_i T_i  sum_it min(rho_it A_i, clip(rho_it) A_i),   A_i = (r_i - mean of the group) / (std of the batch)
 
-Source: Liu et al. 2025, arXiv:2508.08221, section 5. The batch's standard deviation does not blow up on groups that are
+Source: Liu et al. 2025, arXiv:2508.08221. The batch's standard deviation does not blow up on groups that are
 nearly all right or all wrong.
 """
 
@@ -14,6 +14,6 @@ ALGORITHM = replace(
     grpo.ALGORITHM,
     defaults=grpo.GRPOConfig(scale="batch_std", aggregation="token-mean"),
     idea="group mean, batch standard deviation, token-level loss; no critic",
-    source="arXiv:2508.08221, section 5",
+    source="arXiv:2508.08221",
     relative="grpo",
 )

@@ -58,6 +58,6 @@ LENGTH_WEIGHTED = replace(
     ALGORITHM,
     defaults=ReinforceConfig(baseline="length_weighted"),
     idea="REINFORCE minus the group's mean reward weighted by length (OPO)",
-    source="arXiv:2505.23585, section 3",
+    source="arXiv:2505.23585",
     relative="reinforce_group",
 )
