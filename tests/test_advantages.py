@@ -311,3 +311,26 @@ def test_advantages_and_returns_carry_no_gradient_and_rows_may_be_swapped(a):
     a.values.requires_grad_(True)  # a critic's output that was not detached
     assert not ppo.ALGORITHM.advantages(a, config).requires_grad
     assert not ppo.ALGORITHM.returns(a, config).requires_grad
+
+
+@pytest.mark.parametrize(
+    "scale, expected",
+    [  # rewards 1, 0, 0, 1: std 0.5773503, so 0.5 / 1.0773503; leave-one-out of 0, 0, 1 or 1, 0, 1: the same std
+        ("group_std", [0.4641016, -0.4641016, -0.4641016, 0.4641016]),
+        ("batch_std", [0.4641016, -0.4641016, -0.4641016, 0.4641016]),
+        ("leave_one_out_std", [0.4641016, -0.4641016, -0.4641016, 0.4641016]),
+    ],
+)
+def test_the_epsilon_is_added_to_every_standard_deviation(scale, expected):
+    group = rewards([1, 0, 0, 1])
+    close(rescale(centre(group, "group_mean"), group, scale, 1, 0.5), [expected])
+
+
+def test_the_epsilon_is_added_to_the_standard_deviation_of_step_rewards():
+    # steps 1, 0 and 0, 1: mean 1/2, std 0.5773503; 0.5 / 1.0773503 = 0.4641016; sums from each step to the last
+    close(process_advantages(rewards([1, 0], [0, 1]), 0.5, 1), [[0.0, -0.4641016], [0.0, 0.4641016]])
+
+
+def test_leave_one_out_std_of_the_smallest_group_that_has_one():  # others: 0, 0; 1, 0; 1, 0
+    close(leave_one_out_std(rewards([1, 0, 0]), 1), [[0.0, 0.7071068, 0.7071068]])
+    close(leave_one_out_std(rewards([1, 0]), 1), [[0.0, 0.0]])

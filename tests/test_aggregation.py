@@ -5,7 +5,7 @@ import torch
 from conftest import close, gradient
 
 from algos import grpo
-from algos.aggregation import aggregate
+from algos.aggregation import MODES, aggregate
 from algos.training.types import Totals
 
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
@@ -79,3 +79,9 @@ def test_a_missing_length_and_an_unknown_mode_are_refused(a):
         aggregate(a.new, a.mask, "seq-mean-token-sum-norm", a.totals)
     with pytest.raises(ValueError, match="got 'mean'"):
         aggregate(a.new, a.mask, "mean", a.totals)
+
+
+def test_one_number_per_response_of_two_tokens_is_averaged_over_responses():  # (1 + 3) / 2, whatever the mode
+    mask = torch.tensor([[True, True], [True, False]])
+    for mode in MODES:
+        assert aggregate(torch.tensor([[1.0], [3.0]]), mask, mode, Totals.of(mask), 5).item() == 2.0

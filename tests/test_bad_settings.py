@@ -65,6 +65,7 @@ REFUSED = [
     (settings("gmpo", correction="token_mask"), "correction token_mask weighs tokens, but GMPO's mean is one number"),
     (settings("grpo", correction="token_mask", correction_high=0.5), "correction_high must be above correction_low, "),
     (settings("gmpo", ratio="sequence"), "ratio must be token, got sequence"),
+    (settings("cispo", ratio="product"), "CISPO .* ratio must be token, got product"),
     *(
         (settings(name, ratio="none"), "ratio none: this objective is made of the ratio; choose token, or")
         for name in ("grpo", "ppo", "gspo", "cispo", "sapo", "ppo_penalty", "trpo")
