@@ -112,3 +112,24 @@ def test_a_sampler_like_the_trainer_has_no_gap():
     assert all(float(value) == 0 for name, value in got.items() if name != "sampler_ess")
     close(weights(TRAINER, TRAINER, MASK, config("sequence_mask")), [[1.0, 1.0, 1.0, 0.0]])
     assert Totals.of(MASK) == Totals(1, 3)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 2.0), (0.5, 1.0)])
+def test_a_weight_on_a_bound_is_inside(bounds):  # equal log-probabilities: w = exp(0) = 1
+    low, high = bounds
+    got = weights(TRAINER, TRAINER, MASK, config("token_mask", correction_low=low, correction_high=high))
+    close(got, [[1.0, 1.0, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sequences_weight_is_cut_at_20_nats(sign):  # 2 x 15 = 30 nats: exp(20), or exp(-20)
+    old, mask = torch.full((1, 2), 15.0 * sign, dtype=torch.float64), torch.tensor([[True, True]])
+    got = weights(old, torch.zeros_like(old), mask, config("sequence_truncate", correction_high=1e30))
+    close(got.log(), [[20.0 * sign] * 2])
+
+
+@pytest.mark.parametrize("gaps, std", [([0.1], 0.0), ([0.1, 0.3], 0.1414214)])  # |0.1 - 0.2| sqrt(2)
+def test_the_spread_of_the_gap_needs_two_tokens(gaps, std):
+    trainer = torch.tensor([gaps], dtype=torch.float64)
+    metrics = gap_metrics(trainer, torch.zeros_like(trainer), torch.ones_like(trainer, dtype=torch.bool))
+    assert metrics["sampler_gap_std"].item() == pytest.approx(std, abs=1e-6)
