@@ -385,3 +385,12 @@ def test_expert_iteration_really_samples(folder):
     assert [len(group) for group in groups] == [4] * 8 and counts["responses"] == 32
     assert [group[0]["problem"] for group in groups] == [p["id"] for p in problems]
     assert 0 < counts["nats"] / counts["tokens"] < math.log(len(TOKENIZER))
+
+
+def test_diagnostics_are_of_the_tempered_distributions():  # log 4 at temperature 2 is log 2: (2/3, 1/3), 0.6365142 nats
+    logits = torch.tensor([[[4.0, 1.0]]], dtype=torch.float64).log()
+    flat, mask, ids = torch.zeros_like(logits), torch.tensor([[True]]), torch.tensor([[0]])
+    student = distillation.diagnostics(flat, logits, ids, mask, 2.0, Totals.of(mask))
+    teacher = distillation.diagnostics(logits, flat, ids, mask, 2.0, Totals.of(mask))
+    assert student["entropy"].item() == teacher["teacher_entropy"].item() == pytest.approx(0.6365142, abs=1e-7)
+    assert student["student_logprob"].item() == pytest.approx(-0.4054651, abs=1e-7)  # log 2/3
