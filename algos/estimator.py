@@ -242,7 +242,7 @@ def policy_loss(
         advantages = torch.where(mask, advantages, zeros.to(advantages.dtype))
     log_ratio = ratios.LEVELS[config.ratio](logprobs, old_logprobs, mask)
     value, shares = objective(log_ratio, logprobs, advantages, mask, config)
-    metrics = ratio_metrics(token_log_ratio.detach(), mask, totals)
+    metrics = ratio_metrics(token_log_ratio, mask, totals)
     with torch.no_grad():
         metrics |= {name: share_of(x, mask, totals) for name, x in shares.items()}
         if config.ratio != "token" and config.ratio != "none":

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import close, gradient
 
-from algos import gspo
+from algos import grpo, gspo
 
 PAPER = gspo.GSPOConfig()
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
@@ -68,3 +68,9 @@ def test_micro_batches_add_up_to_the_whole_step(a):
 def test_advantages_per_token_are_refused(a):
     with pytest.raises(ValueError, match=r"advantages must be \(2, 1\), got \(2, 3\)"):
         gspo.ALGORITHM.loss(a.new, a.old, A2.expand(2, 3), a.mask, PAPER, a.totals)
+
+
+def test_only_ratios_of_responses_report_on_responses(a):
+    reported = "sequence_ratio_mean"
+    assert reported in gspo.ALGORITHM.loss(a.new, a.old, A2, a.mask, gspo.GSPOConfig(), a.totals)[1]
+    assert reported not in grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, grpo.GRPOConfig(), a.totals)[1]
