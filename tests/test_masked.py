@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from algos.masked import masked_mean, masked_sum, masked_var, masked_whiten
@@ -33,3 +34,8 @@ def test_nan_in_padding_reaches_no_gradient():
     x = X.clone().requires_grad_(True)
     (masked_whiten(x, MASK) ** 3).sum().backward()
     assert torch.isfinite(x.grad).all() and x.grad[MASK].abs().sum() > 0
+
+
+@pytest.mark.parametrize("mask", [[True, False], [False, False]])
+def test_the_variance_of_one_number_or_none_is_0(mask):  # divisor n - 1 = 0 or -1, not NaN and not negative
+    assert masked_var(torch.tensor([3.0, 9.0]), torch.tensor(mask)).item() == 0.0
