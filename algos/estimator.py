@@ -200,6 +200,12 @@ def at_least(config, low: float, *names: str) -> None:
             raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
 
 
+def above_zero(config, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
 def policy_loss(
     objective,
     logprobs: Tensor,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from algos.algorithm import Algorithm
-from algos.estimator import Estimator
+from algos.estimator import Estimator, above_zero
 from algos.masked import masked_mean
 
 
@@ -25,8 +25,7 @@ class GMPOConfig(Estimator):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.clip_log <= 0:
-            raise ValueError(f"clip_log must be above 0, got {self.clip_log}")
+        above_zero(self, "clip_log")
         for name, only in (("ratio", "token"), ("aggregation", "seq-mean-token-mean")):
             if getattr(self, name) != only:
                 raise ValueError(f"GMPO averages token ratios: {name} must be {only}, got {getattr(self, name)}")

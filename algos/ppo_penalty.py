@@ -13,7 +13,7 @@ import torch
 
 from algos.algorithm import Algorithm, adapt
 from algos.critic import WithCritic
-from algos.estimator import needs_ratio
+from algos.estimator import above_zero, needs_ratio
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class PPOPenaltyConfig(WithCritic):
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        for name in ("penalty_coef", "penalty_target"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        above_zero(self, "penalty_coef", "penalty_target")
 
 
 def penalised_objective(log_ratio, logprobs, advantages, mask, config):

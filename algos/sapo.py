@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from algos.algorithm import Algorithm
-from algos.estimator import Estimator, needs_ratio
+from algos.estimator import Estimator, above_zero, needs_ratio
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class SAPOConfig(Estimator):
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        for name in ("tau_pos", "tau_neg"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        above_zero(self, "tau_pos", "tau_neg")
 
 
 def gated_objective(log_ratio, logprobs, advantages, mask, config):

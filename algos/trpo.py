@@ -15,7 +15,7 @@ from torch import Tensor
 
 from algos.algorithm import Algorithm
 from algos.critic import WithCritic
-from algos.estimator import needs_ratio
+from algos.estimator import above_zero, needs_ratio
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class TRPOConfig(WithCritic):
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        for name in ("max_kl", "cg_iterations", "line_search_steps", "fisher_responses"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        above_zero(self, "max_kl", "cg_iterations", "line_search_steps", "fisher_responses")
         if self.critic != "separate":
             raise ValueError(
                 f"trpo needs critic separate, got {self.critic}: a value loss on its backbone obeys no bound"
