@@ -16,6 +16,8 @@ TRAINERS = ("own", "trl")
 HEADS = ("linear", "mlp")
 REWARDS = {*RULES, "reward_model"}
 COMBINATIONS = ("sum", "gate", "normalise_each")
+OLD_LOGPROBS = ("sampler", "recomputed")
+LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
 OBJECTIVES = ("divergence", "policy_gradient")
 
 
@@ -62,6 +64,10 @@ class RunConfig:
     minibatches: int = 4  # optimiser steps per rollout batch and epoch
     epochs: int = 1  # passes over a rollout batch
     micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
+    micro_batch_tokens: int | None = None  # tokens of one instead, padding included; null: micro_batch_size responses
+    share_prompts: bool = True  # a prompt is computed once for its responses in a micro-batch; no effect but speed
+    logits_at_once: int | None = LOGITS_AT_ONCE  # elements of tokens x vocabulary in one piece; null: all
+    old_logprobs: str = "sampler"  # the sampler's where they are the trainer's but for rounding; recomputed: always
     max_prompt_tokens: int = 512  # a longer prompt is refused
     max_response_tokens: int = 48  # T; a response without end-of-sequence by then is truncated
     temperature: float = 1.0  # of sampling and of all log-probabilities
@@ -81,6 +87,7 @@ class RunConfig:
         one_of(self.algorithm, ALGORITHMS, "algorithm")
         one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
+        one_of(self.old_logprobs, OLD_LOGPROBS, "old_logprobs")
         for key in self.settings:
             self._refuse_setting_of_others(key)
         positive(
@@ -92,6 +99,8 @@ class RunConfig:
             "minibatches",
             "epochs",
             "micro_batch_size",
+            "micro_batch_tokens",
+            "logits_at_once",
             "max_prompt_tokens",
             "max_response_tokens",
             "temperature",

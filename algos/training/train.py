@@ -19,6 +19,7 @@ from algos.training.critics import make_critic
 from algos.training.experience import Experience, Sampler
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
+from algos.training.packing import longest_row
 from algos.training.record import (
     Phases,
     Progress,
@@ -91,7 +92,8 @@ def train(
         rollouts, components = experience.rollouts, experience.components
         with phases("logprobs"):
             batch = make_batch(rollouts, experience.rewards, tokenizer.pad_token_id)
-            batch, entropies = prepare(batch, learner, config, settings)
+            exact = config.old_logprobs == "sampler"
+            batch, entropies = prepare(batch, learner, config, settings, rollouts.entropies if exact else None)
             batch = replace(
                 batch,
                 greedy_rewards=experience.greedy_rewards,
@@ -183,6 +185,8 @@ def make_learner(config: RunConfig, policy_path: str, reward_model_path: str | N
             raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
         reward_model = ScalarModel.load(reward_model_path, device, config.dtype).requires_grad_(False)
         models["reward_model"] = (reward_model, None)
+    if config.share_prompts:
+        learner.row_tokens = longest_row(policy.base_model)
     return learner, models
 
 
