@@ -77,7 +77,7 @@ def test_the_smoke_study_has_the_default_studys_keys():
         ("base_model.path", "/no/such/folder", "base_model.path: '/no/such/folder' is neither a folder nor a hub id"),
         ("base_model.hidden_size", 33, "hidden_size must be a multiple"),
         ("rejection_sampling.teacher", "grpo2", "rejection_sampling.teacher: 'grpo2'"),
-        ("dtype", "float16", "dtype: 'float16' is unknown. Allowed: float32"),
+        ("dtype", "float16", "dtype: 'float16' is unknown. Allowed: float32, bfloat16"),
         ("preferences.responses", 1, "responses must be at least 2"),
         ("evaluation.samples", 0, "samples must be above 0"),
         ("preferences.prompts", 5000, "preferences.prompts is 5000, but task.train is 120"),

@@ -20,6 +20,7 @@ class Rollouts:
     response_mask: Tensor  # (B, T) bool, True up to and including the first end-of-sequence token
     sampler_logprobs: Tensor  # (B, T) float32, nats, of the distribution sampled from; 0 on padding
     truncated: Tensor  # (B,) bool, True where the length limit came before end-of-sequence
+    ref_logprobs: Tensor | None = None  # (B, T) float32, nats: known already if scoring passed through the reference
 
     @property
     def response_tokens(self) -> int:
@@ -30,7 +31,10 @@ class Rollouts:
         rows = torch.tensor([g * self.group_size + i for g in groups for i in range(self.group_size)], dtype=torch.long)
         rows = rows.to(self.response_ids.device)
         tensors = (self.response_ids, self.response_mask, self.sampler_logprobs, self.truncated)
-        return Rollouts([self.prompts[g] for g in groups], self.group_size, *(tensor[rows] for tensor in tensors))
+        known = None if self.ref_logprobs is None else self.ref_logprobs[rows]
+        return Rollouts(
+            [self.prompts[g] for g in groups], self.group_size, *(tensor[rows] for tensor in tensors), known
+        )
 
     @staticmethod
     def join(parts: list["Rollouts"], pad_id: int) -> "Rollouts":
@@ -51,6 +55,7 @@ class Rollouts:
             joined("response_mask", False),
             joined("sampler_logprobs", 0.0),
             torch.cat([part.truncated for part in parts]),
+            None if any(part.ref_logprobs is None for part in parts) else joined("ref_logprobs", 0.0),
         )
 
 
@@ -138,4 +143,5 @@ def make_batch(rollouts: Rollouts, rewards: Tensor, pad_id: int) -> Batch:
         rollouts.sampler_logprobs,
         rewards.to(device),
         rollouts.group_size,
+        ref_logprobs=rollouts.ref_logprobs,
     )

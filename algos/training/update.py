@@ -45,7 +45,7 @@ def prepare(batch: Batch, learner: Learner, config: RunConfig, settings: Estimat
 
     logprobs, entropies, full_kl = in_micro_batches(outputs, batch, size).unbind(-1)
     batch = replace(batch, old_logprobs=logprobs, full_kl=full_kl if in_reward else None)
-    if learner.reference is not None:
+    if learner.reference is not None and batch.ref_logprobs is None:
         ref = in_micro_batches(lambda part: token_logprobs(learner.reference, part, temperature)[0], batch, size)
         batch = replace(batch, ref_logprobs=ref)
     if learner.critic is not None:
