@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from algos.masked import masked_sum
-from algos.training.config import SupervisedConfig, parse
+from algos.training.config import SupervisedConfig, loaded_dtype, parse
 from algos.training.logprobs import token_logprobs
 from algos.training.models import (
     encode_prompt,
@@ -134,7 +134,7 @@ def train(
         run = trl_supervised.fit
     before = resident_bytes()
     tokenizer = load_tokenizer(model_path)
-    model = load_policy(model_path, device, config.dtype)
+    model = load_policy(model_path, device, loaded_dtype(config))
     examples = encode_examples(tokenizer, rows)
     optimiser, scheduler = make_optimiser(model, config.optimiser, config.steps)
     record = Record(

@@ -21,6 +21,7 @@ class Rollouts:
     sampler_logprobs: Tensor  # (B, T) float32, nats, of the distribution sampled from; 0 on padding
     truncated: Tensor  # (B,) bool, True where the length limit came before end-of-sequence
     entropies: Tensor | None = None  # (B, T) float32, nats, of the distributions sampled from; None: engine says not
+    ref_logprobs: Tensor | None = None  # (B, T) float32, nats: known already if scoring passed through the reference
 
     @property
     def response_tokens(self) -> int:
@@ -30,8 +31,9 @@ class Rollouts:
         """The given groups, in the given order."""
         rows = torch.tensor([g * self.group_size + i for g in groups for i in range(self.group_size)], dtype=torch.long)
         rows = rows.to(self.response_ids.device)
-        tensors = (self.response_ids, self.response_mask, self.sampler_logprobs, self.truncated, self.entropies)
-        chosen = (None if tensor is None else tensor[rows] for tensor in tensors)
+        tensors = (self.response_ids, self.response_mask, self.sampler_logprobs, self.truncated)
+        known = (self.entropies, self.ref_logprobs)
+        chosen = (None if tensor is None else tensor[rows] for tensor in (*tensors, *known))
         return Rollouts([self.prompts[g] for g in groups], self.group_size, *chosen)
 
     @staticmethod
@@ -44,7 +46,7 @@ class Rollouts:
         def joined(name: str, fill) -> Tensor | None:
             pad = torch.nn.functional.pad
             each = [getattr(part, name) for part in parts]
-            if each[0] is None:
+            if any(tensor is None for tensor in each):
                 return None
             return torch.cat([pad(x, (0, width - x.shape[1]), value=fill) for x in each])
 
@@ -56,6 +58,7 @@ class Rollouts:
             joined("sampler_logprobs", 0.0),
             torch.cat([part.truncated for part in parts]),
             joined("entropies", 0.0),
+            joined("ref_logprobs", 0.0),
         )
 
 
@@ -156,5 +159,6 @@ def make_batch(rollouts: Rollouts, rewards: Tensor, pad_id: int) -> Batch:
         rollouts.sampler_logprobs,
         rewards.to(device),
         rollouts.group_size,
-        groups=torch.arange(len(rollouts.prompts), device=device).repeat_interleave(rollouts.group_size),
+        joined("entropies", 0.0),
+        joined("ref_logprobs", 0.0),
     )

@@ -65,7 +65,7 @@ def prepare(
     else:
         logprobs, entropies, full_kl = in_micro_batches(outputs, batch, layout).unbind(-1)
         batch = replace(batch, old_logprobs=logprobs, full_kl=full_kl if in_reward else None)
-    if learner.reference is not None:
+    if learner.reference is not None and batch.ref_logprobs is None:
         batch = replace(batch, ref_logprobs=in_micro_batches(ref_logprobs, batch, layout))
     if learner.critic is not None:
         batch = replace(batch, values=in_micro_batches(learner.critic.values, batch, layout))
