@@ -275,8 +275,9 @@ class Study:
     def run(self, name: str, seed: int) -> dict:
         """Settings of one reinforcement-learning run: the shared ones, its algorithm's, its own, its seed."""
         run = self.runs[name]
-        if "twin_of" in run:
-            return {**self.run(run["twin_of"], seed), "trainer": "trl"}
+        if "twin_of" in run:  # it samples with transformers whatever its run does, and its record says so
+            repeated = {**self.run(run["twin_of"], seed), "trainer": "trl"}
+            return {key: value for key, value in repeated.items() if key not in ("engine", "vllm")}
         shared = self.config["rl"]
         algorithm = dict(ALGORITHMS[run["algorithm"]].run) if run.get("algorithm") in ALGORITHMS else {}
         if "rewards" in algorithm:  # an algorithm adds to the study's rewards, a run replaces them
@@ -351,7 +352,7 @@ class Study:
 def _merged(shared: dict, own: dict) -> dict:
     """A run's own settings over the shared ones; their nested parts are merged likewise."""
     merged = {**shared, **own}
-    for part in ("optimiser", "reward_settings"):
+    for part in ("optimiser", "reward_settings", "vllm"):
         if part in own:
             merged[part] = {**shared.get(part, {}), **own[part]}
     return merged

@@ -16,6 +16,7 @@ from algos.estimator import changed
 from algos.training.batch_metrics import batch_metrics, combine
 from algos.training.config import RunConfig, parse
 from algos.training.critics import make_critic
+from algos.training.engines import RatioCanary, make_engine
 from algos.training.experience import Experience, Sampler
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
@@ -68,7 +69,8 @@ def train(
     prompts = [encode_prompt(tokenizer, p["prompt"], config.max_prompt_tokens) for p in problems]
     learner, models = make_learner(config, policy_path, reward_model_path, device)
     reward_model = models["reward_model"][0] if "reward_model" in models else None
-    collect = Sampler(config, problems, prompts, tokenizer, Rewards(config, tokenizer, reward_model))
+    engine, canary = make_engine(config, tokenizer, learner.policy, policy_path, prompts), RatioCanary()
+    collect = Sampler(config, problems, prompts, tokenizer, Rewards(config, tokenizer, reward_model), engine)
 
     record = Record(
         out,
@@ -92,6 +94,7 @@ def train(
         with phases("logprobs"):
             batch = make_batch(rollouts, experience.rewards, tokenizer.pad_token_id)
             batch, entropies = prepare(batch, learner, config, settings)
+            agreement = canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
             batch = replace(
                 batch,
                 greedy_rewards=experience.greedy_rewards,
@@ -106,6 +109,9 @@ def train(
             updates = run_updates(batch, learner, config, settings, generator, warming_up)
             after = kl_after_update(batch, learner, config) if algorithm.measures_kl_after_update else None
         check_first_ratio(updates[0])
+        if not engine.exact:
+            with phases("synchronise"):
+                engine.synchronise(learner.policy)
         generated += experience.generated_tokens
         responses += experience.generated_responses
         optimiser_steps += 0 if warming_up else len(updates)
@@ -116,6 +122,7 @@ def train(
             "accuracy": components["correctness"].mean(),
             **component_metrics(components),
             **diagnostics,
+            **agreement,
             "sampling_rounds": experience.rounds,
             "mixed_groups": experience.mixed_share,
             **combine(updates),
@@ -145,6 +152,7 @@ def train(
         if finished:
             break
     progress.close()
+    engine.close()
     if config.budget_tokens is not None and generated < config.budget_tokens:
         print(
             f"warning: {config.steps} steps generated {generated} of budget_tokens = {config.budget_tokens} tokens; "
