@@ -17,6 +17,7 @@ from algos.training import offload
 from algos.training.batch_metrics import batch_metrics, combine
 from algos.training.config import RunConfig, parse
 from algos.training.critics import SeparateCritic, make_critic
+from algos.training.engines import RatioCanary, make_engine
 from algos.training.experience import Experience, Sampler
 from algos.training.lora import WithoutAdapters, add_adapters
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
@@ -77,7 +78,8 @@ def train(
     learner, models = make_learner(config, policy_path, reward_model_path, device)
     reward_model = models["reward_model"][0] if "reward_model" in models else None
     judge = Rewards(config, tokenizer, reward_model, **scoring_pass(config, learner, reward_model))
-    collect = Sampler(config, problems, prompts, tokenizer, judge)
+    engine, canary = make_engine(config, tokenizer, learner.policy, policy_path, prompts), RatioCanary()
+    collect = Sampler(config, problems, prompts, tokenizer, judge, engine)
     warnings = config.warnings() + ([offload.NO_EFFECT] if config.offload and not offload.worthwhile(device) else [])
 
     record = Record(
@@ -101,8 +103,9 @@ def train(
         rollouts, components = experience.rollouts, experience.components
         with phases("logprobs"):
             batch = make_batch(rollouts, experience.rewards, tokenizer.pad_token_id)
-            exact = config.old_logprobs == "sampler" and config.dtype == "float32"
+            exact = engine.exact and config.old_logprobs == "sampler" and config.dtype == "float32"
             batch, entropies = prepare(batch, learner, config, settings, rollouts.entropies if exact else None)
+            agreement = canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
             batch = replace(
                 batch,
                 greedy_rewards=experience.greedy_rewards,
@@ -117,6 +120,9 @@ def train(
             updates = run_updates(batch, learner, config, settings, generator, warming_up)
             after = kl_after_update(batch, learner, config) if algorithm.measures_kl_after_update else None
         check_first_ratio(updates[0], config.dtype)
+        if not engine.exact:
+            with phases("synchronise"):
+                engine.synchronise(learner.policy)
         generated += experience.generated_tokens
         responses += experience.generated_responses
         optimiser_steps += 0 if warming_up else len(updates)
@@ -127,6 +133,7 @@ def train(
             "accuracy": components["correctness"].mean(),
             **component_metrics(components),
             **diagnostics,
+            **agreement,
             "sampling_rounds": experience.rounds,
             "mixed_groups": experience.mixed_share,
             **combine(updates),
@@ -156,6 +163,7 @@ def train(
         if finished:
             break
     progress.close()
+    engine.close()
     if config.budget_tokens is not None and generated < config.budget_tokens:
         print(
             f"warning: {config.steps} steps generated {generated} of budget_tokens = {config.budget_tokens} tokens; "

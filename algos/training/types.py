@@ -159,6 +159,6 @@ def make_batch(rollouts: Rollouts, rewards: Tensor, pad_id: int) -> Batch:
         rollouts.sampler_logprobs,
         rewards.to(device),
         rollouts.group_size,
-        joined("entropies", 0.0),
-        joined("ref_logprobs", 0.0),
+        groups=torch.arange(len(rollouts.prompts), device=device).repeat_interleave(rollouts.group_size),
+        ref_logprobs=rollouts.ref_logprobs,
     )
