@@ -9,8 +9,8 @@ import torch
 from test_training import loop  # noqa: F401
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
-from algos.training import offload
-from algos.training.config import LoraSettings, OptimiserConfig, RunConfig
+from algos.training import offload, reward_model
+from algos.training.config import LoraSettings, OptimiserConfig, RewardModelConfig, RunConfig
 from algos.training.critics import SeparateCritic, make_critic
 from algos.training.logprobs import token_logprobs
 from algos.training.lora import WithoutAdapters, add_adapters
@@ -254,14 +254,14 @@ def test_a_critic_that_cannot_be_is_refused(folder):
 def judged(folder, config, joint: bool, rollouts):
     """Rewards, reference log-probabilities, and the passes through backbones that they took."""
     learner, models = make_learner(config, str(folder / "policy"), str(folder / "reward_model"), CPU)
-    reward_model = models["reward_model"][0]
-    assert reward_model.backbone is None and models["reference"][0] is learner.reference
+    head = models["reward_model"][0]
+    assert head.backbone is None and models["reference"][0] is learner.reference
     passes = []
     learner.reference.base_model.register_forward_hook(lambda *_: passes.append(1))
     if not joint:
-        reward_model = ScalarModel.load(folder / "reward_model", CPU)
-        reward_model.backbone.register_forward_hook(lambda *_: passes.append(1))
-    judge = Rewards(config, TOKENIZER, reward_model, 3, learner.reference if joint else None)
+        head = ScalarModel.load(folder / "reward_model", CPU)
+        head.backbone.register_forward_hook(lambda *_: passes.append(1))
+    judge = Rewards(config, TOKENIZER, head, 3, learner.reference if joint else None)
     scores = judge.learned(rollouts)
     batch = make_batch(replace(rollouts, ref_logprobs=judge.ref_logprobs), REWARDS, TOKENIZER.pad_token_id)
     batch, _ = prepare(batch, learner, config, config.algorithm_config)
@@ -279,12 +279,30 @@ def test_one_pass_gives_scores_and_reference_log_probabilities(folder):
     assert memory["reward_model"]["parameters"] == 17  # the head alone: the weights are the reference's
 
 
+def test_a_reward_model_with_a_frozen_backbone_is_a_head_on_the_start(folder):
+    rows = [
+        {"id": f"train/{i}", "prompt": f"{i}+5=", "responses": ["1", "22"], "correct": [True, False]} for i in range(4)
+    ]
+    for split in ("train", "held_out"):
+        write_jsonl(folder / f"{split}.jsonl", [{**row, "pairs": [[0, 1]], "gold_pairs": [[0, 1]]} for row in rows])
+    memory = {}
+    for frozen in (True, False):
+        config = RewardModelConfig(0, freeze_backbone=frozen, device="cpu", dtype="bfloat16")
+        reward_model.train(config, str(folder / "policy"), str(folder), str(folder / "rm"), "", 1)
+        memory[frozen] = json.loads((folder / "rm" / "run.json").read_text())["memory"]["reward_model"]
+        saved = ScalarModel.load(folder / "rm" / "checkpoint", CPU, "bfloat16")
+        assert drop_equal_backbone(saved, load_policy(folder / "policy", CPU, "bfloat16")) is frozen
+        assert saved.score.weight.abs().max() > 0
+    assert memory[True]["gradients"] == 4 * 17 and memory[True]["parameters"] == memory[False]["parameters"]
+    assert memory[False]["gradients"] == 4 * memory[False]["parameters"]
+
+
 def test_another_backbone_stays_the_reward_models_own(folder):
     policy = load_policy(folder / "policy", CPU)
-    reward_model = ScalarModel.load(folder / "reward_model", CPU)
+    other = ScalarModel.load(folder / "reward_model", CPU)
     with torch.no_grad():
-        reward_model.backbone.norm.weight[0] += 1e-6
-    assert not drop_equal_backbone(reward_model, policy) and reward_model.backbone is not None
+        other.backbone.norm.weight[0] += 1e-6
+    assert not drop_equal_backbone(other, policy) and other.backbone is not None
     config = run_config("grpo", rewards={"reward_model": 1.0})  # no KL, no reference to share with
     _, models = make_learner(config, str(folder / "policy"), str(folder / "reward_model"), CPU)
     assert models["reward_model"][0].backbone is not None

@@ -127,6 +127,8 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
 
     width = AutoConfig.from_pretrained(policy_path).get_text_config().hidden_size
     model = ScalarModel.from_policy(policy_path, config.head, 1 / math.sqrt(width + 1), device, config.dtype, generator)
+    if config.freeze_backbone:
+        model.backbone.requires_grad_(False)
     encoded, held_out_encoded = encode_rows(rows, tokenizer), encode_rows(held_out, tokenizer)
     steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)
     total = config.epochs * steps_per_epoch
