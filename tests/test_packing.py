@@ -41,6 +41,7 @@ def test_a_shared_row_by_hand():
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4]]
     assert packed.source.tolist() == [1, 2, 1, 4, 5]  # both first tokens are predicted by the prompt's last
+    assert packed.last.tolist() == [3, 6]
     assert packed.attention_mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
@@ -57,6 +58,7 @@ def test_rows_that_hold_one_response_each_are_plain():
     assert packed.attention_mask is None and packed.position_ids is None
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 0], [5, 6, 9, 10, 11]]
     assert packed.source.tolist() == [1, 2, 5 + 1, 5 + 2, 5 + 3]
+    assert packed.last.tolist() == [3, 9]
 
 
 def test_whole_groups_are_filled_into_rows_and_large_ones_are_split(batch):

@@ -31,7 +31,7 @@ from algos.training.preferences import preference_row
 from algos.training.rejection import accept
 from algos.training.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
 from algos.training.rollouts import decode, sample
-from algos.training.supervised import example_batches
+from algos.training.supervised import as_batch, example_batches
 from algos.training.train import check_first_ratio, train
 from algos.training.types import Totals, make_batch
 from algos.training.update import Learner, accumulate_gradients, prepare, with_advantages
@@ -72,7 +72,10 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass_over_each_sequence_
 def test_values_are_read_at_the_states_before_each_token_and_scores_at_the_last_token(model, batch):
     critic = ScalarModel(copy.deepcopy(model.base_model), "mlp", 0.5, torch.Generator().manual_seed(0))
     values = token_values(critic, batch)
-    scores = critic.sequence_scores(batch.sequence_ids, batch.lengths)
+    scores = critic.batch_scores(batch)
+    packed = replace(batch, packed=Layout(row_tokens=60).pack(batch))
+    torch.testing.assert_close(critic.batch_scores(packed), scores)
+    torch.testing.assert_close(token_values(critic, packed), values)
     for i, length in enumerate(LENGTHS):
         start = int(batch.prompt_lengths[i])
         alone = critic.score(critic.backbone(batch.sequence_ids[i : i + 1, : start + length]).last_hidden_state)[
@@ -271,8 +274,8 @@ def test_reward_models_survive_saving(model, tmp_path):
     saved.offset, saved.gain = 0.25, 2.0
     saved.save(tmp_path)
     loaded = ScalarModel.load(tmp_path, torch.device("cpu"))
-    ids, lengths = torch.tensor([[5, 6, 7, 0]]), torch.tensor([3])
-    torch.testing.assert_close(loaded.sequence_scores(ids, lengths), saved.sequence_scores(ids, lengths))
+    some = as_batch([([5, 6], [7])], TOKENIZER.pad_token_id, torch.device("cpu"))
+    torch.testing.assert_close(loaded.batch_scores(some), saved.batch_scores(some))
     assert (loaded.offset, loaded.gain) == (0.25, 2.0)
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
 

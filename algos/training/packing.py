@@ -82,8 +82,10 @@ def _of_each(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
 def plain(batch: Batch) -> Packed:
     """Every sequence its own row. A real token never sees the padding behind it: no mask, no positions are needed."""
     response, step = batch.response_mask.nonzero(as_tuple=True)
-    source = response * batch.sequence_ids.shape[1] + batch.prompt_lengths[response] - 1 + step
-    return Packed(batch.sequence_ids, None, None, source)
+    width = batch.sequence_ids.shape[1]
+    source = response * width + batch.prompt_lengths[response] - 1 + step
+    last = torch.arange(len(batch), device=source.device) * width + batch.lengths - 1
+    return Packed(batch.sequence_ids, None, None, source, last)
 
 
 def _bins(lengths, prompts, owners, capacity: int) -> list[list[list[int]]]:
@@ -147,17 +149,18 @@ def _packed(batch: Batch, lengths, prompts, bins: list[list[list[int]]]) -> Pack
 
     members = np.array([start_of[i] for i in range(len(batch))])  # (B, 3)
     responses = lengths - prompts
+    end = members[:, 0] * length + np.where(responses == 0, members[:, 2], members[:, 1] + responses - 1)
     row, start, last = (np.repeat(column, responses) for column in members.T)
     step = np.arange(responses.sum()) - np.repeat(responses.cumsum() - responses, responses)
     predicting = row * length + np.where(step == 0, last, start + step - 1)
 
     device = batch.sequence_ids.device
-    source, position, segment, parent, predicting = (
-        torch.from_numpy(x).to(device) for x in (source, position, segment, parent, predicting)
+    source, position, segment, parent, predicting, end = (
+        torch.from_numpy(x).to(device) for x in (source, position, segment, parent, predicting, end)
     )
     seen = (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == parent[:, :, None])
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return Packed(batch.sequence_ids.flatten()[source], position, (seen & causal)[:, None], predicting)
+    return Packed(batch.sequence_ids.flatten()[source], position, (seen & causal)[:, None], predicting, end)
 
 
 def forward(backbone, packed: Packed) -> Tensor:

@@ -90,7 +90,9 @@ def as_batch(examples: list[Example], pad_id: int, device) -> Batch:
         torch.zeros_like(ids, dtype=torch.float32, device=device),
         torch.zeros(len(examples), dtype=torch.bool, device=device),
     )
-    return make_batch(rollouts, torch.zeros(len(examples)), pad_id)
+    number: dict[tuple[int, ...], int] = {}
+    groups = [number.setdefault(tuple(prompt), len(number)) for prompt, _ in examples]
+    return replace(make_batch(rollouts, torch.zeros(len(examples)), pad_id), groups=torch.tensor(groups, device=device))
 
 
 def fit(

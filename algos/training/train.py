@@ -77,7 +77,8 @@ def train(
     prompts = [encode_prompt(tokenizer, p["prompt"], config.max_prompt_tokens) for p in problems]
     learner, models = make_learner(config, policy_path, reward_model_path, device)
     reward_model = models["reward_model"][0] if "reward_model" in models else None
-    judge = Rewards(config, tokenizer, reward_model, **scoring_pass(config, learner, reward_model))
+    a_head = reward_model is not None and reward_model.backbone is None  # on the reference's backbone
+    judge = Rewards(config, tokenizer, reward_model, learner.layout(config), learner.reference if a_head else None)
     engine, canary = make_engine(config, tokenizer, learner.policy, policy_path, prompts), RatioCanary()
     collect = Sampler(config, problems, prompts, tokenizer, judge, engine)
     warnings = config.warnings() + ([offload.NO_EFFECT] if config.offload and not offload.worthwhile(device) else [])
@@ -220,13 +221,6 @@ def load_reward_model(config: RunConfig, path: str | None, device) -> ScalarMode
     if path is None:
         raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
     return ScalarModel.load(path, device, config.dtype).requires_grad_(False)
-
-
-def scoring_pass(config: RunConfig, learner: Learner, reward_model: ScalarModel | None) -> dict:
-    """For Rewards: the reference, if the reward model is a head on its backbone; its passes are then the trainer's."""
-    if reward_model is None or reward_model.backbone is not None:
-        return {}
-    return {"reference": learner.reference, "micro_batch_size": config.micro_batch_size}
 
 
 def arrange_passes(config: RunConfig, models: dict, device) -> None:

@@ -70,6 +70,7 @@ class Packed:
     position_ids: Tensor | None  # (R, L) int64; None: 0, 1, 2, ...
     attention_mask: Tensor | None  # (R, 1, L, L) bool, True where a token (third) sees another (fourth); None: causal
     source: Tensor  # (N,) int64: which of the R x L states predicts each response token, in the order of response_mask
+    last: Tensor  # (B,) int64: which of the R x L states stands on each sequence's last token
 
 
 @dataclass(frozen=True)
