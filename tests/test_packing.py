@@ -1,16 +1,21 @@
 """Shared rows: what lies in them, what sees what, and that a model gives the same states as for separate rows."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny import random_rollouts, tiny_model, tiny_tokenizer
 
+from algos.training.config import RunConfig
 from algos.training.kv_cache import compacted
 from algos.training.logprobs import hidden_states, token_logprobs
 from algos.training.packing import Layout, longest_row, plain
+from algos.training.passes import skip_hidden_blocks
+from algos.training.train import train
 from algos.training.types import Batch, make_batch
+from evaluation.settings import SettingsError
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12], [20] * 7]
@@ -108,6 +113,35 @@ def test_a_row_hides_every_response_from_the_others(batch):
     before, after = token_logprobs(model, packed, 1.0)[0], token_logprobs(model, other, 1.0)[0]
     changed = (before != after).any(dim=1)
     assert changed.tolist() == [i == 1 for i in range(12)]
+
+
+@torch.no_grad()  # PyTorch has no gradient of it on the CPU
+def test_flex_attention_gives_the_same_states_for_shared_rows_and_leaves_other_passes_alone(batch):
+    model = tiny_model(TOKENIZER, dtype=torch.float32)  # it knows no float64
+    layout = Layout(row_tokens=60)
+    batch = replace(batch, packed=layout.pack(batch))
+    expected, alone = (
+        hidden_states(model.base_model, batch),
+        hidden_states(model.base_model, replace(batch, packed=None)),
+    )
+    calls = []
+    skip_hidden_blocks(model.base_model)
+    inner = model.base_model.layers[0].self_attn
+    inner.register_forward_pre_hook(lambda m, *_: calls.append(m.config._attn_implementation))
+    torch.testing.assert_close(hidden_states(model.base_model, batch), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(hidden_states(model.base_model, apart), alone)
+    assert calls == ["flex_attention", "sdpa"]
+
+
+def test_flex_attention_is_refused_where_it_has_no_gradient(tmp_path):
+    config = RunConfig("grpo", 0, attention="flex_attention", prompts_per_step=1, device="cpu")
+    (tmp_path / "train.jsonl").write_text(
+        json.dumps({"id": "0", "question": "1+1=", "prompt": "1+1=", "answer": "2\n#### 2"}) + "\n"
+    )
+    with pytest.raises(SettingsError, match="flex_attention has no gradient on the CPU"):
+        train(config, str(tmp_path), str(tmp_path / "train.jsonl"), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="choose one"):
+        RunConfig("grpo", 0, attention="flex_attention", gradient_checkpointing=True)
 
 
 def test_a_row_is_no_longer_than_attention_may_cost():

@@ -6,8 +6,10 @@ The loop knows no algorithm by name. By hand:
     python -m algos.training.train --settings '{"algorithm": "grpo", "seed": 0}' --policy DIR --prompts FILE --out DIR
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ from algos.training.lora import WithoutAdapters, add_adapters
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
 from algos.training.packing import longest_row
-from algos.training.passes import compile_passes, recompute_activations
+from algos.training.passes import compile_passes, recompute_activations, skip_hidden_blocks
 from algos.training.record import (
     Progress,
     Record,
@@ -43,6 +45,7 @@ from algos.training.update import Learner, kept, kl_after_update, prepare, updat
 from evaluation.settings import SettingsError, read_jsonl
 from evaluation.tasks import check_rows
 
+FLEX_ROW_TOKENS = 16384  # of a shared row, where attention skips what the mask hides
 RATIO_TOLERANCE = 1e-3  # of the ratio on the first optimiser step, where only rounding may move it from 1
 # In bfloat16 a logit of 16 to 32 is a multiple of 1/8: the token's and the normaliser's off by one each are
 # exp(1/4) - 1 = 28 %. Measured between different paddings: at most 5 % (default cold start), 18 % (12 layers, 3 x
@@ -67,6 +70,8 @@ def train(
             f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems."
         )
     device = resolve_device(config.device)
+    if config.attention == "flex_attention" and device.type == "cpu":
+        raise SettingsError("attention: flex_attention has no gradient on the CPU; write sdpa, or device: cuda.")
     algorithm, settings = config.algorithm_entry, config.algorithm_config
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -209,7 +214,10 @@ def make_learner(config: RunConfig, policy_path: str, reward_model_path: str | N
     if reward_model is not None:
         models["reward_model"] = (reward_model, None)
     if config.share_prompts:
-        learner.row_tokens = longest_row(policy.base_model)
+        rows = [longest_row(backbone) for backbone, _ in backbones(models)]
+        learner.row_tokens = None if None in rows else min(rows)
+    if config.attention == "flex_attention" and learner.row_tokens is not None:
+        learner.row_tokens = FLEX_ROW_TOKENS
     arrange_passes(config, models, device)
     return learner, models
 
@@ -223,15 +231,22 @@ def load_reward_model(config: RunConfig, path: str | None, device) -> ScalarMode
     return ScalarModel.load(path, device, config.dtype).requires_grad_(False)
 
 
-def arrange_passes(config: RunConfig, models: dict, device) -> None:
-    """Gradient checkpointing of what is trained, compilation of everything, as the run says."""
+def backbones(models: dict) -> Iterator[tuple[Any, bool]]:
+    """The backbones among a run's models, and whether each is trained; none of a head on another model's states."""
     for model, optimiser in models.values():
         model = model.model if isinstance(model, SeparateCritic) else model
         backbone = model.backbone if isinstance(model, ScalarModel) else getattr(model, "base_model", None)
-        if backbone is None:  # a head on another model's states
-            continue
-        if config.gradient_checkpointing and optimiser is not None:
+        if backbone is not None:
+            yield backbone, optimiser is not None
+
+
+def arrange_passes(config: RunConfig, models: dict, device) -> None:
+    """Gradient checkpointing of what is trained; the attention and compilation of everything; as the run says."""
+    for backbone, trained in backbones(models):
+        if config.gradient_checkpointing and trained:
             recompute_activations(backbone)
+        if config.attention == "flex_attention":
+            skip_hidden_blocks(backbone)
         if config.compile:
             compile_passes(backbone, device)
 
