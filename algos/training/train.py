@@ -77,8 +77,10 @@ def train(
     reward_model = models["reward_model"][0] if "reward_model" in models else None
     judge = Rewards(config, tokenizer, reward_model, **scoring_pass(config, learner, reward_model))
     collect = Sampler(config, problems, prompts, tokenizer, judge)
-    warnings = config.warnings() + ([offload.NO_EFFECT] if config.offload and not offload.worthwhile(device) else [])
-
+    warnings = config.warnings()
+    if config.offload and not offload.worthwhile(device):
+        warnings.append(offload.NO_EFFECT)
+        print(f"warning: {offload.NO_EFFECT}")
     record = Record(
         out,
         "train",
