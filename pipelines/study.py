@@ -284,8 +284,9 @@ class Study:
     def run(self, name: str, seed: int) -> dict:
         """Settings of one reinforcement-learning run: the shared ones, its algorithm's, its own, its seed."""
         run = self.runs[name]
-        if "twin_of" in run:
-            return {**self.run(run["twin_of"], seed), "trainer": "trl"}
+        if "twin_of" in run:  # it samples with transformers whatever its run does, and its record says so
+            repeated = {**self.run(run["twin_of"], seed), "trainer": "trl"}
+            return {key: value for key, value in repeated.items() if key not in ("engine", "vllm")}
         shared = self.config["rl"]
         algorithm = dict(ALGORITHMS[run["algorithm"]].run) if run.get("algorithm") in ALGORITHMS else {}
         if "rewards" in algorithm:  # an algorithm adds to the study's rewards, a run replaces them
@@ -365,7 +366,7 @@ def _check_path(path: str | None, where: str) -> None:
 def _merged(shared: dict, own: dict) -> dict:
     """A run's own settings over the shared ones; their nested parts are merged likewise."""
     merged = {**shared, **own}
-    for part in ("optimiser", "reward_settings", "lora"):
+    for part in ("optimiser", "reward_settings", "lora", "vllm"):
         if own.get(part) is not None:  # null: none of it, whatever is shared
             merged[part] = {**(shared.get(part) or {}), **own[part]}
     return merged

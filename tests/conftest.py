@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import algos.training.trl_import  # noqa: F401  # the tests import TRL's trainers, as the twins do
 from algos.training.types import Totals
 
 NAN = float("nan")

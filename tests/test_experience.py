@@ -7,11 +7,13 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
+from algos.training import engines
 from algos.training import experience as stage
 from algos.training.config import RunConfig
 from algos.training.experience import Sampler, prompt_schedule, prompt_stream
 from algos.training.record import Phases
 from algos.training.rewards import Rewards
+from algos.training.rollouts import sample
 from algos.training.types import Rollouts
 
 PAD, GROUP, WANTED = 0, 2, 2
@@ -37,7 +39,7 @@ class Written:
 
     def __init__(self, monkeypatch, rights: list[list[int]]):
         self.rights, self.next, self.calls, self.prompts = rights, count(), [], []
-        monkeypatch.setattr(stage, "sample", self.sample)
+        monkeypatch.setattr(engines, "sample", self.sample)
         monkeypatch.setattr(
             stage, "decode", lambda tokenizer, rollouts: [str(x) for x in rollouts.response_ids[:, 0].tolist()]
         )
@@ -176,7 +178,7 @@ def test_the_greedy_baseline_of_a_real_policy_is_the_reward_of_its_greedy_respon
     got = collect(policy, torch.Generator().manual_seed(0), Phases())
     assert got.greedy_rewards.shape == (3,) and sorted(got.problems) == [0, 1, 2]
     order = [prompts[i] for i in got.problems]
-    greedy = stage.sample(policy, tokenizer, order, 1, 6, 0.0, torch.Generator())
+    greedy = sample(policy, tokenizer, order, 1, 6, 0.0, torch.Generator())
     expected, _ = collect.score(greedy, stage.decode(tokenizer, greedy), [problems[i] for i in got.problems])
     torch.testing.assert_close(got.greedy_rewards, expected)
     assert expected.unique().numel() > 1

@@ -261,7 +261,7 @@ def judged(folder, config, joint: bool, rollouts):
     if not joint:
         head = ScalarModel.load(folder / "reward_model", CPU)
         head.backbone.register_forward_hook(lambda *_: passes.append(1))
-    judge = Rewards(config, TOKENIZER, head, 3, learner.reference if joint else None)
+    judge = Rewards(config, TOKENIZER, head, learner.layout(config), learner.reference if joint else None)
     scores = judge.learned(rollouts)
     batch = make_batch(replace(rollouts, ref_logprobs=judge.ref_logprobs), REWARDS, TOKENIZER.pad_token_id)
     batch, _ = prepare(batch, learner, config, config.algorithm_config)

@@ -12,9 +12,14 @@ from evaluation.settings import DTYPES, SettingsError, from_dict, one_of, positi
 OPTIMISERS = ("adamw", "adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
 TRAINERS = ("own", "trl")
+ENGINES = ("transformers", "vllm")
+VLLM_MODES = ("colocated", "server")
+VLLM_TEMPERATURES = (0.01, 2.0)  # vLLM refuses or silently changes what is outside
 HEADS = ("linear", "mlp")
 REWARDS = {*RULES, "reward_model"}
 COMBINATIONS = ("sum", "gate", "normalise_each")
+OLD_LOGPROBS = ("sampler", "recomputed")
+LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
 OFFLOAD = ("optimiser", "critic", "reference", "reward_model")
 OBJECTIVES = ("divergence", "policy_gradient")
 
@@ -62,6 +67,30 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
+class VllmConfig:
+    """Where vLLM runs; without effect on any other engine."""
+
+    mode: str = "colocated"  # in the trainer's process; server: the process that `algos.training.vllm_engine` starts
+    gpu_memory_utilization: float = 0.3  # colocated on CUDA: share of the GPU for vLLM's weights and key-value cache
+    sleep: bool = True  # colocated on CUDA: both leave the GPU while the trainer computes
+    server_url: str | None = None  # server: such as http://127.0.0.1:8000
+    weights_folder: str | None = None  # server: where the policy is handed over, seen by both; null: a temporary folder
+
+    def __post_init__(self):
+        one_of(self.mode, VLLM_MODES, "mode")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}")
+        if (self.mode == "server") != (self.server_url is not None):
+            raise ValueError(
+                f"server_url belongs to mode server and to it alone, got {self.mode} and {self.server_url}"
+            )
+        if self.mode != "server" and self.weights_folder is not None:
+            raise ValueError(f"weights_folder belongs to mode server, got {self.weights_folder!r}; remove it")
+        if self.server_url is not None and not self.server_url.startswith(("http://", "https://")):
+            raise ValueError(f"server_url must begin with http:// or https://, got {self.server_url!r}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One reinforcement-learning run. All runs of a study share these, but for what is compared."""
 
@@ -76,9 +105,15 @@ class RunConfig:
     minibatches: int = 4  # optimiser steps per rollout batch and epoch
     epochs: int = 1  # passes over a rollout batch
     micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
+    micro_batch_tokens: int | None = None  # tokens of one instead, padding included; null: micro_batch_size responses
+    share_prompts: bool = True  # a prompt is computed once for its responses in a micro-batch; no effect but speed
+    logits_at_once: int | None = LOGITS_AT_ONCE  # elements of tokens x vocabulary in one piece; null: all
+    old_logprobs: str = "sampler"  # the sampler's where they are the trainer's but for rounding; recomputed: always
     max_prompt_tokens: int = 512  # a longer prompt is refused
     max_response_tokens: int = 48  # T; a response without end-of-sequence by then is truncated
     temperature: float = 1.0  # of sampling and of all log-probabilities
+    engine: str = "transformers"  # what samples: transformers, with the trainer's own model, or vllm, with a copy of it
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})  # name -> weight
     reward_combination: str = "sum"  # sum, gate or normalise_each: see rewards.combine
     reward_settings: RewardSettings = field(default_factory=RewardSettings)
@@ -104,8 +139,10 @@ class RunConfig:
         one_of(self.algorithm, ALGORITHMS, "algorithm")
         one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
+        one_of(self.old_logprobs, OLD_LOGPROBS, "old_logprobs")
         for name in self.offload:
             one_of(name, OFFLOAD, "offload")
+        self._check_engine()
         for key in self.settings:
             self._refuse_setting_of_others(key)
         positive(
@@ -117,6 +154,8 @@ class RunConfig:
             "minibatches",
             "epochs",
             "micro_batch_size",
+            "micro_batch_tokens",
+            "logits_at_once",
             "max_prompt_tokens",
             "max_response_tokens",
             "temperature",
@@ -164,6 +203,21 @@ class RunConfig:
                     f"{self.algorithm} needs second derivatives, of full precision: {name} must be "
                     f"{str(wanted).lower() if wanted is False else wanted}, got {shown}"
                 )
+
+    def _check_engine(self) -> None:
+        one_of(self.engine, ENGINES, "engine")
+        if self.engine != "vllm":
+            return
+        if self.trainer == "trl":
+            raise SettingsError(
+                "engine: vllm belongs to trainer: own; TRL's trainer would sample, weigh and synchronise in its own "
+                "way. Write engine: transformers, as a twin does by itself."
+            )
+        if importlib.util.find_spec("vllm") is None:
+            raise SettingsError("engine: vllm needs vLLM; pip install -e '.[vllm]', or write engine: transformers.")
+        low, high = VLLM_TEMPERATURES
+        if not low <= self.temperature <= high:
+            raise SettingsError(f"engine: vllm samples at temperatures in {low}..{high} only, got {self.temperature}.")
 
     def _refuse_setting_of_others(self, key: str) -> None:
         """A setting that only other algorithms have: name them, instead of a similar-looking one."""

@@ -17,9 +17,10 @@ import torch
 
 from algos import distillation
 from algos.training.config import DistilConfig, loaded_dtype, parse
-from algos.training.logprobs import micro_batches, token_logits
+from algos.training.logprobs import token_logits
 from algos.training.models import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser, optimiser_step
+from algos.training.packing import Layout
 from algos.training.record import (
     Phases,
     Progress,
@@ -79,8 +80,7 @@ def _passes(rows: int, seed: int) -> Iterator[int]:
 def accumulate_gradients(batch: Batch, student, teacher, config: DistilConfig, phases: Phases) -> dict[str, float]:
     """Add the gradient of one optimiser step to the student, micro-batch by micro-batch; the step's metrics."""
     totals, parts = Totals.of(batch.response_mask), []
-    for rows in micro_batches(batch, config.micro_batch_size):
-        part = batch.select(rows)
+    for _, part in Layout(config.micro_batch_size).micro_batches(batch):
         ids, mask = part.response_ids, part.response_mask
         with phases("teacher"), torch.no_grad():
             teacher_logits = token_logits(teacher, part)  # (b, t, V)

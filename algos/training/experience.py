@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from algos.training.config import RunConfig
+from algos.training.engines import Engine, Sampling, TransformersEngine
 from algos.training.record import Phases
 from algos.training.rewards import Rewards
-from algos.training.rollouts import decode, sample
+from algos.training.rollouts import decode
 from algos.training.types import Rollouts
 
 Group = tuple[int, int]  # (round, index within the round)
@@ -51,8 +52,20 @@ class Experience:
 class Sampler:
     """Draws prompts, samples the policy and scores, as a run's settings say."""
 
-    def __init__(self, config: RunConfig, problems: list[dict], prompts: list[list[int]], tokenizer, score: Rewards):
-        self.config, self.settings = config, config.algorithm_config
+    def __init__(
+        self,
+        config: RunConfig,
+        problems: list[dict],
+        prompts: list[list[int]],
+        tokenizer,
+        score: Rewards,
+        engine: Engine | None = None,  # None: the policy itself
+    ):
+        self.config, self.settings, self.engine = (
+            config,
+            config.algorithm_config,
+            engine or TransformersEngine(tokenizer),
+        )
         self.problems, self.prompts, self.tokenizer, self.score = problems, prompts, tokenizer, score
         self.stream = prompt_stream(len(problems), config.seed)
 
@@ -80,15 +93,12 @@ class Sampler:
 
     def _sampled(self, policy, chosen: list[int], generator, phases: Phases, greedy: bool = False):
         with phases("generate"):
-            rollouts = sample(
-                policy,
-                self.tokenizer,
-                [self.prompts[i] for i in chosen],
-                1 if greedy else self.config.group_size,
-                self.config.max_response_tokens,
-                0.0 if greedy else self.config.temperature,
-                generator,
+            sampling = Sampling(
+                group_size=1 if greedy else self.config.group_size,
+                max_response_tokens=self.config.max_response_tokens,
+                temperature=0.0 if greedy else self.config.temperature,
             )
+            rollouts = self.engine.sample(policy, [self.prompts[i] for i in chosen], sampling, generator)
         with phases("reward"):
             texts = decode(self.tokenizer, rollouts)
             rewards, components = self.score(rollouts, texts, [self.problems[i] for i in chosen])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from algos.training.config import ModelConfig
 from algos.training.lora import merged
 from algos.training.optimise import master_of
+from algos.training.packing import forward, plain
 from evaluation.settings import SettingsError, write_json
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
@@ -236,14 +237,14 @@ class ScalarModel(nn.Module):
         model = cls(backbone, head, init_std, generator)
         return model.to(device)
 
-    def sequence_scores(self, sequence_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Scores (B,) read at the last token of right-padded sequences (B, L): at no padding, whatever its length."""
-        return self.scores(self.backbone(input_ids=sequence_ids, use_cache=False).last_hidden_state, lengths)
+    def batch_scores(self, batch) -> Tensor:
+        """Scores (B,) of a Batch, read at the last token of each sequence: at no padding, whatever its length."""
+        packed = batch.packed or plain(batch)
+        return self.scores(forward(self.backbone, packed), packed)
 
-    def scores(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """Scores (B,) from the backbone's states (B, L, H)."""
-        last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return self.score(last).squeeze(-1).float()
+    def scores(self, states: Tensor, packed) -> Tensor:
+        """Scores (B,) from the backbone's states (R, L, H) of a batch that was laid out like this."""
+        return self.score(states.flatten(0, 1)[packed.last]).squeeze(-1).float()
 
     def save(self, path: str | Path) -> None:
         path = Path(path)

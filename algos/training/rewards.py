@@ -10,6 +10,7 @@ from torch import Tensor
 
 from algos.advantages import group_advantages
 from algos.training.config import RunConfig
+from algos.training.packing import Layout
 from algos.training.rules import RULES, Response
 from algos.training.shared_pass import scores_and_logprobs
 from algos.training.types import Rollouts, make_batch
@@ -51,11 +52,11 @@ class Rewards:
     were scored last.
     """
 
-    def __init__(self, config: RunConfig, tokenizer, reward_model=None, micro_batch_size: int = 64, reference=None):
+    def __init__(self, config: RunConfig, tokenizer, reward_model=None, layout: Layout | None = None, reference=None):
         if "reward_model" in config.rewards and reward_model is None:
             raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
         self.config, self.tokenizer = config, tokenizer
-        self.model, self.micro_batch_size = reward_model, micro_batch_size
+        self.model, self.layout = reward_model, layout or Layout(responses=64)
         self.running = RunningStd()
         self.reference, self.ref_logprobs = reference, None
 
@@ -113,10 +114,9 @@ class Rewards:
         scores = torch.empty(len(batch), device=batch.sequence_ids.device)
         if self.reference is not None:
             self.ref_logprobs = torch.zeros(batch.response_mask.shape, device=scores.device)
-        for rows in batch.lengths.argsort(stable=True).split(self.micro_batch_size):
-            part = batch.select(rows)
+        for rows, part in self.layout.micro_batches(batch):
             if self.reference is None:
-                scores[rows] = self.model.sequence_scores(part.sequence_ids, part.lengths)
+                scores[rows] = self.model.batch_scores(part)
             else:
                 scores[rows], logprobs = scores_and_logprobs(self.model, self.reference, part, self.config.temperature)
                 self.ref_logprobs[rows, : logprobs.shape[1]] = logprobs

@@ -4,13 +4,13 @@ A reward model whose backbone was frozen while it was trained (RewardModelConfig
 cold-start policy, which is what runs start from and compare with. Its own backbone is then dropped.
 """
 
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor
 
-from algos.training.logprobs import token_logprobs
+from algos.training.head import token_statistics
+from algos.training.logprobs import scatter
 from algos.training.models import ScalarModel
+from algos.training.packing import forward, plain
 from algos.training.types import Batch
 
 
@@ -31,10 +31,10 @@ def scores_and_logprobs(
     reward_model: ScalarModel, reference, batch: Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Scores (B,) at the last token, not normalised, and log-probabilities (B, T) of the response tokens, in nats."""
-    states = reference.base_model(input_ids=batch.sequence_ids, use_cache=False).last_hidden_state  # (B, L, H)
-    computed = SimpleNamespace(
-        base_model=lambda **_: SimpleNamespace(last_hidden_state=states),
-        get_output_embeddings=reference.get_output_embeddings,
+    packed = batch.packed or plain(batch)
+    states = forward(reference.base_model, packed)  # (R, L, H)
+    head = reference.get_output_embeddings()
+    logprobs, _ = token_statistics(
+        head, states.flatten(0, 1)[packed.source], batch.response_ids[batch.response_mask], temperature, False
     )
-    logprobs, _ = token_logprobs(computed, batch, temperature)
-    return reward_model.scores(states, batch.lengths), logprobs
+    return reward_model.scores(states, packed), scatter(logprobs, batch.response_mask)

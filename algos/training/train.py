@@ -17,10 +17,12 @@ from algos.training import offload
 from algos.training.batch_metrics import batch_metrics, combine
 from algos.training.config import RunConfig, parse
 from algos.training.critics import SeparateCritic, make_critic
+from algos.training.engines import RatioCanary, make_engine
 from algos.training.experience import Experience, Sampler
 from algos.training.lora import WithoutAdapters, add_adapters
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
+from algos.training.packing import longest_row
 from algos.training.passes import compile_passes, recompute_activations
 from algos.training.record import (
     Progress,
@@ -75,8 +77,10 @@ def train(
     prompts = [encode_prompt(tokenizer, p["prompt"], config.max_prompt_tokens) for p in problems]
     learner, models = make_learner(config, policy_path, reward_model_path, device)
     reward_model = models["reward_model"][0] if "reward_model" in models else None
-    judge = Rewards(config, tokenizer, reward_model, **scoring_pass(config, learner, reward_model))
-    collect = Sampler(config, problems, prompts, tokenizer, judge)
+    a_head = reward_model is not None and reward_model.backbone is None  # on the reference's backbone
+    judge = Rewards(config, tokenizer, reward_model, learner.layout(config), learner.reference if a_head else None)
+    engine, canary = make_engine(config, tokenizer, learner.policy, policy_path, prompts), RatioCanary()
+    collect = Sampler(config, problems, prompts, tokenizer, judge, engine)
     warnings = config.warnings()
     if config.offload and not offload.worthwhile(device):
         warnings.append(offload.NO_EFFECT)
@@ -102,7 +106,9 @@ def train(
         rollouts, components = experience.rollouts, experience.components
         with phases("logprobs"):
             batch = make_batch(rollouts, experience.rewards, tokenizer.pad_token_id)
-            batch, entropies = prepare(batch, learner, config, settings)
+            exact = engine.exact and config.old_logprobs == "sampler" and config.dtype == "float32"
+            batch, entropies = prepare(batch, learner, config, settings, rollouts.entropies if exact else None)
+            agreement = canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
             batch = replace(
                 batch,
                 greedy_rewards=experience.greedy_rewards,
@@ -117,6 +123,9 @@ def train(
             updates = run_updates(batch, learner, config, settings, generator, warming_up)
             after = kl_after_update(batch, learner, config) if algorithm.measures_kl_after_update else None
         check_first_ratio(updates[0], config.dtype)
+        if not engine.exact:
+            with phases("synchronise"):
+                engine.synchronise(learner.policy)
         generated += experience.generated_tokens
         responses += experience.generated_responses
         optimiser_steps += 0 if warming_up else len(updates)
@@ -127,6 +136,7 @@ def train(
             "accuracy": components["correctness"].mean(),
             **component_metrics(components),
             **diagnostics,
+            **agreement,
             "sampling_rounds": experience.rounds,
             "mixed_groups": experience.mixed_share,
             **combine(updates),
@@ -156,6 +166,7 @@ def train(
         if finished:
             break
     progress.close()
+    engine.close()
     if config.budget_tokens is not None and generated < config.budget_tokens:
         print(
             f"warning: {config.steps} steps generated {generated} of budget_tokens = {config.budget_tokens} tokens; "
@@ -199,6 +210,8 @@ def make_learner(config: RunConfig, policy_path: str, reward_model_path: str | N
             models["reference"] = (learner.reference, None)
     if reward_model is not None:
         models["reward_model"] = (reward_model, None)
+    if config.share_prompts:
+        learner.row_tokens = longest_row(policy.base_model)
     arrange_passes(config, models, device)
     return learner, models
 
@@ -210,13 +223,6 @@ def load_reward_model(config: RunConfig, path: str | None, device) -> ScalarMode
     if path is None:
         raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
     return ScalarModel.load(path, device, config.dtype).requires_grad_(False)
-
-
-def scoring_pass(config: RunConfig, learner: Learner, reward_model: ScalarModel | None) -> dict:
-    """For Rewards: the reference, if the reward model is a head on its backbone; its passes are then the trainer's."""
-    if reward_model is None or reward_model.backbone is not None:
-        return {}
-    return {"reference": learner.reference, "micro_batch_size": config.micro_batch_size}
 
 
 def arrange_passes(config: RunConfig, models: dict, device) -> None:

@@ -26,6 +26,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+import algos.training.trl_import  # noqa: F401
 from algos.describe import estimator
 from algos.training.config import RunConfig, loaded_dtype
 from algos.training.experience import prompt_schedule

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+import algos.training.trl_import  # noqa: F401
 from algos.training.config import DistilConfig, SupervisedConfig
 from algos.training.distil import Texts, schedule
 from algos.training.record import Phases

@@ -1,0 +1,143 @@
+"""(2) What samples: an engine turns prompts and a policy into rollouts with their log-probabilities.
+
+TransformersEngine samples with the trainer's own model. vllm_engine.py samples with a copy of it, which has to be
+synchronised after every update. Two canaries tell when it was not: the fingerprint of the engine's weights, compared
+with the policy's before every batch, and the ratio of trainer to sampler probabilities, which is 1 on fresh weights.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algos.kl import log_ratio
+from algos.training.config import RunConfig
+from algos.training.rollouts import sample
+from algos.training.types import Rollouts
+from evaluation.settings import SettingsError
+
+RATIO_FACTOR = 5.0  # the canary's limit over the first batch's figure: entropy, and with it rounding, changes in a run
+RATIO_FLOOR = 1.0e-4  # and at least this: float32 gives about 1e-6, one update of the default study about 1e-2
+RATIO_CEILING = 0.05  # no honest engine begins above this: bfloat16 engines are reported at 1e-3 to 1e-2
+
+
+class StaleWeights(RuntimeError):
+    """The engine sampled, or was about to sample, from other weights than the policy's."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled."""
+
+    group_size: int  # G, responses to each prompt
+    max_response_tokens: int  # T
+    temperature: float = 1.0  # 0: greedy, with log-probabilities of 0
+
+
+class Engine(ABC):
+    """Samples responses of a policy. synchronise is called after every update of the policy, close at the end."""
+
+    exact: bool  # its log-probabilities come from the trainer's own model: they are the trainer's but for rounding
+
+    @abstractmethod
+    def sample(self, policy, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Rollouts:
+        """G responses to each of P prompts, with their log-probabilities, on the policy's device.
+
+        A response ends with its first end-of-sequence token, or is truncated. generator lives on the policy's device;
+        the same state of it and the same weights give the same responses. Raises StaleWeights if the engine holds other
+        weights than the policy.
+        """
+
+    @abstractmethod
+    def synchronise(self, policy) -> None:
+        """Take over the policy's weights."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+class TransformersEngine(Engine):
+    """Samples with the trainer's model itself: there is nothing to synchronise."""
+
+    exact = True
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def sample(self, policy, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Rollouts:
+        return sample(
+            policy,
+            self.tokenizer,
+            prompts,
+            sampling.group_size,
+            sampling.max_response_tokens,
+            sampling.temperature,
+            generator,
+        )
+
+    def synchronise(self, policy) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def make_engine(config: RunConfig, tokenizer, policy, policy_path: str, prompts: list[list[int]]) -> Engine:
+    """The engine of a run. policy holds the weights of policy_path; prompts are all that the run can draw from.
+
+    Raises SettingsError for a model, a prompt length or a server that the engine cannot work with.
+    """
+    if config.engine == "transformers":
+        return TransformersEngine(tokenizer)
+    from algos.training import vllm_engine
+
+    longest = max(len(prompt) for prompt in prompts) + config.max_response_tokens
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", longest)
+    if longest > limit:
+        raise SettingsError(
+            f"engine: vllm holds at most the model's {limit} positions, but the longest prompt and "
+            f"max_response_tokens = {config.max_response_tokens} make {longest}; lower max_response_tokens."
+        )
+    engine = vllm_engine.make(config.vllm, tokenizer, policy, policy_path, longest)
+    try:
+        engine.synchronise(policy)
+    except StaleWeights as error:
+        engine.close()
+        raise SettingsError(f"engine: vllm does not hold this model as it is ({error}); use transformers.") from None
+    return engine
+
+
+class RatioCanary:
+    """Fails a run whose sampler is not the policy that the trainer updates.
+
+    The figure of a batch is the mean over its tokens of |exp(trainer minus sampler log-probability) - 1|, taken before
+    its first update. The first batch is sampled from the checkpoint's own weights, so its figure is the noise of the
+    engine: the limit of all later ones is RATIO_FACTOR times that, at least RATIO_FLOOR. Where the noise exceeds the
+    step that one update makes (bfloat16 at small learning rates), it takes several updates on stale weights to see
+    them here; the fingerprint sees the first.
+    """
+
+    def __init__(self):
+        self.limit: float | None = None  # not yet calibrated
+
+    def check(self, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+        """The figure and its limit, as metrics; three (B, T). Raises StaleWeights above the limit."""
+        ratio = log_ratio(old_logprobs, sampler_logprobs, mask).exp()
+        figure = float((ratio[mask] - 1).abs().mean())
+        first = self.limit is None
+        limit = RATIO_CEILING if first else self.limit
+        if not figure <= limit:  # NaN is above every limit
+            raise StaleWeights(
+                f"the sampler's probabilities are off from the trainer's by a factor of {figure:.2g} in the mean, "
+                f"above {limit:.2g}: "
+                + (
+                    "the engine samples from another distribution than the policy's"
+                    if first
+                    else "the engine was not synchronised after an update"
+                )
+            )
+        if first:
+            self.limit = max(RATIO_FACTOR * figure, RATIO_FLOOR)
+        return {"canary_ratio": figure, "canary_limit": self.limit}

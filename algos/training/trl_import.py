@@ -1,0 +1,9 @@
+"""To be imported before TRL's trainers: TRL then does not find vLLM.
+
+TRL 1.12 imports vLLM's client wherever vLLM is installed, whether a trainer uses it or not, and knows versions up to
+0.27.1: beside 0.31.0 its GRPOTrainer cannot be imported at all. TRL's twins sample with transformers.
+"""
+
+from importlib import import_module
+
+import_module("trl.import_utils").is_vllm_available = lambda min_version=None: False

