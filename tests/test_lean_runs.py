@@ -398,8 +398,19 @@ def test_where_each_phase_wants_what(folder):
         assert present() == {"critic", "reference"}
 
 
+@pytest.mark.parametrize(
+    "kl_in, wanted", [("loss", {"optimiser", "critic", "reference"}), ("reward", {"optimiser", "critic"})]
+)
+def test_a_full_kl_in_the_loss_needs_the_reference_while_updating(folder, monkeypatch, kl_in, wanted):
+    config = run_config("ppo", {"kl_coef": 0.1, "kl_estimator": "full", "kl_in": kl_in}, offload=("reference",))
+    learner, _ = make_learner(config, str(folder / "policy"), None, CPU)
+    monkeypatch.setattr(offload, "worthwhile", lambda device: True)
+    assert offload.make_phases(config, CPU, learner, None).needed["update"] == wanted
+
+
 def test_on_the_cpu_offloading_has_no_effect_and_says_so(loop, capsys):  # noqa: F811
     record, _ = loop("grpo", steps=1, offload=("optimiser",))
+    assert "warning: offload has no effect on the CPU" in capsys.readouterr().out
     assert record["warnings"][-1] == "offload has no effect on the CPU, where everything is already."
     assert "offload" not in record["phase_seconds"]
 
@@ -421,6 +432,11 @@ def test_the_loop_runs_with_all_of_them(loop, algorithm):  # noqa: F811
     assert record["status"] == "finished" and all(line["grad_norm"] > 0 for line in lines)
     assert lines[0]["kl_to_ref_sequence"] == 0 and lines[1]["kl_to_ref_sequence"] != 0
     assert "reference" not in record["memory"]
+
+
+def test_trpo_steps_with_adapters(loop):  # noqa: F811
+    _, lines = loop("trpo", steps=2, minibatches=1, lora=LoraSettings(rank=4))
+    assert all(line["grad_norm"] > 0 for line in lines)
 
 
 REFUSED = [

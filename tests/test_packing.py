@@ -120,10 +120,8 @@ def test_flex_attention_gives_the_same_states_for_shared_rows_and_leaves_other_p
     model = tiny_model(TOKENIZER, dtype=torch.float32)  # it knows no float64
     layout = Layout(row_tokens=60)
     batch = replace(batch, packed=layout.pack(batch))
-    expected, alone = (
-        hidden_states(model.base_model, batch),
-        hidden_states(model.base_model, replace(batch, packed=None)),
-    )
+    apart = replace(batch, packed=None)
+    expected, alone = hidden_states(model.base_model, batch), hidden_states(model.base_model, apart)
     calls = []
     skip_hidden_blocks(model.base_model)
     inner = model.base_model.layers[0].self_attn

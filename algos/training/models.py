@@ -279,17 +279,23 @@ def save_policy(model, tokenizer, path: str | Path) -> None:
 
 
 def save_weights(model, path: str | Path) -> None:
-    """Weights and config: float32 at least, masters in the place of what is rounded from them, adapters merged."""
-    parameters, kept = dict(model.named_parameters(remove_duplicate=False)), {}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        tensor = master_of(parameters.get(name, tensor)).detach()
-        raised = kept.setdefault(tensor.data_ptr(), _at_least_float32(tensor))  # tied weights stay one tensor
-        state[name] = raised if raised.shape == tensor.shape else _at_least_float32(tensor)
-    model.save_pretrained(path, state_dict=merged(model, state), safe_serialization=True)
+    """plain_state and config."""
+    model.save_pretrained(path, state_dict=plain_state(model), safe_serialization=True)
     if model.dtype.itemsize < 4:  # the config names the dtype of the model in memory
         config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
         write_json(Path(path) / "config.json", {**config, "dtype": "float32"})
+
+
+def plain_state(model) -> dict[str, Tensor]:
+    """The weights by name: masters in the place of what is rounded from them, adapters merged, float32 at least."""
+    parameters, raised = dict(model.named_parameters(remove_duplicate=False)), {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        source = master_of(parameters.get(name, tensor))
+        if id(source) not in raised:  # tied weights stay one tensor
+            raised[id(source)] = (source, _at_least_float32(source.detach()))
+        state[name] = raised[id(source)][1]
+    return merged(model, state)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -86,8 +86,10 @@ def train(
     judge = Rewards(config, tokenizer, reward_model, learner.layout(config), learner.reference if a_head else None)
     engine, canary = make_engine(config, tokenizer, learner.policy, policy_path, prompts), RatioCanary()
     collect = Sampler(config, problems, prompts, tokenizer, judge, engine)
-    warnings = config.warnings() + ([offload.NO_EFFECT] if config.offload and not offload.worthwhile(device) else [])
-
+    warnings = config.warnings()
+    if config.offload and not offload.worthwhile(device):
+        warnings.append(offload.NO_EFFECT)
+        print(f"warning: {offload.NO_EFFECT}")
     record = Record(
         out,
         "train",
