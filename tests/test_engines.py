@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from scipy.stats import chisquare
 from tiny import tiny_tokenizer
 
@@ -31,7 +32,9 @@ from algos.training.train import train
 from algos.training.types import make_batch
 from algos.training.vllm_engine import ColocatedEngine
 from evaluation.settings import SettingsError, read_jsonl, write_jsonl
+from pipelines.study import Study
 
+PROJECT = Path(__file__).parents[1]
 TOKENIZER = tiny_tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,7 +87,7 @@ def server(checkpoint, tmp_path_factory):
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "algos.training.vllm_engine", *command],
-            cwd=Path(__file__).parents[1],
+            cwd=PROJECT,
             stdout=out,
             stderr=out,
             start_new_session=True,
@@ -421,7 +424,7 @@ def test_the_command_of_a_run_starts_vllm_and_stops_it(checkpoint, tmp_path):
     command = ["--settings", json.dumps(settings), "--policy", checkpoint, "--prompts", str(tmp_path / "train.jsonl")]
     run = subprocess.run(
         [sys.executable, "-m", "algos.training.train", *command, "--out", str(tmp_path / "out"), "--threads", "1"],
-        cwd=Path(__file__).parents[1],
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -476,6 +479,17 @@ def test_engine_settings_are_refused_by_name(monkeypatch):
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
+
+
+def test_a_study_may_name_the_engine_for_all_runs_but_twins():
+    config = yaml.safe_load((PROJECT / "pipelines" / "studies" / "smoke.yaml").read_text())
+    config["rl"] |= {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}
+    config["runs"]["gspo"] |= {"vllm": {"sleep": False}}
+    study = Study(config, "smoke")
+    ours, twin, own = (study.run_config(name) for name in ("grpo", "trl_grpo", "gspo"))
+    assert (ours.engine, ours.vllm) == ("vllm", VllmConfig(gpu_memory_utilization=0.5))
+    assert own.vllm == VllmConfig(gpu_memory_utilization=0.5, sleep=False)
+    assert (twin.engine, twin.vllm) == ("transformers", VllmConfig())
 
 
 def test_what_the_engine_cannot_hold_is_refused_before_it_starts(policy, checkpoint):
