@@ -14,7 +14,7 @@ from evaluation.statistics import Interval, mean_interval, seed_interval
 PHASES = ("generate", "reward", "logprobs", "update")
 COMPONENTS = ("policy", "critic", "reference", "reward_model")
 COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are no shares
-PARTS = ("weights", "gradients", "optimiser")
+PARTS = ("weights", "gradients", "optimiser", "master")
 
 
 @dataclass
@@ -146,7 +146,7 @@ def comparison(runs: dict[str, Run], study: dict) -> pd.DataFrame:
 
 
 def _state_bytes(record: dict) -> int:
-    return sum(parts[part] for parts in record.get("memory", {}).values() for part in PARTS)
+    return sum(parts.get(part, 0) for parts in record.get("memory", {}).values() for part in PARTS)
 
 
 def throughput(runs: dict[str, Run]) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def throughput(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def memory(runs: dict[str, Run]) -> pd.DataFrame:
-    """Megabytes (1e6 bytes) of weights, gradients and optimiser state by component, counted; and the measured peak."""
+    """Megabytes (1e6 bytes) of weights, gradients, optimiser state and masters by component, and the measured peak."""
     rows = []
     for run in filter(lambda r: r.is_rl, runs.values()):
         record = run.records[0]
@@ -181,7 +181,7 @@ def memory(runs: dict[str, Run]) -> pd.DataFrame:
                         "trainer": run.trainer,
                         "component": component,
                         "parameters": parts["parameters"],
-                        **{f"{p}_megabytes": parts[p] / 1e6 for p in PARTS},
+                        **{f"{p}_megabytes": parts.get(p, 0) / 1e6 for p in PARTS},
                         "run_peak_megabytes": record["peak_memory"]["peak_bytes"] / 1e6,
                         "peak_source": record["peak_memory"]["source"],
                     }

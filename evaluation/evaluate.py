@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct
-from evaluation.settings import SettingsError, positive, read_jsonl, write_json, write_jsonl
+from evaluation.settings import DTYPES, SettingsError, one_of, positive, read_jsonl, write_json, write_jsonl
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
 from evaluation.tasks import check_rows
 
@@ -34,6 +34,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         positive(self, "samples", "temperature", "max_response_tokens", "rows_at_once")
+        one_of(self.dtype, DTYPES, "dtype")
 
 
 def draw_problems(path: str, count: int, seed: int, where: str) -> list[dict]:

@@ -15,7 +15,7 @@ from evaluation.collect import COMPONENTS, PARTS, PHASES, Run, curve
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#8C6D31")
 GREY = "#767676"
-PART_SHADES = {"weights": 1.0, "gradients": 0.55, "optimiser": 0.28}
+PART_SHADES = {"weights": 1.0, "gradients": 0.55, "optimiser": 0.28, "master": 0.14}
 matplotlib.rcParams.update(
     {
         "svg.fonttype": "none",
@@ -138,7 +138,7 @@ def _plain(style: dict) -> dict:
 
 
 def memory(table: pd.DataFrame, runs, path: Path) -> None:
-    """Stacked bars: weights, gradients and optimiser state of each component."""
+    """Stacked bars: weights, gradients, optimiser state and float32 masters of each component."""
     names = [name for name in runs if (table["run"] == name).any()]
     figure, axis = plt.subplots(figsize=(8, 0.42 * len(names) + 1.6))
     rows = np.arange(len(names))[::-1]

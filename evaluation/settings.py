@@ -10,6 +10,8 @@ import types
 import typing
 from pathlib import Path
 
+DTYPES = ("float32", "bfloat16")
+
 
 class SettingsError(ValueError):
     """Bad input from the user: the message names the place, the value and what is allowed."""

@@ -73,10 +73,7 @@ class Study:
         from_dict(PromptSettings, self.config.get("prompt", {}), "prompt")
         for section in ("base_model", "student"):
             model = parse(ModelConfig, self.model(section), section)
-            if model.path is not None and not Path(model.path).is_dir() and not re.fullmatch(HUB_ID, model.path):
-                raise SettingsError(
-                    f"{section}.path: {model.path!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B."
-                )
+            _check_path(model.path, f"{section}.path")
         parse(SupervisedConfig, self.supervised("cold_start", 0), "cold_start")
         parse(EvaluationConfig, self.evaluation(), "evaluation")
         for name, run in self.runs.items():
@@ -169,6 +166,7 @@ class Study:
                 f"{where}.settings: {', '.join(idle)} without effect, as kl_coef is 0: there is no KL term and no "
                 "reference; set kl_coef above 0, or remove what has no effect."
             )
+        self._check_critic(config, where)
         if config.trainer == "trl":
             from algos.training.trl_baseline import check
 
@@ -179,6 +177,17 @@ class Study:
         if config.needs_reward_model and not self.has_reward_model:
             raise SettingsError(
                 f"{where}: its rewards name reward_model; add the sections preferences and reward_model."
+            )
+
+    def _check_critic(self, config: RunConfig, where: str) -> None:
+        """Refuse a critic of more layers than the model that this study builds has, or one from nowhere."""
+        settings, model = config.algorithm_config, parse(ModelConfig, self.model("base_model"), "base_model")
+        path, layers = getattr(settings, "critic_path", None), getattr(settings, "critic_layers", None)
+        _check_path(path, f"{where}.settings.critic_path")
+        if layers is not None and path is None and model.path is None and layers > model.layers:
+            raise SettingsError(
+                f"{where}.settings: critic_layers is {layers}, but base_model.layers is {model.layers}; at most that "
+                "many."
             )
 
     @property
@@ -349,12 +358,17 @@ class Study:
         }
 
 
+def _check_path(path: str | None, where: str) -> None:
+    if path is not None and not Path(path).is_dir() and not re.fullmatch(HUB_ID, path):
+        raise SettingsError(f"{where}: {path!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B.")
+
+
 def _merged(shared: dict, own: dict) -> dict:
     """A run's own settings over the shared ones; their nested parts are merged likewise."""
     merged = {**shared, **own}
-    for part in ("optimiser", "reward_settings", "vllm"):
-        if part in own:
-            merged[part] = {**shared.get(part, {}), **own[part]}
+    for part in ("optimiser", "reward_settings", "lora", "vllm"):
+        if own.get(part) is not None:  # null: none of it, whatever is shared
+            merged[part] = {**(shared.get(part) or {}), **own[part]}
     return merged
 
 

@@ -16,10 +16,11 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from algos import ALGORITHMS
 from algos.reinforce import reinforce_objective
 from algos.training import trl_settings
-from algos.training.config import OptimiserConfig, RunConfig
+from algos.training.config import LoraSettings, OptimiserConfig, RunConfig
 from algos.training.logprobs import policy_outputs, token_logprobs, token_values
 from algos.training.models import ScalarModel
-from algos.training.reward_model import bradley_terry_loss, score_sequences
+from algos.training.packing import Layout
+from algos.training.reward_model import bradley_terry_loss, score_examples
 from algos.training.trl_settings import (
     TRL_STD_EPSILON,
     check,
@@ -269,6 +270,13 @@ RLOO = {**GRPO, "baseline": "leave_one_out", "scale": "none", "ratio": "product"
         ("ppo", {**PPO, "entropy_coef": 0.1}, {}, "entropy_coef to 0"),
         ("ppo", {**PPO, "kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k3"}, {}, "kl_in to reward"),
         ("ppo_shared", PPO, {}, "got shared; set settings.critic to separate"),
+        ("ppo", {**PPO, "critic_layers": 1}, {}, "got 1; set settings.critic_layers to null"),
+        ("ppo", {**PPO, "critic_path": "x"}, {}, "got x; set settings.critic_path to null"),
+        ("ppo", PPO, {"dtype": "bfloat16"}, "its ratios do not start at 1, got dtype bfloat16; set dtype to float32"),
+        ("ppo", PPO, {"gradient_checkpointing": True}, "got gradient_checkpointing true; set it to false"),
+        ("grpo", GRPO, {"lora": LoraSettings()}, "lora is not handed to TRL; set it to null for the run that the twin"),
+        ("grpo", GRPO, {"compile": True}, "compile is not handed to TRL; set it to false"),
+        ("grpo", GRPO, {"offload": ("critic",)}, r"offload is not handed to TRL; set it to \[\]"),
         ("grpo", GRPO, {"budget_tokens": 1000}, "counts steps, not tokens, got budget_tokens 1000; use steps alone"),
     ],
 )
@@ -400,7 +408,8 @@ def test_loss_and_gradient_of_the_reward_model(centring, tmp_path):
     inputs = trainer.data_collator(pairs)
     expected = trainer.compute_loss(trainer.model, inputs)
     expected.backward()
-    scores = score_sequences(model, chosen + rejected, tokenizer.pad_token_id, CPU)
+    examples = [(ids[:2], ids[2:]) for ids in chosen + rejected]
+    scores = score_examples(model, examples, tokenizer.pad_token_id, CPU, Layout(row_tokens=40))
     loss = bradley_terry_loss(*scores.chunk(2), centring=centring)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)

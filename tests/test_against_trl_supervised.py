@@ -1,6 +1,7 @@
 """A second implementation: TRL's SFTTrainer and GKDTrainer agree with supervised.py and distil.py, step by step."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -172,6 +173,19 @@ def test_both_trainers_take_the_same_steps_and_end_with_the_same_weights(stage, 
     for fact in ("memory", "optimiser_steps", "trained_tokens", "teacher_tokens"):
         assert record.get(fact) == trl_record.get(fact), fact
     assert set(record["phase_seconds"]) == set(trl_record["phase_seconds"])
+
+
+@pytest.mark.parametrize("stage", [supervised, distil], ids=["supervised", "distil"])
+def test_both_trainers_take_bfloat16(stage, folder):
+    """Ours with masters, TRL's float32 weights under autocast: the same losses up to bfloat16's 8 bits."""
+    (own, _, weights), (trl, _, trl_weights) = (
+        run(folder, stage, replace(settings_of(stage, trainer), dtype="bfloat16"), trainer)
+        for trainer in ("own", "trl")
+    )
+    for ours, theirs in zip(own, trl, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.03, abs=1e-3)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
+    assert all(tensor.dtype == trl_weights[name].dtype == torch.float32 for name, tensor in weights.items())
 
 
 def test_trl_trains_on_the_students_text_at_the_steps_where_we_do(folder, monkeypatch):

@@ -56,6 +56,15 @@ REFUSED = [
     (settings("ppo", value_clip=0.0), "value_clip must be above 0, or null for none, got 0"),
     (settings("ppo", gamma=1.5), r"gamma must be in 0\.\.1, got 1.5"),
     (settings("ppo", gae_lambda_critic=-0.1), r"gae_lambda_critic must be in 0\.\.1, got -0.1"),
+    (settings("ppo", critic_layers=4), "settings: critic_layers is 4, but base_model.layers is 3; at most that many"),
+    (settings("ppo", critic_layers=0), "critic_layers must be at least 1, or null for all, got 0"),
+    (settings("ppo", critic_path="/no/such"), "settings.critic_path: '/no/such' is neither a folder nor a hub id"),
+    (settings("ppo", critic_path="x", critic_init="fresh"), "critic_init fresh says what .* critic_path must be null"),
+    (settings("ppo_shared", critic_layers=1), "critic shared stands on .* critic_layers must be null, got 1"),
+    # memory and speed
+    ({"algorithm": "trpo", "compile": True}, "trpo needs second derivatives, .*: compile must be false, got true"),
+    ({"algorithm": "grpo", "offload": ["policy"]}, "offload: 'policy' is unknown"),
+    ({"algorithm": "grpo", "lora": {"rank": 0}}, "lora: rank must be above 0, got 0"),
     # ratios against divisors and weights
     (settings("gspo", aggregation="token-mean"), "ratio sequence with aggregation token-mean .* use seq-mean-to"),
     (settings("gspo_token", aggregation="seq-mean-token-sum"), "ratio sequence_token with aggregation seq-mean"),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_the_smoke_study_has_the_default_studys_keys():
         ("base_model.path", "/no/such/folder", "base_model.path: '/no/such/folder' is neither a folder nor a hub id"),
         ("base_model.hidden_size", 33, "hidden_size must be a multiple"),
         ("rejection_sampling.teacher", "grpo2", "rejection_sampling.teacher: 'grpo2'"),
-        ("dtype", "float16", "dtype: 'float16' is unknown. Allowed: float32"),
+        ("dtype", "float16", "dtype: 'float16' is unknown. Allowed: float32, bfloat16"),
         ("preferences.responses", 1, "responses must be at least 2"),
         ("evaluation.samples", 0, "samples must be above 0"),
         ("preferences.prompts", 5000, "preferences.prompts is 5000, but task.train is 120"),
@@ -235,3 +236,25 @@ def test_the_schema_knows_exactly_the_settings_that_the_stages_know():
         (properties["evaluation"], EvaluationConfig, placed),
     ]:
         assert set(schema["properties"]) == {f.name for f in dataclasses.fields(cls)} - without, cls.__name__
+
+
+def test_a_run_may_leave_out_the_adapters_that_the_others_share():
+    config = copy.deepcopy(SMOKE)
+    config["rl"] |= {"lora": {"rank": 4, "targets": ["q_proj"]}}
+    config["runs"]["grpo"]["lora"] = {"rank": 8}
+    config["runs"]["gspo"]["lora"] = None
+    for name in [name for name, run in config["runs"].items() if "twin_of" in run]:
+        del config["runs"][name]
+    study = Study(config, "x")
+    assert study.run_config("grpo").lora == stages.LoraSettings(8, 32.0, ("q_proj",))
+    assert study.run_config("gspo").lora is None and study.run_config("ppo").lora.rank == 4
+    resolved = json.loads(json.dumps(study.resolved("grpo")))  # as a command gets it
+    assert stages.parse(stages.RunConfig, resolved, "x").lora == study.run_config("grpo").lora
+
+
+def test_bfloat16_is_placed_into_every_stage():
+    config = changed("dtype", "bfloat16")
+    del config["runs"]["trl_ppo"]  # which TRL cannot do
+    study = Study(config, "x")
+    stages_ = ("cold_start", "preferences", "reward_model", "accept", "evaluation", *config["runs"])
+    assert {study.resolved(stage)["dtype"] for stage in stages_} == {"bfloat16"}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import close, fixture_a
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
+from transformers import MistralConfig, MistralForCausalLM
 
 from algos import ALGORITHMS, ppo
 from algos.training.batch_metrics import batch_metrics, combine
@@ -25,11 +26,12 @@ from algos.training.models import (
     save_policy,
 )
 from algos.training.optimise import schedule
+from algos.training.packing import Layout, longest_row
 from algos.training.preferences import preference_row
 from algos.training.rejection import accept
 from algos.training.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
 from algos.training.rollouts import decode, sample
-from algos.training.supervised import example_batches
+from algos.training.supervised import as_batch, example_batches
 from algos.training.train import check_first_ratio, train
 from algos.training.types import Totals, make_batch
 from algos.training.update import Learner, accumulate_gradients, prepare, with_advantages
@@ -70,7 +72,10 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass_over_each_sequence_
 def test_values_are_read_at_the_states_before_each_token_and_scores_at_the_last_token(model, batch):
     critic = ScalarModel(copy.deepcopy(model.base_model), "mlp", 0.5, torch.Generator().manual_seed(0))
     values = token_values(critic, batch)
-    scores = critic.sequence_scores(batch.sequence_ids, batch.lengths)
+    scores = critic.batch_scores(batch)
+    packed = replace(batch, packed=Layout(row_tokens=60).pack(batch))
+    torch.testing.assert_close(critic.batch_scores(packed), scores)
+    torch.testing.assert_close(token_values(critic, packed), values)
     for i, length in enumerate(LENGTHS):
         start = int(batch.prompt_lengths[i])
         alone = critic.score(critic.backbone(batch.sequence_ids[i : i + 1, : start + length]).last_hidden_state)[
@@ -95,18 +100,56 @@ def test_what_stands_in_the_padding_has_no_effect(model, batch):
 
 def test_micro_batches_give_the_same_values_in_the_same_places(model, batch):
     whole, _ = token_logprobs(model, batch, 1.0)
-    for size in (1, 3, 8):
-        parts = in_micro_batches(lambda part: token_logprobs(model, part, 1.0)[0], batch, size)
+    for layout in (Layout(1), Layout(3), Layout(), Layout(tokens=20), Layout(3, 25), Layout(3, row_tokens=40)):
+        parts = in_micro_batches(lambda part: token_logprobs(model, part, 1.0)[0], batch, layout)
         torch.testing.assert_close(parts, whole.detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_sampled_log_probabilities_are_the_trainers(model):
     """Left-padded prompts, a key-value cache shared out to groups, rows that leave: the same distribution."""
-    rollouts = draw(model, temperature=0.8, tokens=30)
-    batch = make_batch(rollouts, torch.zeros(8), TOKENIZER.pad_token_id)
-    assert rollouts.response_mask.sum(1).unique().numel() > 2  # responses of different lengths
-    trainer, _ = token_logprobs(model, batch, 0.8)
+    rollouts = draw(model, group=16, temperature=0.8, tokens=60)
+    batch = make_batch(rollouts, torch.zeros(32), TOKENIZER.pad_token_id)
+    assert rollouts.response_mask.sum(1).unique().numel() > 8  # responses of different lengths
+    trainer, entropies = token_logprobs(model, batch, 0.8, entropy=True)
     torch.testing.assert_close(trainer.float(), rollouts.sampler_logprobs, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(entropies.float(), rollouts.entropies, atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_tokens_are_drawn_without_cache_sharing_or_rows_that_leave(model):
+    """The plainest sampler there is: a whole forward pass per token and response, each token from its own number."""
+    rollouts = draw(model, group=8, tokens=25, seed=3)
+    uniforms = torch.rand(16, 25, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for row in range(16):
+        ids = list(PROMPTS[row // 8])
+        for t in range(25):
+            probabilities = torch.softmax(model(torch.tensor([ids])).logits[0, -1].float(), dim=-1)
+            cumulative = probabilities.double().cumsum(0) / probabilities.double().sum()
+            ids.append(int((cumulative <= uniforms[row, t]).sum()))
+            if ids[-1] == TOKENIZER.eos_token_id:
+                break
+        assert rollouts.response_ids[row][rollouts.response_mask[row]].tolist() == ids[len(PROMPTS[row // 8]) :]
+
+
+def test_models_whose_cache_is_a_window_are_sampled_with_transformers_own_cache():
+    config = MistralConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=6,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    windowed = MistralForCausalLM(config).double().eval()
+    rollouts = draw(windowed, group=4, tokens=20)
+    batch = make_batch(rollouts, torch.zeros(8), TOKENIZER.pad_token_id)
+    torch.testing.assert_close(
+        token_logprobs(windowed, batch, 1.0)[0].float(), rollouts.sampler_logprobs, atol=1e-5, rtol=1e-4
+    )
+    assert longest_row(windowed.model) is None
 
 
 def test_responses_end_with_their_first_end_of_sequence(model):
@@ -125,8 +168,12 @@ def test_sampling_is_deterministic_and_chunks_keep_the_order(model):
     assert first.response_ids.shape != other.response_ids.shape or not torch.equal(
         first.response_ids, other.response_ids
     )
-    greedy = [draw(model, prompts=PROMPTS * 2, group=1, temperature=0.0, rows_at_once=rows) for rows in (1, 100)]
-    assert torch.equal(greedy[0].response_ids, greedy[1].response_ids)
+    for temperature in (0.0, 1.0):  # which rows share a pass has no effect on what is drawn
+        one, all_ = (
+            draw(model, prompts=PROMPTS * 2, group=2, temperature=temperature, rows_at_once=rows) for rows in (1, 100)
+        )
+        assert torch.equal(one.response_ids, all_.response_ids)
+        torch.testing.assert_close(one.sampler_logprobs, all_.sampler_logprobs)
 
 
 def test_greedy_sampling_equals_transformers_generate(model):
@@ -227,24 +274,36 @@ def test_reward_models_survive_saving(model, tmp_path):
     saved.offset, saved.gain = 0.25, 2.0
     saved.save(tmp_path)
     loaded = ScalarModel.load(tmp_path, torch.device("cpu"))
-    ids, lengths = torch.tensor([[5, 6, 7, 0]]), torch.tensor([3])
-    torch.testing.assert_close(loaded.sequence_scores(ids, lengths), saved.sequence_scores(ids, lengths))
+    some = as_batch([([5, 6], [7])], TOKENIZER.pad_token_id, torch.device("cpu"))
+    torch.testing.assert_close(loaded.batch_scores(some), saved.batch_scores(some))
     assert (loaded.offset, loaded.gain) == (0.25, 2.0)
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
 
 
+LAYOUTS = (  # settings of a run that must not change a gradient, and the tokens of a shared row
+    ({"micro_batch_size": 8}, None),
+    ({"micro_batch_size": 1}, None),
+    ({"micro_batch_size": 3}, None),
+    ({"micro_batch_tokens": 30}, None),
+    ({"micro_batch_size": 8}, 64),
+    ({"micro_batch_size": 3}, 64),
+    ({"micro_batch_tokens": 40}, 20),
+    ({"micro_batch_size": 8, "logits_at_once": 200}, None),
+    ({"micro_batch_tokens": 40, "logits_at_once": 200}, 64),
+)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_ratio_is_one_on_the_first_step_and_micro_batches_do_not_change_the_gradient(algorithm, model, batch):
-    """Through the model, as the loop does it: 1, 3 and 8 responses a pass give one gradient."""
+def test_the_ratio_is_one_on_the_first_step_and_the_layout_does_not_change_the_gradient(algorithm, model, batch):
+    """Through the model, as the loop does it: however the batch is cut, shared out and laid out, one gradient."""
     settings = {"kl_coef": 0.1} if algorithm == "grpo" else {}
     results = []
-    for size in (1, 3, 8):
-        config = RunConfig(
-            algorithm, 0, settings, prompts_per_step=2, group_size=4, minibatches=1, micro_batch_size=size
-        )
+    for layout, row_tokens in LAYOUTS:
+        config = RunConfig(algorithm, 0, settings, prompts_per_step=2, group_size=4, minibatches=1, **layout)
         chosen, entry = config.algorithm_config, config.algorithm_entry
         critic = ScalarModel(tiny_model(TOKENIZER, 2).base_model, "linear", 0.3, torch.Generator().manual_seed(0))
-        learner = Learner(copy.deepcopy(model), None, None, reference=tiny_model(TOKENIZER, 1))
+        reference = tiny_model(TOKENIZER, 1)
+        learner = Learner(copy.deepcopy(model), None, None, reference=reference, row_tokens=row_tokens)
         if chosen.has_critic:
             learner.critic = SeparateCritic(critic)
         if chosen.has_critic and chosen.critic == "shared":

@@ -7,11 +7,10 @@ from algos import ALGORITHMS, Algorithm
 from algos.critic import WithCritic
 from algos.describe import with_length
 from algos.training.rules import RULES, RewardSettings
-from evaluation.settings import SettingsError, from_dict, one_of, positive, share
+from evaluation.settings import DTYPES, SettingsError, from_dict, one_of, positive, share
 
 OPTIMISERS = ("adamw", "adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
-DTYPES = ("float32",)  # plain bfloat16 weights lose updates at the rates used here
 TRAINERS = ("own", "trl")
 ENGINES = ("transformers", "vllm")
 VLLM_MODES = ("colocated", "server")
@@ -19,6 +18,9 @@ VLLM_TEMPERATURES = (0.01, 2.0)  # vLLM refuses or silently changes what is outs
 HEADS = ("linear", "mlp")
 REWARDS = {*RULES, "reward_model"}
 COMBINATIONS = ("sum", "gate", "normalise_each")
+OLD_LOGPROBS = ("sampler", "recomputed")
+LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
+OFFLOAD = ("optimiser", "critic", "reference", "reward_model")
 OBJECTIVES = ("divergence", "policy_gradient")
 
 
@@ -48,6 +50,20 @@ class OptimiserConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (arXiv:2106.09685): W + alpha / rank * B A, of which A and B are trained."""
+
+    rank: int = 16
+    alpha: float = 32.0  # alpha / rank scales the change
+    targets: tuple[str, ...] = ()  # linear layers, such as q_proj; empty: all below the output head
+
+    def __post_init__(self):
+        positive(self, "rank", "alpha")
+        if importlib.util.find_spec("peft") is None:
+            raise SettingsError("lora needs peft; pip install 'peft>=0.19'.")
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,10 @@ class RunConfig:
     minibatches: int = 4  # optimiser steps per rollout batch and epoch
     epochs: int = 1  # passes over a rollout batch
     micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
+    micro_batch_tokens: int | None = None  # tokens of one instead, padding included; null: micro_batch_size responses
+    share_prompts: bool = True  # a prompt is computed once for its responses in a micro-batch; no effect but speed
+    logits_at_once: int | None = LOGITS_AT_ONCE  # elements of tokens x vocabulary in one piece; null: all
+    old_logprobs: str = "sampler"  # the sampler's where they are the trainer's but for rounding; recomputed: always
     max_prompt_tokens: int = 512  # a longer prompt is refused
     max_response_tokens: int = 48  # T; a response without end-of-sequence by then is truncated
     temperature: float = 1.0  # of sampling and of all log-probabilities
@@ -103,13 +123,20 @@ class RunConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     critic_learning_rate: float | None = None  # null: the policy's
     device: str = "auto"  # auto: CUDA where there is one
-    dtype: str = "float32"  # of weights, activations and optimiser state
+    dtype: str = "float32"  # of weights and activations; bfloat16: with float32 masters, gradients and moments
+    gradient_checkpointing: bool = False  # policy and critic keep a layer's input alone and compute the rest again
+    compile: bool = False  # torch.compile of all passes but sampling
+    lora: LoraSettings | None = None  # train adapters alone; null: all weights of the policy
+    offload: tuple[str, ...] = ()  # to the CPU while not needed: optimiser, critic, reference, reward_model
     sample_every: int = 10  # steps between kept sample completions
 
     def __post_init__(self):
         one_of(self.algorithm, ALGORITHMS, "algorithm")
         one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
+        one_of(self.old_logprobs, OLD_LOGPROBS, "old_logprobs")
+        for name in self.offload:
+            one_of(name, OFFLOAD, "offload")
         self._check_engine()
         for key in self.settings:
             self._refuse_setting_of_others(key)
@@ -122,6 +149,8 @@ class RunConfig:
             "minibatches",
             "epochs",
             "micro_batch_size",
+            "micro_batch_tokens",
+            "logits_at_once",
             "max_prompt_tokens",
             "max_response_tokens",
             "temperature",
@@ -155,6 +184,20 @@ class RunConfig:
                 f"{self.epochs} and {self.minibatches}"
             )
         self._check_rewards()
+        self._check_trust_region()
+
+    def _check_trust_region(self) -> None:
+        """Its products with the Fisher matrix are second derivatives, solved for by conjugate gradients."""
+        if self.algorithm_entry.update is None:
+            return
+        for name, wanted in (("dtype", "float32"), ("gradient_checkpointing", False), ("compile", False)):
+            value = getattr(self, name)
+            if value is True or value == "bfloat16":
+                shown = str(value).lower() if isinstance(value, bool) else value
+                raise ValueError(
+                    f"{self.algorithm} needs second derivatives, of full precision: {name} must be "
+                    f"{str(wanted).lower() if wanted is False else wanted}, got {shown}"
+                )
 
     def _check_engine(self) -> None:
         one_of(self.engine, ENGINES, "engine")
@@ -305,6 +348,7 @@ class PreferenceConfig:
 
     def __post_init__(self):
         positive(self, "prompts", "max_response_tokens", "temperature")
+        one_of(self.dtype, DTYPES, "dtype")
         share(self, "held_out_share", "flip_share")
         if self.responses < 2:
             raise ValueError(f"responses must be at least 2, got {self.responses}: a preference needs a pair")
@@ -327,6 +371,7 @@ class RejectionConfig:
 
     def __post_init__(self):
         positive(self, "prompts", "responses", "max_per_prompt", "max_response_tokens", "temperature")
+        one_of(self.dtype, DTYPES, "dtype")
 
 
 @dataclass(frozen=True)
@@ -415,6 +460,9 @@ class RewardModelConfig:
     head: str = "linear"  # linear or mlp
     epochs: int = 2
     prompts_per_batch: int = 8  # all pairs of a prompt stay in one batch
+    freeze_backbone: bool = (
+        False  # train the head alone; a run with a KL then loads one backbone for both, and runs it once
+    )
     centring: float = 0.01  # weight of (score_chosen + score_rejected)^2, which fixes the free offset
     optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(
@@ -426,9 +474,15 @@ class RewardModelConfig:
 
     def __post_init__(self):
         positive(self, "epochs", "prompts_per_batch")
+        one_of(self.dtype, DTYPES, "dtype")
         one_of(self.head, HEADS, "head")
         if self.centring < 0:
             raise ValueError(f"centring must be at least 0, got {self.centring}")
+
+
+def loaded_dtype(config) -> str:
+    """Of the weights as they are loaded: TRL keeps float32 ones and computes in bfloat16 by autocast."""
+    return "float32" if config.trainer == "trl" and config.dtype == "bfloat16" else config.dtype
 
 
 def parse(cls, values: dict, where: str):

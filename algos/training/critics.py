@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from algos.training.logprobs import head_values, hidden_states
-from algos.training.models import ScalarModel, fresh_backbone, scalar_head
+from algos.training.models import (
+    ScalarModel,
+    check_causal_lm,
+    fresh_backbone,
+    load_tokenizer,
+    place_head,
+    scalar_head,
+)
 from algos.training.types import Batch
 from evaluation.settings import SettingsError
 
@@ -20,7 +27,7 @@ class SharedCritic(nn.Module):
         self.detach = detach
         parameter = next(policy.parameters())
         self.score = scalar_head(policy.config.get_text_config().hidden_size, head, 0.0)
-        self.score.to(dtype=parameter.dtype, device=parameter.device)
+        place_head(self.score, parameter)
 
     def values(self, batch: Batch, states: Tensor | None = None, frozen: bool = False) -> Tensor:
         """Values (B, T) from states (B, T, H) of the policy's forward pass, or from a pass of its own.
@@ -63,6 +70,21 @@ def make_critic(config, policy, policy_path: str, reward_model_path: str | None,
             last.bias.sub_(model.offset).mul_(model.gain)
         return SeparateCritic(model)
     if config.critic_init == "fresh":
-        model = ScalarModel(fresh_backbone(policy_path, FRESH_SEED + seed, dtype), config.critic_head, 0.0)
-        return SeparateCritic(model.to(policy.device))
-    return SeparateCritic(ScalarModel.from_policy(policy_path, config.critic_head, 0.0, policy.device, dtype))
+        backbone = fresh_backbone(policy_path, FRESH_SEED + seed, dtype, config.critic_layers)
+        return SeparateCritic(ScalarModel(backbone, config.critic_head, 0.0).to(policy.device))
+    start = config.critic_path or policy_path
+    if config.critic_path is not None:
+        check_tokenizer(start, policy_path)
+    model = ScalarModel.from_policy(start, config.critic_head, 0.0, policy.device, dtype, layers=config.critic_layers)
+    return SeparateCritic(model)
+
+
+def check_tokenizer(critic_path: str, policy_path: str) -> None:
+    """Raise SettingsError unless a token id means the same to critic and policy."""
+    check_causal_lm(critic_path)
+    ours, theirs = (set(load_tokenizer(path).get_vocab().items()) for path in (critic_path, policy_path))
+    if ours != theirs:
+        raise SettingsError(
+            f"critic_path: {critic_path} must have the policy's tokenizer, but {len(ours ^ theirs)} of their tokens "
+            f"differ, as does {min(ours ^ theirs)!r}."
+        )

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from algos import distillation
-from algos.training.config import DistilConfig, parse
-from algos.training.logprobs import micro_batches, token_logits
+from algos.training.config import DistilConfig, loaded_dtype, parse
+from algos.training.logprobs import token_logits
 from algos.training.models import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser, optimiser_step
+from algos.training.packing import Layout
 from algos.training.record import (
     Phases,
     Progress,
@@ -79,8 +80,7 @@ def _passes(rows: int, seed: int) -> Iterator[int]:
 def accumulate_gradients(batch: Batch, student, teacher, config: DistilConfig, phases: Phases) -> dict[str, float]:
     """Add the gradient of one optimiser step to the student, micro-batch by micro-batch; the step's metrics."""
     totals, parts = Totals.of(batch.response_mask), []
-    for rows in micro_batches(batch, config.micro_batch_size):
-        part = batch.select(rows)
+    for _, part in Layout(config.micro_batch_size).micro_batches(batch):
         ids, mask = part.response_ids, part.response_mask
         with phases("teacher"), torch.no_grad():
             teacher_logits = token_logits(teacher, part)  # (b, t, V)
@@ -196,11 +196,11 @@ def train(
 
         trl_supervised.prepare(config, device)
         run = trl_supervised.fit_distil
-    load_policy(student_path, torch.device("cpu"), config.dtype)  # imports the model's code: not to be measured
+    load_policy(student_path, torch.device("cpu"), loaded_dtype(config))  # imports the model's code: not to be measured
     before = resident_bytes()
     tokenizer = load_tokenizer(student_path)
-    student = load_policy(student_path, device, config.dtype)
-    teacher = load_policy(teacher_path, device, config.dtype).requires_grad_(False)
+    student = load_policy(student_path, device, loaded_dtype(config))
+    teacher = load_policy(teacher_path, device, loaded_dtype(config)).requires_grad_(False)
     check_same_vocabulary(student, teacher, tokenizer, load_tokenizer(teacher_path))
     texts = Texts([encode_prompt(tokenizer, p["prompt"]) for p in problems], encode_examples(tokenizer, rows))
     optimiser, scheduler = make_optimiser(student, config.optimiser, config.steps)

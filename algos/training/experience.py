@@ -4,7 +4,7 @@ All generated tokens count in the budget, those of responses that are thrown awa
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -102,6 +102,7 @@ class Sampler:
         with phases("reward"):
             texts = decode(self.tokenizer, rollouts)
             rewards, components = self.score(rollouts, texts, [self.problems[i] for i in chosen])
+            rollouts = replace(rollouts, ref_logprobs=getattr(self.score, "ref_logprobs", None))
         return rollouts, texts, rewards, components
 
     def _greedy(self, policy, chosen: list[int], generator, phases: Phases) -> tuple[Tensor, int]:

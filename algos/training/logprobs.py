@@ -1,8 +1,8 @@
 """Model + Batch -> log-probabilities of the sampled tokens, entropies, values.
 
-Sequences are [prompt | response | padding] without a gap, so under causal attention a real token never sees padding:
-no attention mask and no position ids are needed. The logits at position n predict token n + 1; response token t
-stands at prompt_length + t, hence is predicted, and its state valued, at prompt_length - 1 + t.
+Sequences are laid out as packing.py says. The logits at position n predict token n + 1; response token t stands at
+prompt_length + t, hence is predicted, and its state valued, at prompt_length - 1 + t. Only these N states of real
+response tokens meet the output head, and only so many at once as logits fit into LOGITS_AT_ONCE.
 Old, new and reference log-probabilities all come from here, in float32 and at the sampling temperature, so that
 the ratio is 1 on the first optimiser step of every rollout batch.
 """
@@ -12,22 +12,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from algos.kl import kl_full
+from algos.training.config import LOGITS_AT_ONCE
+from algos.training.head import full_kl, token_statistics
+from algos.training.packing import Layout, forward, plain
 from algos.training.types import Batch
 
 
 def hidden_states(backbone, batch: Batch) -> Tensor:
-    """The states that predict each response token, (B, T, H); what stands on padding is meaningless."""
-    states = backbone(input_ids=batch.sequence_ids, use_cache=False).last_hidden_state  # (B, L, H)
-    steps = torch.arange(batch.response_mask.shape[1], device=states.device)
-    positions = (batch.prompt_lengths[:, None] - 1 + steps).clamp(max=states.shape[1] - 1)  # (B, T)
-    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
+    """The states that predict the N response tokens, (N, H), in the order of response_mask."""
+    packed = batch.packed or plain(batch)
+    return forward(backbone, packed).flatten(0, 1)[packed.source]
 
 
 def token_logits(policy, batch: Batch) -> Tensor:
-    """Logits (B, T, V) that predict each response token, in float32 or float64; meaningless on padding."""
+    """Logits (B, T, V) that predict each response token, in float32 or float64; 0 on padding."""
     logits = policy.get_output_embeddings()(hidden_states(policy.base_model, batch))
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return scatter(logits if logits.dtype == torch.float64 else logits.float(), batch.response_mask)
+
+
+def scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (N, ...) of the places where the mask (B, T) is True, in their places: (B, T, ...), 0 elsewhere."""
+    return values.new_zeros(*mask.shape, *values.shape[1:]).index_put(mask.nonzero(as_tuple=True), values)
 
 
 @dataclass(frozen=True)
@@ -37,42 +42,42 @@ class Outputs:
     logprobs: Tensor  # (B, T) of the sampled tokens, in nats; 0 on padding
     entropies: Tensor | None  # (B, T) over the vocabulary, in nats; 0 on padding
     full_kl: Tensor | None  # (B, T) exact KL between policy and reference, in nats; 0 on padding
-    states: Tensor  # (B, T, H) for a value head on the same backbone
+    states: Tensor  # (N, H) of the N response tokens, for a value head on the same backbone
 
 
 def policy_outputs(
-    policy, batch: Batch, temperature: float, entropy: bool = False, reference=None, direction: str = "reverse"
+    policy,
+    batch: Batch,
+    temperature: float,
+    entropy: bool = False,
+    reference=None,
+    direction: str = "reverse",
+    logits_at_once: int | None = LOGITS_AT_ONCE,
 ) -> Outputs:
     """One forward pass; with a reference its own too (without gradient), for the KL over the whole vocabulary."""
+    mask, head = batch.response_mask, policy.get_output_embeddings()
     states = hidden_states(policy.base_model, batch)
-    logits = policy.get_output_embeddings()(states)
-    logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature  # (B, T, V)
-    normaliser = logits.logsumexp(dim=-1)
-    zeros = torch.zeros_like(normaliser)
-    logprobs = logits.gather(-1, batch.response_ids[..., None]).squeeze(-1) - normaliser
-    logprobs = torch.where(batch.response_mask, logprobs, zeros)
-    entropies = full_kl = None
-    if entropy or reference is not None:
-        all_logprobs = logits - normaliser[..., None]
-    if entropy:
-        entropies = torch.where(batch.response_mask, -(all_logprobs.exp() * all_logprobs).sum(dim=-1), zeros)
+    logprobs, entropies = token_statistics(head, states, batch.response_ids[mask], temperature, entropy, logits_at_once)
+    kl = None
     if reference is not None:
         with torch.no_grad():
-            ref_all = torch.log_softmax(token_logits(reference, batch).to(logits.dtype) / temperature, dim=-1)
-        full_kl = torch.where(batch.response_mask, kl_full(all_logprobs, ref_all, direction), zeros)
-    return Outputs(logprobs, entropies, full_kl, states)
+            ref_states = hidden_states(reference.base_model, batch)
+        ref_head = reference.get_output_embeddings()
+        kl = full_kl(head, states, ref_head, ref_states, temperature, direction, logits_at_once)
+    return Outputs(*(None if x is None else scatter(x, mask) for x in (logprobs, entropies, kl)), states)
 
 
-def token_logprobs(policy, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+def token_logprobs(
+    policy, batch: Batch, temperature: float, entropy: bool = False, logits_at_once: int | None = LOGITS_AT_ONCE
+) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (B, T) of the response tokens, in nats; with entropy=True the full-vocabulary entropies too."""
-    outputs = policy_outputs(policy, batch, temperature, entropy)
+    outputs = policy_outputs(policy, batch, temperature, entropy, logits_at_once=logits_at_once)
     return outputs.logprobs, outputs.entropies
 
 
 def head_values(head, states: Tensor, batch: Batch) -> Tensor:
-    """Values (B, T) of the states before each response token, in reward units; 0 on padding."""
-    values = head(states).squeeze(-1).float()
-    return torch.where(batch.response_mask, values, torch.zeros_like(values))
+    """Values (B, T) of the states (N, H) before each response token, in reward units; 0 on padding."""
+    return scatter(head(states).squeeze(-1).float(), batch.response_mask)
 
 
 def token_values(critic, batch: Batch) -> Tensor:
@@ -80,17 +85,12 @@ def token_values(critic, batch: Batch) -> Tensor:
     return head_values(critic.score, hidden_states(critic.backbone, batch), batch)
 
 
-def micro_batches(batch: Batch, size: int):
-    """Row indices of micro-batches of `size` responses of similar length: little padding, the same gradient."""
-    return batch.lengths.argsort(stable=True).split(size)
-
-
 @torch.no_grad()
-def in_micro_batches(function, batch: Batch, size: int) -> Tensor:
+def in_micro_batches(function, batch: Batch, layout: Layout) -> Tensor:
     """function(micro-batch) -> (b, t, ...) over the whole batch, without gradient: (B, T, ...), 0 where cut off."""
     result = None
-    for rows in micro_batches(batch, size):
-        part = function(batch.select(rows))
+    for rows, micro_batch in layout.micro_batches(batch):
+        part = function(micro_batch)
         if result is None:
             result = part.new_zeros((len(batch), batch.response_mask.shape[1], *part.shape[2:]))
         result[rows, : part.shape[1]] = part

@@ -1,4 +1,6 @@
-"""Policy, critic, reward model and tokenizer: built, loaded, saved. Weights only as safetensors."""
+"""Policy, critic, reward model and tokenizer: built, loaded, saved. Weights only as safetensors.
+
+A model computes in the run's dtype; what is saved is float32 at least: the masters where there are some."""
 
 import json
 import math
@@ -9,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from algos.training.config import ModelConfig
+from algos.training.lora import merged
+from algos.training.optimise import master_of
+from algos.training.packing import forward, plain
 from evaluation.settings import SettingsError, write_json
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
@@ -138,7 +143,10 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def scalar_head(width: int, head: str, init_std: float, generator: torch.Generator | None = None) -> nn.Module:
-    """linear: width -> 1; mlp: width -> width -> tanh -> 1. The last layer has weights of std init_std and bias 0."""
+    """linear: width -> 1; mlp: width -> width -> tanh -> 1. The last layer has weights of std init_std and bias 0.
+
+    It computes in float32 on states of less, so that values and scores are not rounded to 8 bits.
+    """
     last = nn.Linear(width, 1)
     with torch.no_grad():
         last.bias.zero_()
@@ -146,17 +154,28 @@ def scalar_head(width: int, head: str, init_std: float, generator: torch.Generat
             last.weight.normal_(0.0, init_std, generator=generator)
         else:
             last.weight.zero_()
-    if head == "linear":
-        return last
-    hidden = nn.Linear(width, width)
-    with torch.no_grad():
-        hidden.weight.normal_(0.0, 1 / math.sqrt(width), generator=generator)
-        hidden.bias.zero_()
-    return nn.Sequential(hidden, nn.Tanh(), last)
+    module = last
+    if head == "mlp":
+        hidden = nn.Linear(width, width)
+        with torch.no_grad():
+            hidden.weight.normal_(0.0, 1 / math.sqrt(width), generator=generator)
+            hidden.bias.zero_()
+        module = nn.Sequential(hidden, nn.Tanh(), last)
+    module.register_forward_pre_hook(_in_own_dtype)
+    return module
 
 
-def fresh_backbone(path: str | Path, seed: int, dtype: str = "float32"):
-    """A backbone of a checkpoint's shape with new random weights."""
+def _in_own_dtype(head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].to(next(head.parameters()).dtype),)
+
+
+def place_head(head: nn.Module, like: Tensor) -> None:
+    """Onto a backbone's device and into its dtype, but float32 at least."""
+    head.to(dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+
+
+def fresh_backbone(path: str | Path, seed: int, dtype: str = "float32", layers: int | None = None):
+    """A backbone of a checkpoint's shape, or of its first layers, with new random weights."""
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
@@ -164,6 +183,25 @@ def fresh_backbone(path: str | Path, seed: int, dtype: str = "float32"):
         torch.manual_seed(seed)
         backbone = AutoModel.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     without_dropout(backbone)
+    return first_layers(backbone, layers)
+
+
+def first_layers(backbone, count: int | None):
+    """The backbone without the layers above the first `count`, its last norm kept; None: all of them.
+
+    Raises SettingsError if it has fewer layers, or none that can be taken away.
+    """
+    if count is None:
+        return backbone
+    config, layers = backbone.config, getattr(backbone, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise SettingsError(f"critic_layers: {type(backbone).__name__} has no list of layers; set it to null.")
+    if count > len(layers):
+        raise SettingsError(f"critic_layers is {count}, but the critic's checkpoint has {len(layers)} layers.")
+    del layers[count:]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:count]
     return backbone
 
 
@@ -181,7 +219,7 @@ class ScalarModel(nn.Module):
         self.backbone, self.head, self.config = backbone, head, backbone.config
         self.score = scalar_head(backbone.config.get_text_config().hidden_size, head, init_std, generator)
         self.gain, self.offset = 1.0, 0.0  # normalised score = (score - offset) * gain
-        self.to(dtype=next(backbone.parameters()).dtype, device=next(backbone.parameters()).device)
+        place_head(self.score, next(backbone.parameters()))
 
     @classmethod
     def from_policy(
@@ -192,20 +230,25 @@ class ScalarModel(nn.Module):
         device: torch.device,
         dtype: str = "float32",
         generator: torch.Generator | None = None,
+        layers: int | None = None,
     ) -> "ScalarModel":
-        """A new head on the backbone of a policy checkpoint."""
-        model = cls(load_policy(path, torch.device("cpu"), dtype).base_model, head, init_std, generator)
+        """A new head on the backbone of a policy checkpoint, or on its first layers."""
+        backbone = first_layers(load_policy(path, torch.device("cpu"), dtype).base_model, layers)
+        model = cls(backbone, head, init_std, generator)
         return model.to(device)
 
-    def sequence_scores(self, sequence_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Scores (B,) read at the last token of right-padded sequences (B, L): at no padding, whatever its length."""
-        states = self.backbone(input_ids=sequence_ids, use_cache=False).last_hidden_state  # (B, L, H)
-        last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return self.score(last).squeeze(-1).float()
+    def batch_scores(self, batch) -> Tensor:
+        """Scores (B,) of a Batch, read at the last token of each sequence: at no padding, whatever its length."""
+        packed = batch.packed or plain(batch)
+        return self.scores(forward(self.backbone, packed), packed)
+
+    def scores(self, states: Tensor, packed) -> Tensor:
+        """Scores (B,) from the backbone's states (R, L, H) of a batch that was laid out like this."""
+        return self.score(states.flatten(0, 1)[packed.last]).squeeze(-1).float()
 
     def save(self, path: str | Path) -> None:
         path = Path(path)
-        self.backbone.save_pretrained(path, safe_serialization=True)
+        save_weights(self.backbone, path)
         save_file(
             {name: tensor.contiguous() for name, tensor in self.score.state_dict().items()}, path / "head.safetensors"
         )
@@ -230,8 +273,27 @@ class ScalarModel(nn.Module):
 
 
 def save_policy(model, tokenizer, path: str | Path) -> None:
-    model.save_pretrained(path, safe_serialization=True)
+    """A checkpoint that every stage, and transformers, loads as a plain model."""
+    save_weights(model, path)
     tokenizer.save_pretrained(path)
+
+
+def save_weights(model, path: str | Path) -> None:
+    """Weights and config: float32 at least, masters in the place of what is rounded from them, adapters merged."""
+    parameters, kept = dict(model.named_parameters(remove_duplicate=False)), {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        tensor = master_of(parameters.get(name, tensor)).detach()
+        raised = kept.setdefault(tensor.data_ptr(), _at_least_float32(tensor))  # tied weights stay one tensor
+        state[name] = raised if raised.shape == tensor.shape else _at_least_float32(tensor)
+    model.save_pretrained(path, state_dict=merged(model, state), safe_serialization=True)
+    if model.dtype.itemsize < 4:  # the config names the dtype of the model in memory
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        write_json(Path(path) / "config.json", {**config, "dtype": "float32"})
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
 
 
 def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = None) -> list[int]:

@@ -1,18 +1,57 @@
-"""The optimiser, its schedule, and one optimiser step with gradient-norm clipping. The same for every stage."""
+"""The optimiser, its schedule, and one optimiser step with gradient-norm clipping. The same for every stage.
+
+Weights of less than 32 bits get a float32 master each (Micikevicius et al. 2018, arXiv:1710.03740): the gradient of a
+micro-batch is added to the master's as soon as it is there and then dropped, the optimiser steps on the masters, and
+the weights are the masters rounded. Under AdamW that is 2 + 4 + 4 + 8 bytes a parameter; no update is lost for being
+smaller than the spacing of bfloat16, 0.4 to 0.8 % of a weight.
+"""
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from algos.training.config import OptimiserConfig
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig, total_steps: int, learning_rate: float | None = None):
-    """The optimiser that config names, and its learning-rate schedule over total_steps optimiser steps."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = OPTIMISERS[config.name](parameters, learning_rate or config.learning_rate, config)
+    """The optimiser that config names, and its learning-rate schedule over total_steps optimiser steps.
+
+    It steps on the masters of weights below 32 bits. A model that had an optimiser before keeps its masters.
+    """
+    weights = [p for p in model.parameters() if p.requires_grad]
+    rounded = [p for p in weights if p.dtype.itemsize < 4]
+    for parameter in rounded:
+        _give_master(parameter)
+    optimiser = OPTIMISERS[config.name]([master_of(p) for p in weights], learning_rate or config.learning_rate, config)
+    if rounded:
+        masters = [master_of(p) for p in rounded]
+        optimiser.register_step_post_hook(lambda *_: _round(rounded, masters))
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(config, step, total_steps))
+
+
+def master_of(parameter: Tensor) -> Tensor:
+    """What the optimiser steps on in a parameter's place: its float32 master, or the parameter itself."""
+    return getattr(parameter, "master", parameter)
+
+
+def _give_master(parameter: nn.Parameter) -> None:
+    """A float32 clone as parameter.master, to whose gradient every later gradient of the parameter is added."""
+    if hasattr(parameter, "master"):
+        return
+    parameter.master = nn.Parameter(parameter.detach().float())
+    parameter.register_post_accumulate_grad_hook(_move_gradient)
+
+
+def _move_gradient(parameter: Tensor) -> None:
+    master, gradient = parameter.master, parameter.grad
+    master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+    parameter.grad = None
+
+
+@torch.no_grad()
+def _round(weights: list[Tensor], masters: list[Tensor]) -> None:
+    torch._foreach_copy_(weights, masters)
 
 
 def _adamw(parameters, learning_rate: float, config: OptimiserConfig):
@@ -71,7 +110,8 @@ def schedule(config: OptimiserConfig, step: int, total_steps: int) -> float:
 
 def optimiser_step(model: nn.Module, optimiser, scheduler, max_grad_norm: float | None) -> float:
     """Clip, step, clear. Returns the gradient norm before clipping; raises FloatingPointError if it is not finite."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf)
+    parameters = [master_of(p) for p in model.parameters()]
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
     if not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient norm is {norm.item()}: the loss diverged; try a lower learning rate")
     optimiser.step()

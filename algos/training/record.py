@@ -181,22 +181,23 @@ class Phases:
 
 
 def component_memory(**components) -> dict[str, dict[str, int]]:
-    """Bytes of weights, gradients and optimiser state of each (model, optimiser or None), counted tensor by tensor.
+    """Bytes of weights, gradients, optimiser state and float32 masters of each (model, optimiser or None), counted
+    tensor by tensor.
 
-    Gradients are those that training holds at once: one per trainable parameter.
+    Gradients are those that training holds at once: one per trainable parameter, of its master's type if it has one.
     """
     memory = {}
     for name, (model, optimiser) in components.items():
         parameters = list(model.parameters())
-        entries = [optimiser.state.get(p, {}) for p in parameters] if optimiser is not None else []
+        stepped = [getattr(p, "master", p) for p in parameters if p.requires_grad] if optimiser is not None else []
+        entries = [optimiser.state.get(p, {}) for p in stepped]
         state = {id(t): t for entry in entries for t in entry.values() if hasattr(t, "numel")}  # some are shared
         memory[name] = {
             "parameters": sum(p.numel() for p in parameters),
             "weights": sum(p.numel() * p.element_size() for p in parameters),
-            "gradients": sum(
-                p.numel() * p.element_size() for p in parameters if p.requires_grad and optimiser is not None
-            ),
+            "gradients": sum(p.numel() * p.element_size() for p in stepped),
             "optimiser": sum(t.numel() * t.element_size() for t in state.values()),
+            "master": sum(p.master.numel() * p.master.element_size() for p in parameters if hasattr(p, "master")),
         }
     return memory
 

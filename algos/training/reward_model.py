@@ -10,7 +10,7 @@ By hand: python -m algos.training.reward_model --settings '{"seed": 0}' --policy
 
 import math
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 from algos.training.config import RewardModelConfig, parse
 from algos.training.models import ScalarModel, encode_prompt, encode_response, load_tokenizer, resolve_device
 from algos.training.optimise import make_optimiser, optimiser_step
+from algos.training.packing import Layout, longest_row
 from algos.training.record import (
     Phases,
     Progress,
@@ -32,6 +33,7 @@ from algos.training.record import (
     stage_parser,
     use_threads,
 )
+from algos.training.supervised import Example, as_batch
 from evaluation.settings import read_jsonl
 from evaluation.statistics import wilson
 
@@ -55,21 +57,19 @@ def pair_accuracy(chosen: Tensor, rejected: Tensor) -> float:
     return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean().item()
 
 
-def encode_rows(rows: list[dict], tokenizer) -> list[list[list[int]]]:
-    """Token ids of prompt + response + end-of-sequence, for each response of each row."""
+def encode_rows(rows: list[dict], tokenizer) -> list[list[Example]]:
+    """Token ids of prompt, and of response + end-of-sequence, for each response of each row."""
+    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     return [
-        [encode_prompt(tokenizer, row["prompt"]) + encode_response(tokenizer, text) for text in row["responses"]]
-        for row in rows
+        [(prompt, encode_response(tokenizer, text)) for text in row["responses"]]
+        for prompt, row in zip(prompts, rows, strict=True)
     ]
 
 
-def score_sequences(model: ScalarModel, sequences: list[list[int]], pad_id: int, device) -> Tensor:
-    """Scores (N,) of token sequences, right-padded together."""
-    lengths = torch.tensor([len(ids) for ids in sequences], device=device)
-    batch = torch.full((len(sequences), int(lengths.max())), pad_id, device=device)
-    for i, ids in enumerate(sequences):
-        batch[i, : len(ids)] = torch.tensor(ids, device=device)
-    return model.sequence_scores(batch, lengths)
+def score_examples(model: ScalarModel, examples: list[Example], pad_id: int, device, layout: Layout) -> Tensor:
+    """Scores (N,) of prompts with their responses, in one forward pass."""
+    batch = as_batch(examples, pad_id, device)
+    return model.batch_scores(replace(batch, packed=layout.pack(batch)))
 
 
 def pair_scores(scores: list[Tensor], rows: list[dict], key: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,13 +81,13 @@ def pair_scores(scores: list[Tensor], rows: list[dict], key: str) -> tuple[Tenso
 
 
 @torch.no_grad()
-def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device) -> dict:
+def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device, layout: Layout) -> dict:
     """Held-out pair accuracy against the gold answers and against the rater, each with a Wilson interval.
 
     The interval takes prompts as trials (each one's accuracy is the mean over its pairs): pairs of a prompt share
     responses and are not independent.
     """
-    scores = [score_sequences(model, sequences, pad_id, device).cpu() for sequences in encoded]
+    scores = [score_examples(model, examples, pad_id, device, layout).cpu() for examples in encoded]
     metrics = {"held_out_prompts": len(rows), "held_out_pairs": sum(len(row["pairs"]) for row in rows)}
     for label, key in (("gold", "gold_pairs"), ("rater", "pairs")):
         each = [
@@ -106,7 +106,7 @@ def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device) 
             f"margin_{label}": (chosen - rejected).mean().item(),
         }
     flat = torch.cat(scores)
-    lengths = torch.tensor([float(len(ids)) for sequences in encoded for ids in sequences])
+    lengths = torch.tensor([float(len(prompt) + len(ids)) for examples in encoded for prompt, ids in examples])
     return {
         **metrics,
         "score_mean": flat.mean().item(),
@@ -127,10 +127,13 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
 
     width = AutoConfig.from_pretrained(policy_path).get_text_config().hidden_size
     model = ScalarModel.from_policy(policy_path, config.head, 1 / math.sqrt(width + 1), device, config.dtype, generator)
+    if config.freeze_backbone:
+        model.backbone.requires_grad_(False)
     encoded, held_out_encoded = encode_rows(rows, tokenizer), encode_rows(held_out, tokenizer)
     steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)
     total = config.epochs * steps_per_epoch
     optimiser, scheduler = make_optimiser(model, config.optimiser, total)
+    layout = Layout(row_tokens=longest_row(model.backbone))
     record = Record(
         out,
         "reward_model",
@@ -149,9 +152,8 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
         for start in range(0, len(order), config.prompts_per_batch):
             chosen_rows = order[start : start + config.prompts_per_batch]
             with phases("update"):
-                flat = score_sequences(
-                    model, [ids for r in chosen_rows for ids in encoded[r]], tokenizer.pad_token_id, device
-                )
+                examples = [example for r in chosen_rows for example in encoded[r]]
+                flat = score_examples(model, examples, tokenizer.pad_token_id, device, layout)
                 scores = list(flat.split([len(encoded[r]) for r in chosen_rows]))
                 chosen, rejected, weights = pair_scores(scores, [rows[r] for r in chosen_rows], "pairs")
                 loss = bradley_terry_loss(chosen, rejected, weights, config.centring)
@@ -171,12 +173,12 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
             step += 1
             progress.update(step, loss=loss.item(), accuracy=accuracy)
     progress.close()
-    metrics = measure(model, held_out, held_out_encoded, tokenizer.pad_token_id, device)
+    metrics = measure(model, held_out, held_out_encoded, tokenizer.pad_token_id, device, layout)
     record.log(step, metrics)
     model.offset, model.gain = metrics["score_mean"], 1 / max(metrics["score_std"], 1e-6)
-    for row, sequences in list(zip(held_out, held_out_encoded, strict=True))[:4]:
+    for row, examples in list(zip(held_out, held_out_encoded, strict=True))[:4]:
         with torch.no_grad():
-            scored = score_sequences(model, sequences, tokenizer.pad_token_id, device)
+            scored = score_examples(model, examples, tokenizer.pad_token_id, device, layout)
         for text, correct, score in zip(row["responses"], row["correct"], scored.tolist(), strict=True):
             record.sample(step=step, prompt=row["prompt"], response=text, correct=correct, reward=score)
     model.save(Path(out) / "checkpoint")

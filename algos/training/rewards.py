@@ -10,7 +10,9 @@ from torch import Tensor
 
 from algos.advantages import group_advantages
 from algos.training.config import RunConfig
+from algos.training.packing import Layout
 from algos.training.rules import RULES, Response
+from algos.training.shared_pass import scores_and_logprobs
 from algos.training.types import Rollouts, make_batch
 from evaluation.answers import gold_answer
 from evaluation.settings import SettingsError
@@ -44,14 +46,19 @@ class RunningStd:
 
 
 class Rewards:
-    """Scores responses as a run's settings say. With reward_scale_running it remembers what it has scored."""
+    """Scores responses as a run's settings say. With reward_scale_running it remembers what it has scored.
 
-    def __init__(self, config: RunConfig, tokenizer, reward_model=None, micro_batch_size: int = 64):
+    With a reference, on whose backbone the reward model is a head, ref_logprobs (B, T) are those of the rollouts that
+    were scored last.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer, reward_model=None, layout: Layout | None = None, reference=None):
         if "reward_model" in config.rewards and reward_model is None:
             raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
         self.config, self.tokenizer = config, tokenizer
-        self.model, self.micro_batch_size = reward_model, micro_batch_size
+        self.model, self.layout = reward_model, layout or Layout(responses=64)
         self.running = RunningStd()
+        self.reference, self.ref_logprobs = reference, None
 
     def __call__(self, rollouts: Rollouts, texts: list[str], problems: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         """texts (B), problems (P) -> reward (B,), and each component (B,) unweighted, correctness always among them."""
@@ -105,9 +112,14 @@ class Rewards:
         """
         batch = make_batch(rollouts, torch.zeros(len(rollouts.response_ids)), self.tokenizer.pad_token_id)
         scores = torch.empty(len(batch), device=batch.sequence_ids.device)
-        for rows in batch.lengths.argsort(stable=True).split(self.micro_batch_size):
-            part = batch.select(rows)
-            scores[rows] = self.model.sequence_scores(part.sequence_ids, part.lengths)
+        if self.reference is not None:
+            self.ref_logprobs = torch.zeros(batch.response_mask.shape, device=scores.device)
+        for rows, part in self.layout.micro_batches(batch):
+            if self.reference is None:
+                scores[rows] = self.model.batch_scores(part)
+            else:
+                scores[rows], logprobs = scores_and_logprobs(self.model, self.reference, part, self.config.temperature)
+                self.ref_logprobs[rows, : logprobs.shape[1]] = logprobs
         scores = (scores - self.model.offset) * self.model.gain
         if self.config.reward_scale_running:
             self.running.update(scores)

@@ -1,16 +1,20 @@
 """Prompts -> rollouts, sampled with transformers and a key-value cache.
 
-The prompt of a group is computed once and its cache shared out to the group's responses. Finished rows leave the batch,
-and sampling stops when none is left. The log-probability of each sampled token is kept, of the very
-distribution that it was drawn from.
+The prompt of a group is computed once and its keys and values shared out to the group's responses. Finished rows leave
+the batch, and sampling stops when none is left. The log-probability of each sampled token is kept, of the very
+distribution that it was drawn from, and that distribution's entropy.
+
+Every response token has a random number of its own, drawn before sampling begins: which rows share a forward pass,
+and which have left it, has no effect on what is drawn.
 """
 
 import torch
 from torch import Tensor
 
+from algos.training.kv_cache import SharedOut, compacted
 from algos.training.types import Rollouts
 
-DROP_SHARE = 8  # finished rows leave once they are 1 / DROP_SHARE of the batch: copying the cache costs too
+CHECK_EVERY = 8  # tokens between looks at which rows are done, on a GPU: each look waits for it
 
 
 @torch.no_grad()
@@ -31,82 +35,100 @@ def sample(
     """
     if not prompts or any(not prompt for prompt in prompts):
         raise ValueError("sampling needs at least one prompt, and no prompt may be empty")
+    uniforms = None
+    if temperature > 0:
+        shape = (len(prompts) * group_size, max_response_tokens)
+        uniforms = torch.rand(shape, generator=generator, device=policy.device, dtype=torch.float64)
     per_chunk = max(rows_at_once // group_size, 1)
-    parts = [
-        _sample_chunk(
-            policy, tokenizer, prompts[i : i + per_chunk], group_size, max_response_tokens, temperature, generator
+    parts = []
+    for i in range(0, len(prompts), per_chunk):
+        chunk = prompts[i : i + per_chunk]
+        rows = slice(i * group_size, (i + len(chunk)) * group_size)
+        chunk_uniforms = uniforms[rows] if uniforms is not None else None
+        parts.append(
+            _sample_chunk(policy, tokenizer, chunk, group_size, max_response_tokens, temperature, chunk_uniforms)
         )
-        for i in range(0, len(prompts), per_chunk)
-    ]
-    ids, logprobs, lengths = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    ids, logprobs, entropies, lengths = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     width = int(lengths.max())
     mask = torch.arange(width, device=ids.device) < lengths[:, None]
     ids = torch.where(mask, ids[:, :width], tokenizer.pad_token_id)
     truncated = ~((ids == tokenizer.eos_token_id) & mask).any(dim=1)
-    return Rollouts(prompts, group_size, ids, mask, logprobs[:, :width] * mask, truncated)
+    return Rollouts(prompts, group_size, ids, mask, logprobs[:, :width] * mask, truncated, entropies[:, :width] * mask)
 
 
 def _sample_chunk(
-    policy, tokenizer, prompts, group_size, max_response_tokens, temperature, generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Response ids (b, T), their log-probabilities (b, T) and lengths (b,)."""
+    policy, tokenizer, prompts, group_size, max_response_tokens, temperature, uniforms
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Response ids, their log-probabilities and the entropies (b, T), and lengths (b,)."""
     device = policy.device
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
-    attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device).bool()
+    padded = any(len(prompt) < width for prompt in prompts)
     output = policy(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=True, logits_to_keep=1
+        input_ids=input_ids,
+        attention_mask=mask if padded else None,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
     )
-    cache, logits = output.past_key_values, output.logits[:, -1].float()
-    if group_size > 1:
-        cache.batch_repeat_interleave(group_size)
-        logits = logits.repeat_interleave(group_size, dim=0)
-        attention_mask = attention_mask.repeat_interleave(group_size, dim=0)
-    position = attention_mask.sum(dim=1, keepdim=True)  # (b, 1): of the token to come
+    cache = SharedOut(output.past_key_values, group_size, max_response_tokens)
+    logits = output.logits[:, -1].float().repeat_interleave(group_size, dim=0)
+    position = mask.sum(dim=1, keepdim=True).repeat_interleave(group_size, dim=0)  # (b, 1): of the token to come
+    mask = mask.repeat_interleave(group_size, dim=0)
+    mask = torch.cat([mask, mask.new_ones(len(mask), max_response_tokens)], dim=1)  # (b, width + T)
 
     total = len(logits)
     ids = torch.full((total, max_response_tokens), tokenizer.pad_token_id, device=device)
     logprobs = torch.zeros((total, max_response_tokens), device=device)
+    entropies = torch.zeros_like(logprobs)
     lengths = torch.full((total,), max_response_tokens, device=device)
     rows = torch.arange(total, device=device)  # which response each row of the shrinking batch belongs to
     done = torch.zeros(total, dtype=torch.bool, device=device)  # over the rows still in the batch
     for t in range(max_response_tokens):
-        tokens, token_logprobs = _draw(logits, temperature, generator)
-        live = ~done
-        ids[rows[live], t] = tokens[live]
-        logprobs[rows[live], t] = token_logprobs[live]
-        ended = live & (tokens == tokenizer.eos_token_id)
-        lengths[rows[ended]] = t + 1
+        tokens, logprobs[rows, t], entropies[rows, t] = _draw(
+            logits, temperature, uniforms[rows, t] if uniforms is not None else None
+        )
+        ids[rows, t] = tokens
+        ended = tokens == tokenizer.eos_token_id
+        lengths[rows] = torch.where(ended & ~done, t + 1, lengths[rows])
         done = done | ended
-        finished = int(done.sum())
-        if finished == len(done) or t + 1 == max_response_tokens:
+        if t + 1 == max_response_tokens:
             break
-        attention_mask = torch.cat([attention_mask, torch.ones_like(position)], dim=1)
-        if finished * DROP_SHARE >= len(done):
-            keep = (~done).nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            rows, tokens, position, attention_mask = rows[keep], tokens[keep], position[keep], attention_mask[keep]
-            done = done[keep]
+        if device.type == "cpu" or t % CHECK_EVERY == CHECK_EVERY - 1:
+            index, gaps = compacted(~done)
+            if len(index) == 0:
+                break
+            if len(index) < len(done):
+                cache.select(index, gaps)
+                rows, tokens, position, mask, done = (x[index] for x in (rows, tokens, position, mask, done))
+        seen = mask[:, : width + t + 1]
         output = policy(
             input_ids=tokens[:, None],
-            attention_mask=attention_mask,
+            attention_mask=(seen[:, None, None] if cache.preallocated else seen) if padded else None,
             position_ids=position,
-            past_key_values=cache,
+            past_key_values=cache.past,
             use_cache=True,
         )
         logits, position = output.logits[:, -1].float(), position + 1
-    return ids, logprobs, lengths
+    return ids, logprobs, entropies, lengths
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token per row of logits (b, V), and its log-probability under the distribution drawn from."""
+def _draw(logits: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """One token per row of logits (b, V), its log-probability and the entropy of the distribution drawn from.
+
+    The token is where the cumulative distribution passes the row's uniform number (b,) in float64.
+    """
     if temperature == 0:
-        tokens = logits.argmax(dim=-1)
-        return tokens, torch.zeros_like(logits[:, 0])
+        zeros = torch.zeros_like(logits[:, 0])
+        return logits.argmax(dim=-1), zeros, zeros
     all_logprobs = torch.log_softmax(logits / temperature, dim=-1)
-    tokens = torch.multinomial(all_logprobs.exp(), 1, generator=generator)
-    return tokens.squeeze(1), all_logprobs.gather(1, tokens).squeeze(1)
+    probabilities = all_logprobs.exp()
+    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    tokens = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    entropies = -(probabilities * all_logprobs).nan_to_num().sum(dim=-1)
+    return tokens.squeeze(1), all_logprobs.gather(1, tokens).squeeze(1), entropies
 
 
 def decode(tokenizer, rollouts: Rollouts) -> list[str]:

@@ -7,13 +7,13 @@ prompts are context only. With trainer trl the same examples, in the same order,
 
 import random
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from algos.masked import masked_sum
-from algos.training.config import SupervisedConfig, parse
+from algos.training.config import SupervisedConfig, loaded_dtype, parse
 from algos.training.logprobs import token_logprobs
 from algos.training.models import (
     encode_prompt,
@@ -24,6 +24,7 @@ from algos.training.models import (
     save_policy,
 )
 from algos.training.optimise import make_optimiser, optimiser_step
+from algos.training.packing import Layout, longest_row
 from algos.training.record import (
     Phases,
     Progress,
@@ -89,7 +90,9 @@ def as_batch(examples: list[Example], pad_id: int, device) -> Batch:
         torch.zeros_like(ids, dtype=torch.float32, device=device),
         torch.zeros(len(examples), dtype=torch.bool, device=device),
     )
-    return make_batch(rollouts, torch.zeros(len(examples)), pad_id)
+    number: dict[tuple[int, ...], int] = {}
+    groups = [number.setdefault(tuple(prompt), len(number)) for prompt, _ in examples]
+    return replace(make_batch(rollouts, torch.zeros(len(examples)), pad_id), groups=torch.tensor(groups, device=device))
 
 
 def fit(
@@ -103,10 +106,12 @@ def fit(
     on_step: Callable[[int, dict], None],
 ) -> None:
     """Train the model for config.steps optimiser steps; on_step gets the number and the metrics of each."""
+    layout = Layout(row_tokens=longest_row(model.base_model))
     for step, chosen in enumerate(ordered_batches(examples, config)):
         with phases("update"):
             learning_rate = scheduler.get_last_lr()[0]
             batch = as_batch(chosen, tokenizer.pad_token_id, model.device)
+            batch = replace(batch, packed=layout.pack(batch))
             logprobs, _ = token_logprobs(model, batch, temperature=1.0)
             loss = -masked_sum(logprobs, batch.response_mask) / Totals.of(batch.response_mask).response_tokens
             loss.backward()
@@ -131,7 +136,7 @@ def train(
         run = trl_supervised.fit
     before = resident_bytes()
     tokenizer = load_tokenizer(model_path)
-    model = load_policy(model_path, device, config.dtype)
+    model = load_policy(model_path, device, loaded_dtype(config))
     examples = encode_examples(tokenizer, rows)
     optimiser, scheduler = make_optimiser(model, config.optimiser, config.steps)
     record = Record(

@@ -28,7 +28,7 @@ from torch import nn
 
 import algos.training.trl_import  # noqa: F401
 from algos.describe import estimator
-from algos.training.config import RunConfig
+from algos.training.config import RunConfig, loaded_dtype
 from algos.training.experience import prompt_schedule
 from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
@@ -155,11 +155,11 @@ def train(
             "trainer trl: TRL takes every visible GPU; set CUDA_VISIBLE_DEVICES to one, device to cuda."
         )
     set_seed(config.seed)  # numpy's too: TRL's PPO shuffles its minibatches with it
-    load_policy(policy_path, torch.device("cpu"), config.dtype)  # imports the model's code
+    load_policy(policy_path, torch.device("cpu"), loaded_dtype(config))  # imports the model's code
     before = resident_bytes()
     tokenizer = load_tokenizer(policy_path)
     tokenizer.padding_side = "left"
-    policy = load_policy(policy_path, device, config.dtype)
+    policy = load_policy(policy_path, device, loaded_dtype(config))
     policy.generation_config = GenerationConfig(  # a model's own, with its penalties, would change what is sampled from
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
     )

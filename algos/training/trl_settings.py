@@ -161,6 +161,8 @@ CRITIC = {  # trl.experimental.ppo.PPOTrainer
     "critic_head": Setting(),  # the module is built here
     "critic_detach": Setting(),
     "critic_init": only("policy", why="the twin's critic starts from the policy"),
+    "critic_path": only(None, why="the twin's critic starts from the policy"),
+    "critic_layers": only(None, why="the twin's critic is as large as the policy"),
     "value_warmup": only(0, why="TRL's PPO trains policy and critic from the first step"),
 }
 
@@ -233,8 +235,16 @@ def _check_run(config: RunConfig) -> None:
         raise SettingsError(
             f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
         )
+    for name, idle in (("lora", None), ("compile", False), ("offload", ())):
+        if getattr(config, name) != idle:
+            shown = "[]" if idle == () else _text(idle)
+            raise SettingsError(
+                f"trainer trl: {name} is not handed to TRL; set it to {shown} for the run that the twin repeats, or "
+                "leave the twin out."
+            )
     if config.algorithm_config.has_critic:
         _check_optimiser(config)
+        _check_passes(config)
 
 
 def _check_optimiser(config: RunConfig) -> None:
@@ -247,6 +257,22 @@ def _check_optimiser(config: RunConfig) -> None:
     if config.optimiser.schedule != "constant" or config.optimiser.warmup_steps:
         raise SettingsError(
             "trainer trl: TRL's PPO steps its schedule once per rollout batch; use schedule: constant, no warm-up."
+        )
+
+
+def _check_passes(config: RunConfig) -> None:
+    """Of the twin with a critic."""
+    if config.dtype == "bfloat16":
+        refuse(
+            "TRL's PPO samples in float32 what it trains in bfloat16, so that its ratios do not start at 1",
+            "dtype bfloat16",
+            "set dtype to float32, or leave the twin out",
+        )
+    if config.gradient_checkpointing:
+        refuse(
+            "TRL's PPO does not switch gradient checkpointing on",
+            "gradient_checkpointing true",
+            "set it to false for the run that it repeats, or leave the twin out",
         )
 
 
@@ -379,8 +405,9 @@ def shared_arguments(config: RunConfig, out: str, device) -> dict:
         "weight_decay": optimiser.weight_decay,
         "max_grad_norm": optimiser.max_grad_norm or 0.0,
         "temperature": config.temperature,
-        "gradient_checkpointing": False,
-        "bf16": False,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "bf16": config.dtype == "bfloat16",  # autocast of float32 weights, which are then their own masters
         "fp16": False,
         "use_cpu": device.type == "cpu",
         "report_to": [],

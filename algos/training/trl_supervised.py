@@ -76,7 +76,7 @@ def sft_arguments(config: SupervisedConfig | DistilConfig, batch_size: int, out:
         "max_length": None,
         "use_liger_kernel": False,
         "gradient_checkpointing": False,
-        "bf16": False,
+        "bf16": config.dtype == "bfloat16",
         "fp16": False,
         "use_cpu": device.type == "cpu",
         "logging_steps": 1,

@@ -1,5 +1,6 @@
 """TRPO's step on a language model: gradients, Fisher-vector products and KL by micro-batches; see algos/trpo.py."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from algos.estimator import Estimator
 from algos.kl import kl_full
 from algos.masked import masked_sum
 from algos.training.config import RunConfig
-from algos.training.logprobs import micro_batches, token_logits
+from algos.training.logprobs import token_logits
 from algos.training.optimise import optimiser_step
 from algos.training.types import Batch, Totals
 from algos.training.update import Learner, accumulate_gradients, micro_batch_losses
@@ -44,7 +45,7 @@ class TrustRegion:
         order = torch.randperm(len(batch), generator=generator, device=generator.device)
         self.fisher_batch = batch.select(order[: settings.fisher_responses])
         with torch.no_grad():
-            self.old = [self._all_logprobs(batch.select(rows)) for rows in self._micro(batch)]
+            self.old = [self._all_logprobs(part) for part in self._micro(batch)]
 
     def step(self) -> dict[str, float]:
         gradient = torch.cat([p.grad.flatten() for p in self.parameters])
@@ -54,8 +55,8 @@ class TrustRegion:
         )
         return {"grad_norm": norm, **figures}
 
-    def _micro(self, batch: Batch):
-        return micro_batches(batch, self.config.micro_batch_size)
+    def _micro(self, batch: Batch) -> Iterator[Batch]:
+        return (part for _, part in self.learner.layout(self.config).micro_batches(batch))
 
     def _all_logprobs(self, part: Batch) -> Tensor:
         logits = token_logits(self.learner.policy, part) / self.config.temperature
@@ -66,8 +67,7 @@ class TrustRegion:
         tokens = Totals.of(self.fisher_batch.loss_mask).response_tokens
         result = torch.zeros_like(vector)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            for rows in self._micro(self.fisher_batch):
-                part = self.fisher_batch.select(rows)
+            for part in self._micro(self.fisher_batch):
                 new = self._all_logprobs(part)
                 kl = masked_sum(kl_full(new.detach(), new), part.loss_mask) / tokens
                 first = torch.autograd.grad(kl, self.parameters, create_graph=True)
@@ -81,8 +81,7 @@ class TrustRegion:
         """Surrogate loss and mean KL(old || new) per token at the current parameters."""
         loss = kl = 0.0
         policy_only = replace(self.learner, critic=None)
-        for rows, old in zip(self._micro(self.batch), self.old, strict=True):
-            part = self.batch.select(rows)
+        for part, old in zip(self._micro(self.batch), self.old, strict=True):
             loss += micro_batch_losses(part, policy_only, self.config, self.settings, self.totals)[0].item()
             kl += masked_sum(kl_full(old, self._all_logprobs(part)), part.loss_mask).item()
         return loss, kl / self.totals.response_tokens

@@ -20,6 +20,8 @@ class Rollouts:
     response_mask: Tensor  # (B, T) bool, True up to and including the first end-of-sequence token
     sampler_logprobs: Tensor  # (B, T) float32, nats, of the distribution sampled from; 0 on padding
     truncated: Tensor  # (B,) bool, True where the length limit came before end-of-sequence
+    entropies: Tensor | None = None  # (B, T) float32, nats, of the distributions sampled from; None: engine says not
+    ref_logprobs: Tensor | None = None  # (B, T) float32, nats: known already if scoring passed through the reference
 
     @property
     def response_tokens(self) -> int:
@@ -30,7 +32,9 @@ class Rollouts:
         rows = torch.tensor([g * self.group_size + i for g in groups for i in range(self.group_size)], dtype=torch.long)
         rows = rows.to(self.response_ids.device)
         tensors = (self.response_ids, self.response_mask, self.sampler_logprobs, self.truncated)
-        return Rollouts([self.prompts[g] for g in groups], self.group_size, *(tensor[rows] for tensor in tensors))
+        known = (self.entropies, self.ref_logprobs)
+        chosen = (None if tensor is None else tensor[rows] for tensor in (*tensors, *known))
+        return Rollouts([self.prompts[g] for g in groups], self.group_size, *chosen)
 
     @staticmethod
     def join(parts: list["Rollouts"], pad_id: int) -> "Rollouts":
@@ -39,9 +43,11 @@ class Rollouts:
             return parts[0]
         width = max(part.response_ids.shape[1] for part in parts)
 
-        def joined(name: str, fill) -> Tensor:
+        def joined(name: str, fill) -> Tensor | None:
             pad = torch.nn.functional.pad
             each = [getattr(part, name) for part in parts]
+            if any(tensor is None for tensor in each):
+                return None
             return torch.cat([pad(x, (0, width - x.shape[1]), value=fill) for x in each])
 
         return Rollouts(
@@ -51,7 +57,20 @@ class Rollouts:
             joined("response_mask", False),
             joined("sampler_logprobs", 0.0),
             torch.cat([part.truncated for part in parts]),
+            joined("entropies", 0.0),
+            joined("ref_logprobs", 0.0),
         )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A micro-batch as a model's forward pass takes it: R rows of L tokens; see packing.py."""
+
+    input_ids: Tensor  # (R, L) int64
+    position_ids: Tensor | None  # (R, L) int64; None: 0, 1, 2, ...
+    attention_mask: Tensor | None  # (R, 1, L, L) bool, True where a token (third) sees another (fourth); None: causal
+    source: Tensor  # (N,) int64: which of the R x L states predicts each response token, in the order of response_mask
+    last: Tensor  # (B,) int64: which of the R x L states stands on each sequence's last token
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,8 @@ class Batch:
     full_kl: Tensor | None = None  # (B, T) float32, nats: KL(policy || reference) over the vocabulary, at rollout time
     greedy_rewards: Tensor | None = None  # (P,) float32: reward of each prompt's greedy response (ReMax)
     keep: Tensor | None = None  # (B,) bool: the responses that count in the loss; None: all
+    groups: Tensor | None = None  # (B,) int64: responses of one number have one prompt; None: nothing is known of it
+    packed: Packed | None = None  # of a micro-batch: how it goes through a model; None: every sequence in a row
 
     def __len__(self) -> int:
         return len(self.sequence_ids)
@@ -91,6 +112,7 @@ class Batch:
         """The given rows, with the columns that are padding in all of them cut off. Groups need not stay whole."""
         chosen = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen["greedy_rewards"] = None  # one per prompt, used up when the advantages are made
+        chosen["packed"] = None
         chosen = {name: value[rows] if isinstance(value, Tensor) else value for name, value in chosen.items()}
         batch = replace(self, **chosen)
         width, total = int(batch.response_mask.sum(dim=1).max()), int(batch.lengths.max())
@@ -138,4 +160,6 @@ def make_batch(rollouts: Rollouts, rewards: Tensor, pad_id: int) -> Batch:
         rollouts.sampler_logprobs,
         rewards.to(device),
         rollouts.group_size,
+        groups=torch.arange(len(rollouts.prompts), device=device).repeat_interleave(rollouts.group_size),
+        ref_logprobs=rollouts.ref_logprobs,
     )

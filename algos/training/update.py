@@ -13,8 +13,9 @@ from algos.kl import log_ratio
 from algos.masked import masked_mean
 from algos.training.batch_metrics import reduce
 from algos.training.config import RunConfig
-from algos.training.logprobs import in_micro_batches, micro_batches, policy_outputs, token_logprobs
+from algos.training.logprobs import in_micro_batches, policy_outputs, token_logprobs
 from algos.training.optimise import optimiser_step
+from algos.training.packing import Layout
 from algos.training.types import Batch, Totals
 
 STOP_FACTOR = 1.5  # the updates on a batch end once the approximate KL exceeds this times target_kl
@@ -31,25 +32,43 @@ class Learner:
     critic_optimiser: Any = None
     critic_scheduler: Any = None
     reference: Any = None  # frozen start
+    row_tokens: int | None = None  # of a row that responses to one prompt share; None: each has a row of its own
+
+    def layout(self, config: RunConfig) -> Layout:
+        """How batches are cut into forward passes: by responses, or by tokens if the settings say how many."""
+        responses = config.micro_batch_size if config.micro_batch_tokens is None else None
+        return Layout(responses, config.micro_batch_tokens, self.row_tokens)
 
 
-def prepare(batch: Batch, learner: Learner, config: RunConfig, settings: Estimator) -> tuple[Batch, Tensor]:
-    """The batch with old and reference log-probabilities and values; and the policy's entropies (B, T)."""
-    size, temperature = config.micro_batch_size, config.temperature
+def prepare(
+    batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, sampled_entropies: Tensor | None = None
+) -> tuple[Batch, Tensor]:
+    """The batch with old and reference log-probabilities and values; and the policy's entropies (B, T).
+
+    With sampled_entropies (B, T), those of a sampler whose log-probabilities are the trainer's but for rounding, old
+    log-probabilities and entropies are the sampler's, and the policy is not run again.
+    """
+    temperature, layout, at_once = config.temperature, learner.layout(config), config.logits_at_once
     in_reward = settings.needs_full_kl and settings.kl_in == "reward"
+    reference = learner.reference if in_reward else None
 
     def outputs(part):
-        out = policy_outputs(learner.policy, part, temperature, True, learner.reference if in_reward else None)
+        out = policy_outputs(learner.policy, part, temperature, True, reference, logits_at_once=at_once)
         full = out.full_kl if in_reward else torch.zeros_like(out.logprobs)
         return torch.stack((out.logprobs, out.entropies, full), dim=-1)
 
-    logprobs, entropies, full_kl = in_micro_batches(outputs, batch, size).unbind(-1)
-    batch = replace(batch, old_logprobs=logprobs, full_kl=full_kl if in_reward else None)
-    if learner.reference is not None:
-        ref = in_micro_batches(lambda part: token_logprobs(learner.reference, part, temperature)[0], batch, size)
-        batch = replace(batch, ref_logprobs=ref)
+    def ref_logprobs(part):
+        return token_logprobs(learner.reference, part, temperature, logits_at_once=at_once)[0]
+
+    if sampled_entropies is not None and not in_reward:
+        batch, entropies = replace(batch, old_logprobs=batch.sampler_logprobs), sampled_entropies
+    else:
+        logprobs, entropies, full_kl = in_micro_batches(outputs, batch, layout).unbind(-1)
+        batch = replace(batch, old_logprobs=logprobs, full_kl=full_kl if in_reward else None)
+    if learner.reference is not None and batch.ref_logprobs is None:
+        batch = replace(batch, ref_logprobs=in_micro_batches(ref_logprobs, batch, layout))
     if learner.critic is not None:
-        batch = replace(batch, values=in_micro_batches(learner.critic.values, batch, size))
+        batch = replace(batch, values=in_micro_batches(learner.critic.values, batch, layout))
     return batch, entropies
 
 
@@ -119,8 +138,11 @@ def update(
 @torch.no_grad()
 def kl_after_update(batch: Batch, learner: Learner, config: RunConfig) -> float:
     """KL(old || new) per token, in nats, by k3, over the tokens of a rollout batch that its losses saw."""
-    size, temperature = config.micro_batch_size, config.temperature
-    new = in_micro_batches(lambda part: token_logprobs(learner.policy, part, temperature)[0], batch, size)
+    new = in_micro_batches(
+        lambda part: token_logprobs(learner.policy, part, config.temperature, logits_at_once=config.logits_at_once)[0],
+        batch,
+        learner.layout(config),
+    )
     difference = log_ratio(new, batch.old_logprobs, batch.loss_mask)
     return float(masked_mean(torch.expm1(difference) - difference, batch.loss_mask))
 
@@ -141,6 +163,7 @@ def micro_batch_losses(
             entropy=settings.entropy_coef > 0,
             reference=learner.reference if full else None,
             direction=settings.kl_direction,
+            logits_at_once=config.logits_at_once,
         )
         policy_loss, metrics = algorithm.loss(
             outputs.logprobs,
@@ -168,10 +191,8 @@ def accumulate_gradients(
     """Add the gradients of one optimiser step, micro-batch by micro-batch; the metrics of the whole step."""
     totals = Totals.of(minibatch.loss_mask)
     parts = []
-    for rows in micro_batches(minibatch, config.micro_batch_size):
-        policy_loss, value_loss, metrics = micro_batch_losses(
-            minibatch.select(rows), learner, config, settings, totals, warming_up
-        )
+    for _, part in learner.layout(config).micro_batches(minibatch):
+        policy_loss, value_loss, metrics = micro_batch_losses(part, learner, config, settings, totals, warming_up)
         sum(loss for loss in (policy_loss, value_loss) if loss is not None).backward()
         parts.append(metrics)
     return {name: reduce(name, [part[name] for part in parts], sum) for name in parts[0]}

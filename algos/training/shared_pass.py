@@ -1,0 +1,40 @@
+"""One pass over the rollouts for two: the scores of a reward model and the reference's log-probabilities.
+
+A reward model whose backbone was frozen while it was trained (RewardModelConfig.freeze_backbone) is a head on the
+cold-start policy, which is what runs start from and compare with. Its own backbone is then dropped.
+"""
+
+import torch
+from torch import Tensor
+
+from algos.training.head import token_statistics
+from algos.training.logprobs import scatter
+from algos.training.models import ScalarModel
+from algos.training.packing import forward, plain
+from algos.training.types import Batch
+
+
+def drop_equal_backbone(reward_model: ScalarModel, policy) -> bool:
+    """Whether the reward model's backbone is the policy's, tensor by tensor; if so, it has none from now on.
+
+    The policy must be as it was loaded: what it is then is the reference.
+    """
+    ours, theirs = reward_model.backbone.state_dict(), policy.base_model.state_dict()
+    equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    if equal:
+        reward_model.backbone = None
+    return equal
+
+
+@torch.no_grad()
+def scores_and_logprobs(
+    reward_model: ScalarModel, reference, batch: Batch, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Scores (B,) at the last token, not normalised, and log-probabilities (B, T) of the response tokens, in nats."""
+    packed = batch.packed or plain(batch)
+    states = forward(reference.base_model, packed)  # (R, L, H)
+    head = reference.get_output_embeddings()
+    logprobs, _ = token_statistics(
+        head, states.flatten(0, 1)[packed.source], batch.response_ids[batch.response_mask], temperature, False
+    )
+    return reward_model.scores(states, packed), scatter(logprobs, batch.response_mask)
