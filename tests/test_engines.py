@@ -23,7 +23,7 @@ from scipy.stats import chisquare
 from tiny import tiny_tokenizer
 
 from algos.training import vllm_engine
-from algos.training.config import ModelConfig, OptimiserConfig, RunConfig, VllmConfig, parse
+from algos.training.config import LoraSettings, ModelConfig, OptimiserConfig, RunConfig, VllmConfig, parse
 from algos.training.engines import RatioCanary, Sampling, StaleWeights, TransformersEngine, make_engine
 from algos.training.fingerprint import differing, fingerprint
 from algos.training.logprobs import token_logprobs
@@ -417,10 +417,22 @@ def test_the_loop_trains_with_vllm_as_it_does_with_transformers(loop, shared):
     assert "synchronise_seconds" not in plain[0]
 
 
-def test_the_command_of_a_run_starts_vllm_and_stops_it(checkpoint, tmp_path):
+def test_adapters_go_over_merged(loop, shared):
+    lines = loop(lora=LoraSettings(rank=2))
+    assert all(0 < line["canary_ratio"] < 1e-5 for line in lines) and lines[-1]["grad_norm"] > 0
+
+
+def test_the_command_of_a_run_starts_vllm_in_its_dtype_and_stops_it(checkpoint, tmp_path):
     rows = [{"id": i, "question": "q", "prompt": f"{i}+1=", "answer": f"#### {i}"} for i in range(4)]
     write_jsonl(tmp_path / "train.jsonl", rows)
-    settings = {"algorithm": "grpo", "seed": 0, "engine": "vllm", "steps": 2, "prompts_per_step": 4}
+    settings = {
+        "algorithm": "grpo",
+        "seed": 0,
+        "engine": "vllm",
+        "steps": 2,
+        "prompts_per_step": 4,
+        "dtype": "bfloat16",
+    }
     command = ["--settings", json.dumps(settings), "--policy", checkpoint, "--prompts", str(tmp_path / "train.jsonl")]
     run = subprocess.run(
         [sys.executable, "-m", "algos.training.train", *command, "--out", str(tmp_path / "out"), "--threads", "1"],
@@ -432,7 +444,8 @@ def test_the_command_of_a_run_starts_vllm_and_stops_it(checkpoint, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["status"] == "finished" and record["settings"]["engine"] == "vllm"
-    assert all(line["canary_ratio"] < 1e-5 for line in read_jsonl(tmp_path / "out" / "metrics.jsonl"))
+    lines = read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    assert all(1e-3 < line["canary_ratio"] < line["canary_limit"] for line in lines)  # rounded to 8 bits: 1e-2
 
 
 def test_a_skipped_synchronisation_fails_the_run_before_it_samples_again(loop, shared, monkeypatch):
