@@ -18,11 +18,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from scipy.stats import chisquare
 from tiny import tiny_tokenizer
 
 from algos.training import vllm_engine
-from algos.training.config import ModelConfig, OptimiserConfig, RunConfig, VllmConfig, parse
+from algos.training.config import LoraSettings, ModelConfig, OptimiserConfig, RunConfig, VllmConfig, parse
 from algos.training.engines import RatioCanary, Sampling, StaleWeights, TransformersEngine, make_engine
 from algos.training.fingerprint import differing, fingerprint
 from algos.training.logprobs import token_logprobs
@@ -31,7 +32,9 @@ from algos.training.train import train
 from algos.training.types import make_batch
 from algos.training.vllm_engine import ColocatedEngine
 from evaluation.settings import SettingsError, read_jsonl, write_jsonl
+from pipelines.study import Study
 
+PROJECT = Path(__file__).parents[1]
 TOKENIZER = tiny_tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,7 +87,7 @@ def server(checkpoint, tmp_path_factory):
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "algos.training.vllm_engine", *command],
-            cwd=Path(__file__).parents[1],
+            cwd=PROJECT,
             stdout=out,
             stderr=out,
             start_new_session=True,
@@ -414,14 +417,26 @@ def test_the_loop_trains_with_vllm_as_it_does_with_transformers(loop, shared):
     assert "synchronise_seconds" not in plain[0]
 
 
-def test_the_command_of_a_run_starts_vllm_and_stops_it(checkpoint, tmp_path):
+def test_adapters_go_over_merged(loop, shared):
+    lines = loop(lora=LoraSettings(rank=2))
+    assert all(0 < line["canary_ratio"] < 1e-5 for line in lines) and lines[-1]["grad_norm"] > 0
+
+
+def test_the_command_of_a_run_starts_vllm_in_its_dtype_and_stops_it(checkpoint, tmp_path):
     rows = [{"id": i, "question": "q", "prompt": f"{i}+1=", "answer": f"#### {i}"} for i in range(4)]
     write_jsonl(tmp_path / "train.jsonl", rows)
-    settings = {"algorithm": "grpo", "seed": 0, "engine": "vllm", "steps": 2, "prompts_per_step": 4}
+    settings = {
+        "algorithm": "grpo",
+        "seed": 0,
+        "engine": "vllm",
+        "steps": 2,
+        "prompts_per_step": 4,
+        "dtype": "bfloat16",
+    }
     command = ["--settings", json.dumps(settings), "--policy", checkpoint, "--prompts", str(tmp_path / "train.jsonl")]
     run = subprocess.run(
         [sys.executable, "-m", "algos.training.train", *command, "--out", str(tmp_path / "out"), "--threads", "1"],
-        cwd=Path(__file__).parents[1],
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -429,7 +444,8 @@ def test_the_command_of_a_run_starts_vllm_and_stops_it(checkpoint, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["status"] == "finished" and record["settings"]["engine"] == "vllm"
-    assert all(line["canary_ratio"] < 1e-5 for line in read_jsonl(tmp_path / "out" / "metrics.jsonl"))
+    lines = read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    assert all(1e-3 < line["canary_ratio"] < line["canary_limit"] for line in lines)  # rounded to 8 bits: 1e-2
 
 
 def test_a_skipped_synchronisation_fails_the_run_before_it_samples_again(loop, shared, monkeypatch):
@@ -476,6 +492,17 @@ def test_engine_settings_are_refused_by_name(monkeypatch):
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
+
+
+def test_a_study_may_name_the_engine_for_all_runs_but_twins():
+    config = yaml.safe_load((PROJECT / "pipelines" / "studies" / "smoke.yaml").read_text())
+    config["rl"] |= {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}
+    config["runs"]["gspo"] |= {"vllm": {"sleep": False}}
+    study = Study(config, "smoke")
+    ours, twin, own = (study.run_config(name) for name in ("grpo", "trl_grpo", "gspo"))
+    assert (ours.engine, ours.vllm) == ("vllm", VllmConfig(gpu_memory_utilization=0.5))
+    assert own.vllm == VllmConfig(gpu_memory_utilization=0.5, sleep=False)
+    assert (twin.engine, twin.vllm) == ("transformers", VllmConfig())
 
 
 def test_what_the_engine_cannot_hold_is_refused_before_it_starts(policy, checkpoint):

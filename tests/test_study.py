@@ -230,6 +230,7 @@ def test_the_schema_knows_exactly_the_settings_that_the_stages_know():
         (properties["preferences"], stages.PreferenceConfig, placed),
         (properties["reward_model"], stages.RewardModelConfig, placed),
         (properties["rl"]["properties"]["reward_settings"], stages.RewardSettings, set()),
+        (properties["rl"]["properties"]["vllm"], stages.VllmConfig, set()),
         (properties["rl"], stages.RunConfig, {*placed, "algorithm", "trainer", "settings"}),
         (properties["rejection_sampling"]["properties"]["sampling"], stages.RejectionConfig, placed),
         (properties["evaluation"], EvaluationConfig, placed),

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from algos.training.config import VllmConfig
 from algos.training.engines import Engine, Sampling, StaleWeights
 from algos.training.fingerprint import differing, fingerprint
+from algos.training.lora import merged
 from algos.training.record import PROJECT
 from algos.training.types import Rollouts
 from evaluation.settings import SettingsError
@@ -75,7 +76,7 @@ class VllmEngine(Engine):
 
     def compare(self, policy) -> None:
         """Raise StaleWeights unless the engine's weights are the policy's, bit by bit."""
-        differences = differing(fingerprint(policy.named_parameters()), self.fingerprint())
+        differences = differing(fingerprint(weights(policy)), self.fingerprint())
         if differences:
             raise StaleWeights(f"the engine's weights are not the policy's: {', '.join(differences)}")
 
@@ -100,6 +101,12 @@ class VllmEngine(Engine):
     def generate(self, prompts: list[list[int]], requests: list[dict]) -> list[list[tuple[list[int], list[float]]]]:
         """Groups of (token ids, log-probabilities), in the order of the prompts."""
         raise NotImplementedError
+
+
+@torch.no_grad()
+def weights(policy) -> list[tuple[str, torch.Tensor]]:
+    """The weights that the policy computes with, by name, adapters merged; shared ones once."""
+    return [(name, tensor.detach()) for name, tensor in merged(policy, dict(policy.named_parameters())).items()]
 
 
 def request(eos_token_id: int, sampling: Sampling, seed: int) -> dict:
@@ -203,8 +210,7 @@ class ColocatedEngine(VllmEngine):
 
     def take_over(self, policy) -> None:
         self._wake("weights")
-        named = [(name, parameter.detach()) for name, parameter in policy.named_parameters()]
-        self.llm.collective_rpc("take_over", args=(named,))
+        self.llm.collective_rpc("take_over", args=(weights(policy),))
 
     def fingerprint(self) -> dict[str, int]:
         return self.llm.collective_rpc("weights_fingerprint")[0]
@@ -319,7 +325,7 @@ class ServerEngine(VllmEngine):
 
     def take_over(self, policy) -> None:
         path = self.folder / "policy.safetensors"
-        save_file({name: parameter.detach().contiguous() for name, parameter in policy.named_parameters()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in weights(policy)}, path)
         self._call("take_over_file", str(path.resolve()))
 
     def fingerprint(self) -> dict[str, int]:

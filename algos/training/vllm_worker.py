@@ -28,10 +28,12 @@ class Weights:
 def keep_weights_plain() -> None:
     """On the CPU vLLM computes with packed copies that neither loading nor reading weights reaches: do without."""
     from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
         _custom_ops._supports_onednn = False
+        utils.check_cpu_sgl_kernel = lambda *args: False
 
 
 keep_weights_plain()  # this module is imported before the worker loads its model
