@@ -127,7 +127,7 @@ class RunConfig:
     dtype: str = "float32"  # of weights and activations; bfloat16: with float32 masters, gradients and moments
     # What makes a run smaller or faster. Figures: the default study's model and micro-batches, on one CPU core.
     gradient_checkpointing: bool = (
-        False  # policy and critic keep a layer's input alone: 1/13 the bytes, 1.25 x the time
+        False  # policy, critic keep a layer's input alone: 1/13 of the bytes, 1.25 x the time
     )
     compile: bool = False  # torch.compile of all passes but sampling: 10 % off each, after minutes of compiling
     attention: str = "sdpa"  # of shared rows: sdpa, or flex_attention on a GPU, which skips what the mask hides
