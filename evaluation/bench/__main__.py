@@ -15,9 +15,11 @@ Every part writes PART.csv and PART.json into --out.
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from evaluation.bench import output
+from evaluation.bench import gpu, logits, output, overhead, parts, switches
 from evaluation.settings import SettingsError, one_of
 
 PARTS = ("generation", "grpo", "ppo", "logits", "scaling", "settings", "overhead", "gpu", "targets")
@@ -35,7 +37,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--study", default="pipelines/config.yaml", help="study file: shapes, task and runs")
     parser.add_argument("--toy", action="store_true", help="toy sizes, to try the benchmark; no target is decided")
     parser.add_argument("--results", type=Path, default=Path("results"), help="overhead: a study's results")
+    gpu.add_options(parser)
     args = parser.parse_args(words)
+    gpu.check(args)
     for name in ("steps", "threads"):
         if getattr(args, name) < 1:
             raise SettingsError(f"--{name} must be at least 1, got {getattr(args, name)}.")
@@ -46,26 +50,29 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, scratch: Path) -> None:
+    """Measure the parts, print each and write it as far as it has come; then the targets."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    bench = None
+    _quiet()
+    bench = parts.Bench(scratch, args.study, args.steps, args.threads, args.device, args.toy)
+    measures = {
+        "generation": parts.generation,
+        "grpo": partial(parts.against_trl, algorithm="grpo"),
+        "ppo": partial(parts.against_trl, algorithm="ppo"),
+        "logits": logits.logits,
+        "scaling": parts.scaling,
+        "settings": switches.table,
+        "overhead": partial(overhead.rows, results=args.results),
+        "gpu": partial(gpu.rows, args=args),
+    }
     for part in args.parts:
         if part == "targets":
             continue
-        if part == "overhead":
-            from evaluation.bench import overhead
-
-            rows, facts = list(overhead.rows(args.results, args.toy)), {"results": str(args.results)}
-        else:
-            from evaluation.bench import parts
-
-            _quiet()
-            bench = bench or parts.Bench(args.study, args.steps, args.threads, args.device, args.toy)
-            rows = []
-            for figure in parts.PARTS[part](bench):
-                rows.append(figure)
-            facts = {"limits": bench.limits, "steps": args.steps, "threads": args.threads, "toy": args.toy}
-        output.write(args.out, part, rows, **facts)
+        rows: list[dict] = []
+        for figure in measures[part](bench):
+            rows.append(figure)
+            output.write(args.out, part, rows, {"steps": args.steps, "threads": args.threads, "toy": args.toy})
+        output.write(args.out, part, rows, {**vars(args), "limits": bench.limits if part != "gpu" else None}, True)
         print(output.shown(rows), end="\n\n", flush=True)
     print(output.table(output.targets(output.read_all(args.out)), ("target", "bound", "measured", "verdict", "commit")))
 
@@ -83,7 +90,9 @@ def _quiet() -> None:
 
 def main() -> None:
     try:
-        run(arguments())
+        args = arguments()
+        with TemporaryDirectory(prefix="bench-") as scratch:
+            run(args, Path(scratch))
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -17,10 +17,11 @@ NOMINAL = {  # GPU's name contains -> dense bfloat16 FLOP/s, bytes/s of memory; 
 
 
 def ratio_of_medians(slow: Sequence[float], fast: Sequence[float], seed: int = 0) -> Interval:
-    """median(slow) / median(fast) with a 95 % percentile-bootstrap interval over pairs, slow[i] measured beside fast[i].
+    """median(slow) / median(fast) with a 95 % percentile-bootstrap interval of times.
 
-    Pairs are drawn together, so that a slow minute of the machine, which both sides of a pair share, does not widen the
-    interval. One pair has no interval. Raises ValueError unless both have the same number, at least one, of times > 0.
+    slow[i] was measured beside fast[i]. Pairs are drawn together, so that a slow minute of the machine, which both
+    sides of a pair share, does not widen the interval. One pair has no interval. Raises ValueError unless both have the
+    same number, at least one, of times above 0.
     """
     a, b = np.asarray(slow, dtype=float), np.asarray(fast, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
@@ -54,13 +55,13 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
     return slope, math.sqrt(residual / float((x * x).sum()))
 
 
-def seconds_of(function: Callable, device) -> float:
-    """Seconds of one call, the device's queue emptied before and after."""
+def timed(function: Callable, device) -> tuple[float, object]:
+    """Seconds of one call, the device's queue emptied before and after, and what it returned."""
     wait(device)
     start = time.perf_counter()
-    function()
+    result = function()
     wait(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result
 
 
 def wait(device) -> None:
@@ -70,7 +71,7 @@ def wait(device) -> None:
         torch.cuda.synchronize(device)
 
 
-def machine_limits(device, dtype: str = "float32", repeats: int = 5) -> dict:
+def machine_limits(device, dtype: str = "float32", repeats: int = 10) -> dict:
     """The best of `repeats` matrix products (FLOP/s) and memory copies (bytes/s, read and written) on this device.
 
     With CUDA also the data sheet's figures, None for a GPU that NOMINAL does not know.
@@ -83,10 +84,10 @@ def machine_limits(device, dtype: str = "float32", repeats: int = 5) -> dict:
     source = torch.ones(2**30 if cuda else 2**26, dtype=torch.float32, device=device)  # 4 GiB; 256 MiB on the CPU
     target = torch.empty_like(source)
     limits = {
-        "matmul_flops": 2 * size**3 / min(seconds_of(lambda: a @ b, device) for _ in range(repeats + 1)),
+        "matmul_flops": 2 * size**3 / min(timed(lambda: a @ b, device)[0] for _ in range(repeats + 1)),
         "copy_bytes_per_second": 2
         * source.nbytes
-        / min(seconds_of(lambda: target.copy_(source), device) for _ in range(repeats + 1)),
+        / min(timed(lambda: target.copy_(source), device)[0] for _ in range(repeats + 1)),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
     }

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from evaluation.settings import SettingsError, write_json
@@ -46,21 +47,34 @@ TARGETS = {
 }
 
 
-def write(out: Path, part: str, rows: list[dict], **facts) -> None:
-    """{part}.csv, and {part}.json with the rows, the command, commit, machine, packages and what `facts` add."""
-    from algos.training.record import environment
+def write(out: Path, part: str, rows: list[dict], facts: dict, finished: bool = False) -> None:
+    """{part}.csv, and {part}.json with the rows, the command, commit, machine, packages and `facts`.
 
+    Called after every row, so that what is stopped from outside leaves what it has.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({name: figure.get(name) for name in COLUMNS} for figure in rows)
-    command = ["python", "-m", "evaluation.bench", *sys.argv[1:]]
     plain = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in f.items()} for f in rows]
-    write_json(
-        out / f"{part}.json",
-        {"part": part, "command": command, "finished": time.time(), **environment(), **facts, "rows": plain},
-    )
+    content = {
+        "part": part,
+        "command": ["python", "-m", "evaluation.bench", *sys.argv[1:]],
+        "status": "finished" if finished else "running",
+        "time": time.time(),
+        **_environment(),
+        "facts": {k: str(v) if isinstance(v, Path) else v for k, v in facts.items()},
+        "rows": plain,
+    }
+    write_json(out / f"{part}.json", content)
+
+
+@cache
+def _environment() -> dict:
+    from algos.training.record import environment
+
+    return environment()
 
 
 def read_all(out: Path) -> dict[str, dict]:

@@ -3,17 +3,16 @@
 Each yields the rows that output.py writes.
 """
 
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
 from algos.training.models import encode_prompt, load_policy, load_tokenizer, resolve_device
 from algos.training.rollouts import sample
-from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, seconds_of
+from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, timed
 from evaluation.bench.output import row
 from evaluation.bench.steps import Loop, in_turns, median
 from evaluation.bench.work import StepWork, decode_bytes, generate_flops
@@ -31,12 +30,12 @@ TOY = {"prompts_per_step": 4, "group_size": 2, "micro_batch_size": 4, "max_respo
 class Bench:
     """Where and how much is measured."""
 
+    scratch: Path  # an empty folder for models and records
     study_file: str = "pipelines/config.yaml"
     steps: int = 8  # of each of two sides that take turns, after one that does not count
     threads: int = 1
     device_name: str = "auto"
     toy: bool = False  # a model and batch of a few thousand numbers, to try the benchmark itself
-    scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bench-")))
     made: int = 0
 
     @cached_property
@@ -75,7 +74,7 @@ class Bench:
         fixed = {
             "seed": 0,
             "device": self.device_name,
-            "steps": self.steps + 1,
+            "steps": self.steps + 2,  # up to two that do not count
             "max_response_tokens": RESPONSE_TOKENS,
             "rewards": {"language": 1.0},
         }
@@ -90,8 +89,8 @@ def ratio_row(case: str, slow: list[float], fast: list[float], note: str, target
     return row(case, "ratio", found.mean, "x", note, found.low, found.high, target)
 
 
-def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict) -> Iterator[dict]:
-    """Seconds and tokens per second by phase, and the share of what the machine's matrix product reaches."""
+def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict, element: int = 4) -> Iterator[dict]:
+    """Seconds and tokens per second by phase, and their shares of what the machine reaches; element: bytes a number."""
     yield row(case, "step_seconds", median(rows, "wall_seconds"), "s", f"median of {len(rows)}")
     for phase in PHASES:
         seconds = median(rows, f"{phase}_seconds")
@@ -100,7 +99,11 @@ def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict) -> Iter
             yield row(case, f"{phase}_tokens_per_second", work.tokens[phase] / seconds, "tokens/s")
             share = work.flops[phase] / seconds / limits["matmul_flops"]
             yield row(case, f"{phase}_mfu", share, "", "of the measured matmul peak")
-    bound = decode_bytes(work.shape, work.prompt, work.response, work.rows) / limits["copy_bytes_per_second"]
+            if limits.get("nominal_bfloat16_flops"):
+                share = work.flops[phase] / seconds / limits["nominal_bfloat16_flops"]
+                yield row(case, f"{phase}_mfu_nominal", share, "", "of the data sheet's dense bfloat16")
+    read = decode_bytes(work.shape, work.prompt, work.response, work.rows, element)
+    bound = read / limits["copy_bytes_per_second"]
     generate = median(rows, "generate_seconds")
     if generate:
         yield row(case, "decode_bandwidth_share", bound / generate, "", f"{bound:.3g} s to read weights and cache")
@@ -160,23 +163,18 @@ def generation(bench: Bench) -> Iterator[dict]:
         prompts = [encode_prompt(tokenizer, problem["prompt"]) for problem in rows]
         generator = torch.Generator(bench.device).manual_seed(0)
         torch.manual_seed(0)
-        tokens: dict[str, list[int]] = {"ours": [], "transformers": []}
-        sides = {
-            "ours": lambda p=policy, t=tokenizer, q=prompts, n=limit, g=generator: tokens["ours"].append(
-                sample(p, t, q, config.group_size, n, 1.0, g).response_tokens
-            ),
-            "transformers": lambda p=policy, t=tokenizer, q=prompts, n=limit: tokens["transformers"].append(
-                _generate(p, t, q, config.group_size, n)
-            ),
-        }
-        times: dict[str, list[float]] = {"ours": [], "transformers": []}
+        common = (policy, tokenizer, prompts, config.group_size, limit)
+        sides = {"ours": partial(_sample, *common, generator), "transformers": partial(_generate, *common)}
+        tokens: dict[str, list[int]] = {side: [] for side in sides}
+        times: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(1 + bench.steps):
             for side in list(sides) if number % 2 else list(reversed(sides)):
-                seconds = seconds_of(sides[side], bench.device)
+                seconds, count = timed(sides[side], bench.device)
                 if number:
                     times[side].append(seconds)
+                    tokens[side].append(count)
         name = f"generation, batch {config.responses_per_step}, {case}"
-        per_token = {side: [s / n for s, n in zip(times[side], tokens[side][1:], strict=True)] for side in sides}
+        per_token = {side: [s / n for s, n in zip(times[side], tokens[side], strict=True)] for side in sides}
         for side in sides:
             seconds = sorted(per_token[side])[len(per_token[side]) // 2]
             mean = sum(tokens[side]) / len(tokens[side]) / config.responses_per_step
@@ -192,6 +190,11 @@ def generation(bench: Bench) -> Iterator[dict]:
         target = "generation" if case == "forced" and not bench.toy else ""
         note = f"transformers' seconds per token / ours, {bench.steps} pairs"
         yield ratio_row(name, per_token["transformers"], per_token["ours"], note, target)
+
+
+def _sample(policy, tokenizer, prompts: list[list[int]], group: int, limit: int, generator) -> int:
+    """How many tokens ours generated."""
+    return sample(policy, tokenizer, prompts, group, limit, 1.0, generator).response_tokens
 
 
 @torch.no_grad()
@@ -251,11 +254,3 @@ def scaling(bench: Bench) -> Iterator[dict]:
             low, high = slope - 1.96 * error, slope + 1.96 * error
             note = f"standard error {error:.3f}; seconds ~ {name}^exponent"
             yield row(name, f"{phase}_exponent", slope, "", note, low, high)
-
-
-PARTS = {
-    "generation": generation,
-    "grpo": lambda bench: against_trl(bench, "grpo"),
-    "ppo": lambda bench: against_trl(bench, "ppo"),
-    "scaling": scaling,
-}

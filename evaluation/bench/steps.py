@@ -7,18 +7,20 @@ copied. Each loop has a thread of its own and waits where it has logged a step; 
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from algos.training import record, train, trl_baseline
 from algos.training.config import RunConfig, parse
 from algos.training.models import resolve_device
+from evaluation.bench.live import LiveBytes
 from evaluation.bench.measure import wait
-from evaluation.bench.workload import Workload
+from evaluation.bench.workload import Workload, random_model, word_tokenizer
 
 
 class _Enough(BaseException):
@@ -26,14 +28,18 @@ class _Enough(BaseException):
 
 
 class Loop:
-    """One run, a step at a time, within instrumented(). threads: torch's for its computations."""
+    """One run, a step at a time, within instrumented().
 
-    def __init__(self, settings: dict, workload: Workload, out: Path, threads: int = 1):
+    threads: torch's for its computations. count: its live tensors are counted, which makes it slow.
+    """
+
+    def __init__(self, settings: dict, workload: Workload, out: Path, threads: int = 1, count: bool = False):
         self.config: RunConfig = parse(RunConfig, settings, "settings")
         self.device = resolve_device(self.config.device)
         self.workload, self.out, self.threads = workload, out, threads
         self.models: dict = {}  # as train.make_learner gives them; stays empty for TRL
-        self.peak_bytes: dict[str, int] = {}  # CUDA: the allocator's peak by phase, over all steps
+        self.peak_bytes: dict[str, int] = {}  # by phase, over all steps: counted, or of CUDA's allocator
+        self.live = LiveBytes() if count else None
         self.away = 0.0  # seconds that it has waited for its turn
         self.metrics: dict | None = None
         self.error: BaseException | None = None
@@ -72,7 +78,9 @@ class Loop:
         try:
             torch.set_num_threads(self.threads)
             run = trl_baseline.train if self.config.trainer == "trl" else train.train
-            run(self.config, str(self.workload.policy), str(self.workload.prompts), str(self.out), threads=self.threads)
+            paths = (str(self.workload.policy), str(self.workload.prompts), str(self.out))
+            with self.live or nullcontext():
+                run(self.config, *paths, threads=self.threads)
         except _Enough:
             pass
         except BaseException as error:
@@ -86,6 +94,9 @@ class Loop:
         now = time.perf_counter()
         self.metrics = {**metrics, "wall_seconds": now - self.left}
         self.left = now
+        if self.device.type == "cuda":  # TRL's phases are not told apart
+            peak = torch.cuda.max_memory_allocated(self.device)
+            self.peak_bytes["step"] = max(peak, *self.peak_bytes.values(), 0)
         self.paused.release()
         self._wait_for_turn()
         if self.stopping:
@@ -93,6 +104,8 @@ class Loop:
 
     def _wait_for_turn(self) -> None:
         self.go.acquire()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         now = time.perf_counter()
         self.away, self.left = self.away + now - self.left, now
 
@@ -112,18 +125,25 @@ class _Record(record.Record):
 
 
 class _Phases(record.Phases):
-    """Notes the peak of CUDA's allocator, too."""
+    """Notes each phase's peak of memory, too."""
 
     @contextmanager
     def __call__(self, name: str):
-        cuda = self.device is not None and self.device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self._peak()
         with super().__call__(name):
             yield
-        if cuda:
-            peaks = current().peak_bytes
-            peaks[name] = max(peaks.get(name, 0), torch.cuda.max_memory_allocated(self.device))
+        peaks = current().peak_bytes
+        peaks[name] = max(peaks.get(name, 0), self._peak())
+
+    def _peak(self) -> int:
+        """Bytes at the fullest moment since the last call; 0 if nobody counts."""
+        if current().live is not None:
+            return current().live.restart()
+        if self.device is None or self.device.type != "cuda":
+            return 0
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
 
 
 class _Silent:
@@ -143,7 +163,22 @@ def _make_learner(*args):
     return made
 
 
+def _read_model(path, *args, **kwargs):
+    loop = current()
+    if loop is None or loop.workload.weights:
+        return _original_model(path, *args, **kwargs)
+    return random_model(path, kwargs["dtype"], loop.device)
+
+
+def _read_tokenizer(path, *args, **kwargs):
+    loop = current()
+    if loop is None or loop.workload.weights:
+        return _original_tokenizer(path, *args, **kwargs)
+    return word_tokenizer(path)
+
+
 _original_make_learner = train.make_learner
+_original_model, _original_tokenizer = AutoModelForCausalLM.from_pretrained, AutoTokenizer.from_pretrained
 
 
 @contextmanager
@@ -156,6 +191,8 @@ def instrumented() -> Iterator[None]:
                 patches.enter_context(patch.object(module, name, replacement))
         patches.enter_context(patch.object(train, "make_learner", _make_learner))
         patches.enter_context(patch.object(trl_baseline, "time", clock))
+        patches.enter_context(patch.object(AutoModelForCausalLM, "from_pretrained", _read_model))
+        patches.enter_context(patch.object(AutoTokenizer, "from_pretrained", _read_tokenizer))
         yield
 
 
@@ -182,6 +219,13 @@ def in_turns(loops: dict[str, Loop], steps: int, warmup: int = 1, after_each=Non
     finally:
         record.Record.unfinished.clear()
     return found
+
+
+def counted(settings: dict, workload: Workload, out: Path, threads: int = 1, steps: int = 2) -> Loop:
+    """A loop after some steps with its live tensors counted: see peak_bytes. The second step has optimiser state."""
+    loop = Loop(settings, workload, out, threads, count=True)
+    in_turns({"counted": loop}, steps, warmup=0)
+    return loop
 
 
 def median(rows: list[dict], name: str) -> float:

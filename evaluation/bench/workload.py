@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from algos.training.models import encode_prompt, save_policy, train_tokenizer
+from algos.training.models import encode_prompts, load_tokenizer, save_policy, train_tokenizer
 from evaluation.data import PromptSettings
 from evaluation.settings import from_dict, write_jsonl
 from evaluation.tasks import TaskSettings, load_task
 
 NEVER = "<|never|>"  # the end-of-sequence that no model can say
 LETTERS = ("abcdefghijklmnop", "абвгдежзийклмноп")  # two scripts, so that the reward `language` varies
-COMMON = 2.0  # norm of what all embeddings have in common, when lengths are natural
+COMMON = 8.0  # norm of what all embeddings have in common, when lengths are natural
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Shape:
     tied: bool = True  # input and output embeddings are one matrix
     max_positions: int = 4096
 
-    def build(self, tokenizer, seed: int = 0, device: str = "cpu", dtype: str = "float32"):
-        """The model with random weights, made on the device."""
-        from transformers import Qwen2Config, Qwen2ForCausalLM
+    def config(self, tokenizer):
+        from transformers import Qwen2Config
 
-        config = Qwen2Config(
+        return Qwen2Config(
+            architectures=["Qwen2ForCausalLM"],
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
@@ -51,9 +51,6 @@ class Shape:
             bos_token_id=None,
             initializer_range=self.hidden_size**-0.5,
         )
-        torch.manual_seed(seed)
-        with torch.device(device):
-            return Qwen2ForCausalLM(config).to(getattr(torch, dtype))
 
 
 SHAPES = {
@@ -73,6 +70,7 @@ class Workload:
     policy: Path  # checkpoint, tokenizer included
     prompts: Path  # problems, JSONL
     prompt_tokens: float  # mean over the problems
+    weights: bool = True  # False: the checkpoint has a configuration alone; who loads it gets new random weights
 
 
 def task_workload(
@@ -88,13 +86,27 @@ def task_workload(
     texts = (text for row in splits["demonstrations"] for text in (prompt(row["question"]), row["answer"]))
     tokenizer = train_tokenizer(texts, shape.vocab_size)
     rows = [{"id": f"train/{i}", "prompt": prompt(r["question"]), **r} for i, r in enumerate(splits["train"])]
-    return _written(out, replace(shape, vocab_size=len(tokenizer)), tokenizer, rows, length, seed)
+    shape = replace(shape, vocab_size=len(tokenizer))
+    if length is None:
+        tokenizer.add_special_tokens({"eos_token": NEVER})  # its id is one above the model's last
+    shape.config(tokenizer).save_pretrained(out / "policy")
+    model = random_model(out / "policy", seed=seed)
+    tokenizer.save_pretrained(out / "policy")
+    tokenizer = load_tokenizer(
+        out / "policy"
+    )  # as the runs do: read again it is a Qwen2Tokenizer, which cuts otherwise
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    if length is not None:
+        end_with_probability(model, tokenizer, 1 / length, prompts[:64])
+    save_policy(model, tokenizer, out / "policy")
+    write_jsonl(out / "prompts.jsonl", rows)
+    return Workload(shape, out / "policy", out / "prompts.jsonl", sum(map(len, prompts)) / len(prompts))
 
 
-def synthetic_workload(
-    out: Path, shape: Shape, problems: int, prompt_tokens: int, seed: int = 0, device: str = "cpu", dtype="float32"
-) -> Workload:
+def synthetic_workload(out: Path, shape: Shape, problems: int, prompt_tokens: int, seed: int = 0) -> Workload:
     """Prompts of exactly prompt_tokens tokens from a vocabulary of the shape's size, one word a token; forced lengths.
+
+    No weights are written: those of 7 billion parameters would take longer to write and read than to make.
 
     Half of the words are Latin and half Cyrillic, so that the reward `language` of random text varies.
     """
@@ -113,30 +125,38 @@ def synthetic_workload(
     rows = [
         {
             "id": f"train/{i}",
-            "question": "",
+            "question": str(i),
             "prompt": " ".join(generator.choices(words, k=prompt_tokens)),
             "answer": f"#### {i}",
         }
         for i in range(problems)
     ]
-    return _written(out, shape, tokenizer, rows, None, seed, device, dtype)
+    tokenizer.add_special_tokens({"eos_token": NEVER})
+    tokenizer.save_pretrained(out / "policy")
+    shape.config(tokenizer).save_pretrained(out / "policy")
+    write_jsonl(out / "prompts.jsonl", rows)
+    return Workload(shape, out / "policy", out / "prompts.jsonl", prompt_tokens, weights=False)
+
+
+def word_tokenizer(checkpoint):
+    """The tokenizer of a synthetic_workload, which transformers.AutoTokenizer would take for Qwen's."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(str(checkpoint))
+
+
+def random_model(checkpoint, dtype="float32", device: torch.device | str = "cpu", seed: int = 0):
+    """A causal LM of a checkpoint's configuration, its weights random and made on the device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device(device), torch.random.fork_rng(devices=[torch.device(device)] if "cuda" in str(device) else []):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(checkpoint)), dtype=dtype)
 
 
 def _word(number: int) -> str:
     """A word of its own for every number: hexadecimal in letters, even ones Latin, odd ones Cyrillic."""
     return "".join(LETTERS[number % 2][int(digit, 16)] for digit in f"{number // 2:x}")
-
-
-def _written(out: Path, shape: Shape, tokenizer, rows, length, seed: int, device="cpu", dtype="float32") -> Workload:
-    if length is None:
-        tokenizer.add_special_tokens({"eos_token": NEVER})  # its id is one above the model's last
-    model = shape.build(tokenizer, seed, device, dtype)
-    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
-    if length is not None:
-        end_with_probability(model, tokenizer, 1 / length, prompts[:64])
-    save_policy(model, tokenizer, out / "policy")
-    write_jsonl(out / "prompts.jsonl", rows)
-    return Workload(shape, out / "policy", out / "prompts.jsonl", sum(map(len, prompts)) / len(prompts))
 
 
 @torch.no_grad()
