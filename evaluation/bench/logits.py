@@ -13,7 +13,6 @@ from torch import Tensor
 
 from algos.training import train, update
 from algos.training.config import RunConfig, parse
-from algos.training.logprobs import hidden_states
 from algos.training.models import load_policy
 from algos.training.types import Rollouts, make_batch
 from evaluation.bench.live import LiveBytes
@@ -39,8 +38,9 @@ def random_rollouts(vocabulary: int, responses: int, length: int, device) -> Rol
 
 
 def full_loss(policy, batch, temperature: float) -> Tensor:
-    """The policy gradient with every logit kept, (B, T, V) in float32."""
-    logits = policy.get_output_embeddings()(hidden_states(policy.base_model, batch)).float() / temperature
+    """The policy gradient with every logit kept, (B, T, V) in float32; all prompts have PROMPT tokens."""
+    states = policy.base_model(input_ids=batch.sequence_ids, use_cache=False).last_hidden_state  # (B, L, H)
+    logits = policy.get_output_embeddings()(states[:, PROMPT - 1 : -1]).float() / temperature
     logprobs = torch.log_softmax(logits, dim=-1).gather(-1, batch.response_ids[..., None]).squeeze(-1)
     return -(logprobs * batch.advantages).mean()
 

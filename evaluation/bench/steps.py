@@ -124,26 +124,25 @@ class _Record(record.Record):
         current().logged(metrics)
 
 
-class _Phases(record.Phases):
-    """Notes each phase's peak of memory, too."""
+@contextmanager
+def _phase(self, name: str):
+    """record.Phases.__call__, which notes the phase's peak of memory, too."""
+    loop = current()
+    _peak(loop)
+    with _original_phase(self, name):
+        yield
+    loop.peak_bytes[name] = max(loop.peak_bytes.get(name, 0), _peak(loop))
 
-    @contextmanager
-    def __call__(self, name: str):
-        self._peak()
-        with super().__call__(name):
-            yield
-        peaks = current().peak_bytes
-        peaks[name] = max(peaks.get(name, 0), self._peak())
 
-    def _peak(self) -> int:
-        """Bytes at the fullest moment since the last call; 0 if nobody counts."""
-        if current().live is not None:
-            return current().live.restart()
-        if self.device is None or self.device.type != "cuda":
-            return 0
-        peak = torch.cuda.max_memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return peak
+def _peak(loop: Loop) -> int:
+    """Bytes at the fullest moment since the last call; 0 if nobody counts."""
+    if loop.live is not None:
+        return loop.live.restart()
+    if loop.device.type != "cuda":
+        return 0
+    peak = torch.cuda.max_memory_allocated(loop.device)
+    torch.cuda.reset_peak_memory_stats(loop.device)
+    return peak
 
 
 class _Silent:
@@ -177,7 +176,7 @@ def _read_tokenizer(path, *args, **kwargs):
     return word_tokenizer(path)
 
 
-_original_make_learner = train.make_learner
+_original_make_learner, _original_phase = train.make_learner, record.Phases.__call__
 _original_model, _original_tokenizer = AutoModelForCausalLM.from_pretrained, AutoTokenizer.from_pretrained
 
 
@@ -187,8 +186,9 @@ def instrumented() -> Iterator[None]:
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() - current().away)
     with ExitStack() as patches:
         for module in (train, trl_baseline):
-            for name, replacement in (("Record", _Record), ("Phases", _Phases), ("Progress", _Silent)):
+            for name, replacement in (("Record", _Record), ("Progress", _Silent)):
                 patches.enter_context(patch.object(module, name, replacement))
+        patches.enter_context(patch.object(record.Phases, "__call__", _phase))
         patches.enter_context(patch.object(train, "make_learner", _make_learner))
         patches.enter_context(patch.object(trl_baseline, "time", clock))
         patches.enter_context(patch.object(AutoModelForCausalLM, "from_pretrained", _read_model))
