@@ -54,7 +54,29 @@ def available_bytes() -> int:
         return 0
 
 
+def predictor(bench: Bench) -> Iterator[dict]:
+    """The largest relative difference between a phase's measured peak and the one predicted without weights."""
+    try:
+        from evaluation.memory_check import CASES, FAST, compare
+    except ImportError:  # a branch of its own
+        yield row("predictor", "not measured", None, note="this commit has no evaluation.memory_check")
+        return
+    for name in FAST[:1] if bench.toy else FAST:
+        found = compare(CASES[name])
+        worst = max(found, key=lambda phase: abs(phase["ratio"] - 1))
+        note = f"{worst['phase']}: {worst['predicted_bytes']:,} predicted, {worst['measured_bytes']:,} measured"
+        target = "" if bench.toy else "predictor"
+        yield row(f"predictor, {name}", "relative_difference", abs(worst["ratio"] - 1), "", note, target=target)
+
+
 def logits(bench: Bench) -> Iterator[dict]:
+    """Ours against full, then the predictor's differences."""
+    yield from update_share(bench)
+    yield from predictor(bench)
+
+
+def update_share(bench: Bench) -> Iterator[dict]:
+    """Bytes of logits alive at the fullest moment of one update."""
     vocabulary, responses, length = (2000, 4, 16) if bench.toy else (VOCABULARY, RESPONSES, LENGTH)
     while bench.device.type == "cpu" and 5 * 4 * vocabulary * responses * length > available_bytes() and responses > 2:
         responses //= 2

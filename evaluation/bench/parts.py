@@ -95,7 +95,7 @@ def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict, element
     for phase in PHASES:
         seconds = median(rows, f"{phase}_seconds")
         yield row(case, f"{phase}_seconds", seconds, "s")
-        if phase in work.flops and seconds:
+        if work.flops.get(phase) and seconds:
             yield row(case, f"{phase}_tokens_per_second", work.tokens[phase] / seconds, "tokens/s")
             share = work.flops[phase] / seconds / limits["matmul_flops"]
             yield row(case, f"{phase}_mfu", share, "", "of the measured matmul peak")
@@ -110,7 +110,10 @@ def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict, element
 
 
 def work_of(config, workload: Workload, response: float) -> StepWork:
+    """TRL's GRPO has no pass for old log-probabilities either, where a rollout batch has one optimiser step."""
     settings = config.algorithm_config
+    sampled = config.trainer == "own" and config.old_logprobs == "sampler" and config.dtype == "float32"
+    sampled = sampled or (config.trainer == "trl" and not settings.has_critic and config.updates_per_step == 1)
     return StepWork(
         workload.shape,
         workload.prompt_tokens,
@@ -118,7 +121,7 @@ def work_of(config, workload: Workload, response: float) -> StepWork:
         config.responses_per_step,
         config.prompts_per_step,
         settings.has_critic and settings.critic == "separate",
-        passes=2 if settings.needs_reference else 1,
+        passes=int(not sampled) + int(settings.needs_reference),
     )
 
 
@@ -143,8 +146,8 @@ def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
         found = in_turns(loops, bench.steps)
         name = f"{algorithm}, {minibatches} minibatches"
         forced(found["ours"], config.max_response_tokens, name)
-        work = work_of(config, workload, config.max_response_tokens)
         for side, rows in found.items():
+            work = work_of(loops[side].config, workload, config.max_response_tokens)
             yield from step_rows(f"{name}, {side}", rows, work, bench.limits)
         trl, ours = ([line["wall_seconds"] for line in found[side]] for side in ("trl", "ours"))
         target = "" if bench.toy or minibatches != study_minibatches else f"{algorithm}_step"
