@@ -53,3 +53,10 @@ def test_students_quantile_is_that_of_the_tables():
 def test_a_record_knows_how_long_its_process_took_to_start():
     now = time.time()
     assert start_up_seconds(now) >= start_up_seconds(now - 1) + 0.9 > 0
+
+
+def test_a_library_that_needs_more_gets_it():
+    code = (
+        "from algos.training import record; record._start_quickly(); record.show_all_packages(); import scipy, sklearn"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

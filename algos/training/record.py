@@ -329,6 +329,13 @@ def _start_quickly() -> None:
         sys.modules.setdefault(name, None)  # as if it were not installed
 
 
+def show_all_packages() -> None:
+    """Undo what _start_quickly hid, for a library that may need it."""
+    for name in UNUSED:
+        if sys.modules.get(name, "absent") is None:
+            del sys.modules[name]
+
+
 def _set_aside() -> None:
     for record in Record.unfinished:
         record.set_aside()
