@@ -315,11 +315,26 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = 
         if tokenizer.chat_template is None:
             raise SettingsError("prompt.chat is true, but the model's tokenizer has no chat template; set it to false.")
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    _check_length(ids, prompt, max_tokens)
+    return list(ids)
+
+
+def _check_length(ids: list[int], prompt: str | list[dict], max_tokens: int | None) -> None:
     if max_tokens is not None and len(ids) > max_tokens:
         raise SettingsError(
             f"a prompt has {len(ids)} tokens, more than max_prompt_tokens = {max_tokens}: {str(prompt)[:80]!r}"
         )
-    return list(ids)
+
+
+def encode_prompts(tokenizer, prompts: list[str | list[dict]], max_tokens: int | None = None) -> list[list[int]]:
+    """encode_prompt of each; texts in one call of the tokenizer, which is ten times faster than one by one."""
+    if not prompts or any(not isinstance(prompt, str) for prompt in prompts):
+        return [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
+    end = tokenizer.eos_token_id
+    encoded = [ids[:-1] if ids and ids[-1] == end else ids for ids in tokenizer(prompts)["input_ids"]]
+    for ids, prompt in zip(encoded, prompts, strict=True):
+        _check_length(ids, prompt, max_tokens)
+    return encoded
 
 
 def encode_response(tokenizer, text: str) -> list[int]:

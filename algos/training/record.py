@@ -4,6 +4,7 @@ Also what goes into them: time by phase, memory by component, where and with wha
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
 )
+UNUSED = ("sklearn", "scipy")  # transformers imports them, and they pandas: 1 s a stage, for what no stage calls
 PROGRESS_SECONDS = 15.0  # between progress lines where there is no terminal to redraw a bar on
 
 
@@ -44,6 +46,7 @@ class Record:
     def __init__(self, out: str | Path, stage: str, settings: dict, threads: int, **facts):
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
+        gc.enable()  # see _start_quickly
         self.started = time.time()
         self.facts = {
             "stage": stage,
@@ -53,6 +56,7 @@ class Record:
             **facts,
             "command": [Path(sys.executable).name, "-m", *_module_and_arguments()],
             "started": self.started,
+            "start_up_seconds": start_up_seconds(self.started),
             **environment(),
         }
         self.metrics = (self.out / "metrics.jsonl").open("w", encoding="utf-8")
@@ -86,6 +90,16 @@ class Record:
         self.samples.close()
         for name in FILES:
             (self.out / name).replace(self.out / f"interrupted-{name}")
+
+
+def start_up_seconds(now: float) -> float | None:
+    """Seconds since this process began, at Unix time `now`: Python, imports, models. None where there is no /proc."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22, after the boot
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, IndexError, ValueError):
+        return None
+    return max(uptime - ticks / os.sysconf("SC_CLK_TCK") - (time.time() - now), 0.0)
 
 
 def _module_and_arguments() -> list[str]:
@@ -291,6 +305,7 @@ def main_guard(main) -> None:
     makes the stage again without asking, and what was measured is kept.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _start_quickly()
     try:
         main()
     except KeyboardInterrupt:
@@ -305,6 +320,20 @@ def main_guard(main) -> None:
     except BaseException:
         _set_aside()  # Snakemake deletes a failed stage's files; what was measured until then stays
         raise
+
+
+def _start_quickly() -> None:
+    """Until the stage's Record is made it mostly imports, of which none is garbage, and some is never used."""
+    gc.disable()
+    for name in UNUSED:
+        sys.modules.setdefault(name, None)  # as if it were not installed
+
+
+def show_all_packages() -> None:
+    """Undo what _start_quickly hid, for a library that may need it."""
+    for name in UNUSED:
+        if sys.modules.get(name, "absent") is None:
+            del sys.modules[name]
 
 
 def _set_aside() -> None:

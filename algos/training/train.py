@@ -22,7 +22,7 @@ from algos.training.critics import SeparateCritic, make_critic
 from algos.training.engines import RatioCanary, make_engine
 from algos.training.experience import Experience, Sampler
 from algos.training.lora import WithoutAdapters, add_adapters
-from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models import ScalarModel, encode_prompts, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
 from algos.training.packing import longest_row
 from algos.training.passes import compile_passes, recompute_activations, skip_hidden_blocks
@@ -79,7 +79,7 @@ def train(
     before = resident_bytes()
 
     tokenizer = load_tokenizer(policy_path)
-    prompts = [encode_prompt(tokenizer, p["prompt"], config.max_prompt_tokens) for p in problems]
+    prompts = encode_prompts(tokenizer, [p["prompt"] for p in problems], config.max_prompt_tokens)
     learner, models = make_learner(config, policy_path, reward_model_path, device)
     reward_model = models["reward_model"][0] if "reward_model" in models else None
     a_head = reward_model is not None and reward_model.backbone is None  # on the reference's backbone

@@ -29,7 +29,7 @@ from algos.training.config import VllmConfig
 from algos.training.engines import Engine, Sampling, StaleWeights
 from algos.training.fingerprint import differing, fingerprint
 from algos.training.lora import merged
-from algos.training.record import PROJECT
+from algos.training.record import PROJECT, show_all_packages
 from algos.training.types import Rollouts
 from evaluation.settings import SettingsError
 
@@ -161,6 +161,7 @@ class ColocatedEngine(VllmEngine):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        show_all_packages()
         from vllm import LLM
         from vllm.platforms import current_platform
 

@@ -1,0 +1,259 @@
+"""The parts of the benchmark that run models: ours against TRL, against transformers.generate, against ourselves.
+
+Each yields the rows that output.py writes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from algos.training.models import encode_prompt, load_policy, load_tokenizer, resolve_device
+from algos.training.rollouts import sample
+from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, timed
+from evaluation.bench.output import row
+from evaluation.bench.steps import Loop, in_turns, median
+from evaluation.bench.work import StepWork, decode_bytes, generate_flops
+from evaluation.bench.workload import SHAPES, Shape, Workload, task_workload
+from evaluation.settings import read_jsonl
+from pipelines.study import Study, load
+
+PHASES = ("generate", "reward", "logprobs", "update")
+RESPONSE_TOKENS = 20  # about the default study's mean
+NATURAL_LIMIT = 48  # its limit
+TOY = {"prompts_per_step": 4, "group_size": 2, "micro_batch_size": 4, "max_response_tokens": 4}
+
+
+@dataclass
+class Bench:
+    """Where and how much is measured."""
+
+    scratch: Path  # an empty folder for models and records
+    study_file: str = "pipelines/config.yaml"
+    steps: int = 8  # of each of two sides that take turns, after one that does not count
+    threads: int = 1
+    device_name: str = "auto"
+    toy: bool = False  # a model and batch of a few thousand numbers, to try the benchmark itself
+    made: int = 0
+
+    @cached_property
+    def study(self) -> Study:
+        return load(self.study_file)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return resolve_device(self.device_name)
+
+    @cached_property
+    def limits(self) -> dict:
+        torch.set_num_threads(self.threads)
+        return machine_limits(self.device)
+
+    @property
+    def shape(self) -> Shape:
+        if self.toy:
+            return SHAPES["toy"]
+        known = {k: v for k, v in self.study.model("base_model").items() if k in vars(Shape())}
+        return replace(Shape(), **known, key_value_heads=known.get("heads", Shape().heads))
+
+    def folder(self) -> Path:
+        self.made += 1
+        path = self.scratch / str(self.made)
+        path.mkdir()
+        return path
+
+    def workload(self, length: float | None = None, problems: int = 1024, **changed) -> Workload:
+        return task_workload(self.folder(), self.study.task(), problems, replace(self.shape, **changed), length)
+
+    def settings(self, algorithm: str, **changed) -> dict:
+        """The study's run of this name, or its shared settings with this algorithm; forced lengths, a varied reward."""
+        runs = self.study.runs
+        run = self.study.run(algorithm, 0) if algorithm in runs else {**self.study.config["rl"], "algorithm": algorithm}
+        fixed = {
+            "seed": 0,
+            "device": self.device_name,
+            "steps": self.steps + 2,  # up to two that do not count
+            "max_response_tokens": RESPONSE_TOKENS,
+            "rewards": {"language": 1.0},
+        }
+        return {**run, **fixed, **(TOY if self.toy else {}), **changed}
+
+    def loop(self, settings: dict, workload: Workload, threads: int | None = None) -> Loop:
+        return Loop(settings, workload, self.folder(), threads or self.threads)
+
+
+def ratio_row(case: str, slow: list[float], fast: list[float], note: str, target: str = "") -> dict:
+    found = ratio_of_medians(slow, fast)
+    return row(case, "ratio", found.mean, "x", note, found.low, found.high, target)
+
+
+def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict, element: int = 4) -> Iterator[dict]:
+    """Seconds and tokens per second by phase, and their shares of what the machine reaches; element: bytes a number."""
+    yield row(case, "step_seconds", median(rows, "wall_seconds"), "s", f"median of {len(rows)}")
+    for phase in PHASES:
+        seconds = median(rows, f"{phase}_seconds")
+        yield row(case, f"{phase}_seconds", seconds, "s")
+        if work.flops.get(phase) and seconds:
+            yield row(case, f"{phase}_tokens_per_second", work.tokens[phase] / seconds, "tokens/s")
+            share = work.flops[phase] / seconds / limits["matmul_flops"]
+            yield row(case, f"{phase}_mfu", share, "", "of the measured matmul peak")
+            if limits.get("nominal_bfloat16_flops"):
+                share = work.flops[phase] / seconds / limits["nominal_bfloat16_flops"]
+                yield row(case, f"{phase}_mfu_nominal", share, "", "of the data sheet's dense bfloat16")
+    read = decode_bytes(work.shape, work.prompt, work.response, work.rows, element)
+    bound = read / limits["copy_bytes_per_second"]
+    generate = median(rows, "generate_seconds")
+    if generate:
+        yield row(case, "decode_bandwidth_share", bound / generate, "", f"{bound:.3g} s to read weights and cache")
+
+
+def work_of(config, workload: Workload, response: float) -> StepWork:
+    """TRL's GRPO has no pass for old log-probabilities either, where a rollout batch has one optimiser step."""
+    settings = config.algorithm_config
+    sampled = config.trainer == "own" and config.old_logprobs == "sampler" and config.dtype == "float32"
+    sampled = sampled or (config.trainer == "trl" and not settings.has_critic and config.updates_per_step == 1)
+    return StepWork(
+        workload.shape,
+        workload.prompt_tokens,
+        response,
+        config.responses_per_step,
+        config.prompts_per_step,
+        settings.has_critic and settings.critic == "separate",
+        passes=int(not sampled) + int(settings.needs_reference),
+    )
+
+
+def forced(rows: list[dict], response: int, case: str) -> None:
+    """Raise RuntimeError unless every response had the forced length: the two sides would do different work."""
+    lengths = {round(float(line["response_tokens"]), 6) for line in rows}
+    if lengths != {float(response)}:
+        raise RuntimeError(f"{case}: responses should all have {response} tokens, means were {sorted(lengths)}")
+
+
+def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
+    """Steps of ours and of TRL's trainer for the same run, in turns: the study's minibatches, and one."""
+    workload = bench.workload()
+    study_minibatches = bench.settings(algorithm).get("minibatches", 1)
+    for minibatches in dict.fromkeys((study_minibatches, 1)):
+        settings = bench.settings(algorithm, minibatches=minibatches)
+        loops = {
+            "trl": bench.loop({**settings, "trainer": "trl"}, workload),
+            "ours": bench.loop(settings, workload),
+        }
+        config = loops["ours"].config
+        found = in_turns(loops, bench.steps)
+        name = f"{algorithm}, {minibatches} minibatches"
+        forced(found["ours"], config.max_response_tokens, name)
+        for side, rows in found.items():
+            work = work_of(loops[side].config, workload, config.max_response_tokens)
+            yield from step_rows(f"{name}, {side}", rows, work, bench.limits)
+        trl, ours = ([line["wall_seconds"] for line in found[side]] for side in ("trl", "ours"))
+        target = "" if bench.toy or minibatches != study_minibatches else f"{algorithm}_step"
+        yield ratio_row(name, trl, ours, f"TRL's step / ours, {len(ours)} pairs", target)
+
+
+def generation(bench: Bench) -> Iterator[dict]:
+    """Sampling beside transformers.generate: the same policy, prompts, rows and lengths; seconds per token."""
+    torch.set_num_threads(bench.threads)
+    config = bench.loop(bench.settings("grpo"), None).config
+    for case, length, limit in (("forced", None, config.max_response_tokens), ("natural", RESPONSE_TOKENS, None)):
+        limit = limit or (8 if bench.toy else NATURAL_LIMIT)
+        workload = bench.workload(length)
+        tokenizer, policy = load_tokenizer(workload.policy), load_policy(workload.policy, bench.device)
+        rows = read_jsonl(workload.prompts)[: config.prompts_per_step]
+        prompts = [encode_prompt(tokenizer, problem["prompt"]) for problem in rows]
+        generator = torch.Generator(bench.device).manual_seed(0)
+        torch.manual_seed(0)
+        common = (policy, tokenizer, prompts, config.group_size, limit)
+        sides = {"ours": partial(_sample, *common, generator), "transformers": partial(_generate, *common)}
+        tokens: dict[str, list[int]] = {side: [] for side in sides}
+        times: dict[str, list[float]] = {side: [] for side in sides}
+        for number in range(1 + bench.steps):
+            for side in list(sides) if number % 2 else list(reversed(sides)):
+                seconds, count = timed(sides[side], bench.device)
+                if number:
+                    times[side].append(seconds)
+                    tokens[side].append(count)
+        name = f"generation, batch {config.responses_per_step}, {case}"
+        per_token = {side: [s / n for s, n in zip(times[side], tokens[side], strict=True)] for side in sides}
+        for side in sides:
+            seconds = sorted(per_token[side])[len(per_token[side]) // 2]
+            mean = sum(tokens[side]) / len(tokens[side]) / config.responses_per_step
+            yield row(f"{name}, {side}", "tokens_per_second", 1 / seconds, "tokens/s", f"{mean:.1f} tokens a response")
+            work = generate_flops(
+                workload.shape, workload.prompt_tokens, mean, config.responses_per_step, config.prompts_per_step
+            )
+            spent = seconds * mean * config.responses_per_step
+            yield row(f"{name}, {side}", "mfu", work / spent / bench.limits["matmul_flops"], "", "of the matmul peak")
+            read = decode_bytes(workload.shape, workload.prompt_tokens, mean, config.responses_per_step)
+            share = read / bench.limits["copy_bytes_per_second"] / spent
+            yield row(f"{name}, {side}", "decode_bandwidth_share", share, "", "of the time, to read weights and cache")
+        target = "generation" if case == "forced" and not bench.toy else ""
+        note = f"transformers' seconds per token / ours, {bench.steps} pairs"
+        yield ratio_row(name, per_token["transformers"], per_token["ours"], note, target)
+
+
+def _sample(policy, tokenizer, prompts: list[list[int]], group: int, limit: int, generator) -> int:
+    """How many tokens ours generated."""
+    return sample(policy, tokenizer, prompts, group, limit, 1.0, generator).response_tokens
+
+
+@torch.no_grad()
+def _generate(policy, tokenizer, prompts: list[list[int]], group: int, limit: int) -> int:
+    """The same rows by transformers.generate; how many tokens it generated."""
+    from transformers import GenerationConfig
+
+    width = max(map(len, prompts))
+    pad, device = tokenizer.pad_token_id, policy.device
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts for _ in range(group)], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(group)], device=device)
+    settings = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    responses = policy.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, width:]
+    ended = (responses == tokenizer.eos_token_id).int()
+    return int(((ended.cumsum(dim=1) - ended) == 0).sum())
+
+
+SCALING = {  # what is varied -> (settings or shape, values, one step in logarithms)
+    "prompts_per_step": ("settings", (8, 16, 32, 64)),
+    "group_size": ("settings", (2, 4, 8, 16)),
+    "max_response_tokens": ("settings", (10, 20, 40, 80)),
+    "hidden_size": ("shape", (64, 128, 256)),
+    "threads": ("threads", (1, 2)),
+}
+TOY_SCALING = {
+    "prompts_per_step": ("settings", (2, 4, 8)),
+    "hidden_size": ("shape", (8, 16, 32)),
+    "threads": ("threads", (1, 2)),
+}
+
+
+def scaling(bench: Bench) -> Iterator[dict]:
+    """Our GRPO step with one thing varied at a time, all its values in turns: the exponent of seconds."""
+    for name, (kind, values) in (TOY_SCALING if bench.toy else SCALING).items():
+        loops = {}
+        for value in values:
+            shape = {}
+            if kind == "shape":  # width and feed-forward width together
+                shape = {name: value, "intermediate_size": round(value * 2.75)}
+            workload = bench.workload(**shape, problems=256)
+            settings = bench.settings("grpo", **({name: value} if kind == "settings" else {}))
+            loops[str(value)] = bench.loop(settings, workload, value if kind == "threads" else None)
+        found = in_turns(loops, max(bench.steps // 2, 1))
+        for phase in ("generate", "update"):
+            seconds = [median(rows, f"{phase}_seconds") for rows in found.values()]
+            for value, s in zip(values, seconds, strict=True):
+                yield row(f"{name} {value}", f"{phase}_seconds", s, "s")
+            slope, error = exponent(values, seconds)
+            low, high = slope - 1.96 * error, slope + 1.96 * error
+            note = f"standard error {error:.3f}; seconds ~ {name}^exponent"
+            yield row(name, f"{phase}_exponent", slope, "", note, low, high)

@@ -1,0 +1,182 @@
+"""A model with random weights and prompts, on disk as a study would leave them, and response lengths that are known.
+
+Nothing is downloaded. Forced lengths: end-of-sequence lies outside the model's vocabulary, so every response has
+max_response_tokens. Natural lengths: its probability is about the same at every token, so lengths are geometric.
+"""
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from algos.training.models import encode_prompts, load_tokenizer, save_policy, train_tokenizer
+from evaluation.data import PromptSettings
+from evaluation.settings import from_dict, write_jsonl
+from evaluation.tasks import TaskSettings, load_task
+
+NEVER = "<|never|>"  # the end-of-sequence that no model can say
+LETTERS = ("abcdefghijklmnop", "абвгдежзийклмноп")  # two scripts, so that the reward `language` varies
+COMMON = 8.0  # norm of what all embeddings have in common, when lengths are natural
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape of a Qwen2-style model. The defaults are those of the default study's base model."""
+
+    vocab_size: int = 320
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    key_value_heads: int = 4
+    intermediate_size: int = 352
+    tied: bool = True  # input and output embeddings are one matrix
+    max_positions: int = 4096
+
+    def config(self, tokenizer):
+        from transformers import Qwen2Config
+
+        return Qwen2Config(
+            architectures=["Qwen2ForCausalLM"],
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            intermediate_size=self.intermediate_size,
+            max_position_embeddings=self.max_positions,
+            tie_word_embeddings=self.tied,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=None,  # the tokenizer's may lie outside the vocabulary
+            bos_token_id=None,
+            initializer_range=self.hidden_size**-0.5,
+        )
+
+
+SHAPES = {
+    "study": Shape(),
+    "toy": Shape(vocab_size=120, hidden_size=16, layers=2, heads=2, key_value_heads=2, intermediate_size=32),
+    "qwen2.5-0.5b": Shape(151936, 896, 24, 14, 2, 4864),
+    "qwen2.5-1.5b": Shape(151936, 1536, 28, 12, 2, 8960),
+    "qwen2.5-7b": Shape(152064, 3584, 28, 28, 4, 18944, tied=False),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run starts from, on disk."""
+
+    shape: Shape
+    policy: Path  # checkpoint, tokenizer included
+    prompts: Path  # problems, JSONL
+    prompt_tokens: float  # mean over the problems
+    weights: bool = True  # False: the checkpoint has a configuration alone; who loads it gets new random weights
+
+
+def task_workload(
+    out: Path, task: dict, problems: int, shape: Shape, length: float | None = None, seed: int = 0
+) -> Workload:
+    """Problems of a study's task, a tokenizer trained on it, a model of the shape; length: mean tokens; None: forced.
+
+    The shape's vocabulary is the most that the tokenizer may have, and shrinks to what it has.
+    """
+    sizes = {"train": problems, "dev": 1, "test": 1, "demonstrations": 2000}
+    splits = load_task(from_dict(TaskSettings, {**task, **sizes}, "task"))
+    prompt = PromptSettings().prompt
+    texts = (text for row in splits["demonstrations"] for text in (prompt(row["question"]), row["answer"]))
+    tokenizer = train_tokenizer(texts, shape.vocab_size)
+    rows = [{"id": f"train/{i}", "prompt": prompt(r["question"]), **r} for i, r in enumerate(splits["train"])]
+    shape = replace(shape, vocab_size=len(tokenizer))
+    if length is None:
+        tokenizer.add_special_tokens({"eos_token": NEVER})  # its id is one above the model's last
+    shape.config(tokenizer).save_pretrained(out / "policy")
+    model = random_model(out / "policy", seed=seed)
+    tokenizer.save_pretrained(out / "policy")
+    tokenizer = load_tokenizer(
+        out / "policy"
+    )  # as the runs do: read again it is a Qwen2Tokenizer, which cuts otherwise
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    if length is not None:
+        end_with_probability(model, tokenizer, 1 / length, prompts[:64])
+    save_policy(model, tokenizer, out / "policy")
+    write_jsonl(out / "prompts.jsonl", rows)
+    return Workload(shape, out / "policy", out / "prompts.jsonl", sum(map(len, prompts)) / len(prompts))
+
+
+def synthetic_workload(out: Path, shape: Shape, problems: int, prompt_tokens: int, seed: int = 0) -> Workload:
+    """Prompts of exactly prompt_tokens tokens from a vocabulary of the shape's size, one word a token; forced lengths.
+
+    No weights are written: those of 7 billion parameters would take longer to write and read than to make.
+
+    Half of the words are Latin and half Cyrillic, so that the reward `language` of random text varies.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|unknown|>"]
+    words = [_word(i) for i in range(shape.vocab_size - len(special))]
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token=special[0], unk_token=special[1], clean_up_tokenization_spaces=False
+    )
+    generator = random.Random(seed)
+    rows = [
+        {
+            "id": f"train/{i}",
+            "question": str(i),
+            "prompt": " ".join(generator.choices(words, k=prompt_tokens)),
+            "answer": f"#### {i}",
+        }
+        for i in range(problems)
+    ]
+    tokenizer.add_special_tokens({"eos_token": NEVER})
+    tokenizer.save_pretrained(out / "policy")
+    shape.config(tokenizer).save_pretrained(out / "policy")
+    write_jsonl(out / "prompts.jsonl", rows)
+    return Workload(shape, out / "policy", out / "prompts.jsonl", prompt_tokens, weights=False)
+
+
+def word_tokenizer(checkpoint):
+    """The tokenizer of a synthetic_workload, which transformers.AutoTokenizer would take for Qwen's."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(str(checkpoint))
+
+
+def random_model(checkpoint, dtype="float32", device: torch.device | str = "cpu", seed: int = 0):
+    """A causal LM of a checkpoint's configuration, its weights random and made on the device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device(device), torch.random.fork_rng(devices=[torch.device(device)] if "cuda" in str(device) else []):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(checkpoint)), dtype=dtype)
+
+
+def _word(number: int) -> str:
+    """A word of its own for every number: hexadecimal in letters, even ones Latin, odd ones Cyrillic."""
+    return "".join(LETTERS[number % 2][int(digit, 16)] for digit in f"{number // 2:x}")
+
+
+@torch.no_grad()
+def end_with_probability(model, tokenizer, probability: float, prompts: list[list[int]]) -> None:
+    """Change the tied embeddings so that end-of-sequence has about this probability after any token.
+
+    All embeddings get one vector in common, which every state then points along; end-of-sequence gets more or less of
+    it, found by bisection. What all tokens have in common changes no probability.
+    """
+    table = model.get_input_embeddings().weight  # (V, H)
+    common = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))
+    common *= COMMON / common.norm()
+    table += common
+    states = torch.cat([model.base_model(torch.tensor([ids])).last_hidden_state[0, -8:] for ids in prompts])  # (N, H)
+    others = states @ table.T  # (N, V)
+    others[:, tokenizer.eos_token_id] = -torch.inf
+    others, base = others.logsumexp(dim=-1), states @ table[tokenizer.eos_token_id]
+    low, high = -100.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = torch.sigmoid(base + middle * (states @ common) - others).mean()
+        low, high = (middle, high) if found < probability else (low, middle)
+    table[tokenizer.eos_token_id] += middle * common
