@@ -29,6 +29,7 @@ def make_phases(config: RunConfig, device: torch.device, learner: Learner, rewar
     settings = config.algorithm_config
     needed = {
         "generate": set(),
+        "synchronise": set(),
         "reward": {"reward_model"},
         "logprobs": {"reference", "critic"},
         "update": {"optimiser", "critic"},
