@@ -38,6 +38,7 @@ SWITCHES = (
     Switch("adamw_8bit", {"optimiser": {"name": "adamw_8bit"}}, {"optimiser": {"name": "adamw"}}, shape=WIDE),
     Switch("adafactor", {"optimiser": {"name": "adafactor"}}, {"optimiser": {"name": "adamw"}}, shape=WIDE),
     Switch("shared critic", {"settings": {"critic": "shared"}}, {"settings": {"critic": "separate"}}, "ppo"),
+    Switch("critic of 1 layer", {"settings": {"critic_layers": 1}}, {"settings": {"critic_layers": None}}, "ppo"),
     Switch("micro-batch of 64 responses", {"micro_batch_size": 64}, {"micro_batch_size": 32}),
     Switch("micro-batch of 8 responses", {"micro_batch_size": 8}, {"micro_batch_size": 32}),
 )
