@@ -19,7 +19,7 @@ from algos.training import trl_settings
 from algos.training.config import LoraSettings, OptimiserConfig, RunConfig
 from algos.training.logprobs import policy_outputs, token_logprobs, token_values
 from algos.training.models import ScalarModel
-from algos.training.packing import Layout
+from algos.training.packing import Layout, shares_prompts
 from algos.training.reward_model import bradley_terry_loss, score_examples
 from algos.training.trl_settings import (
     TRL_STD_EPSILON,
@@ -408,8 +408,9 @@ def test_loss_and_gradient_of_the_reward_model(centring, tmp_path):
     inputs = trainer.data_collator(pairs)
     expected = trainer.compute_loss(trainer.model, inputs)
     expected.backward()
+    assert shares_prompts(model.backbone)
     examples = [(ids[:2], ids[2:]) for ids in chosen + rejected]
-    scores = score_examples(model, examples, tokenizer.pad_token_id, CPU, Layout(row_tokens=40))
+    scores = score_examples(model, examples, tokenizer.pad_token_id, CPU, Layout(share_prompts=True))
     loss = bradley_terry_loss(*scores.chunk(2), centring=centring)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)

@@ -16,6 +16,7 @@ from algos.training.logprobs import token_logprobs
 from algos.training.lora import WithoutAdapters, add_adapters
 from algos.training.models import ScalarModel, load_policy, save_policy, train_tokenizer
 from algos.training.optimise import make_optimiser, optimiser_step
+from algos.training.packing import shares_prompts
 from algos.training.passes import compile_passes, recompute_activations
 from algos.training.record import component_memory
 from algos.training.rewards import Rewards
@@ -261,6 +262,8 @@ def judged(folder, config, joint: bool, rollouts):
     if not joint:
         head = ScalarModel.load(folder / "reward_model", CPU)
         head.backbone.register_forward_hook(lambda *_: passes.append(1))
+        assert shares_prompts(head.backbone)
+        passes.clear()
     judge = Rewards(config, TOKENIZER, head, learner.layout(config), learner.reference if joint else None)
     scores = judge.learned(rollouts)
     batch = make_batch(replace(rollouts, ref_logprobs=judge.ref_logprobs), REWARDS, TOKENIZER.pad_token_id)

@@ -26,7 +26,7 @@ from algos.training.models import (
     save_policy,
 )
 from algos.training.optimise import schedule
-from algos.training.packing import Layout, longest_row
+from algos.training.packing import Layout, shared_row, shares_prompts
 from algos.training.preferences import preference_row
 from algos.training.rejection import accept
 from algos.training.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
@@ -73,7 +73,8 @@ def test_values_are_read_at_the_states_before_each_token_and_scores_at_the_last_
     critic = ScalarModel(copy.deepcopy(model.base_model), "mlp", 0.5, torch.Generator().manual_seed(0))
     values = token_values(critic, batch)
     scores = critic.batch_scores(batch)
-    packed = replace(batch, packed=Layout(row_tokens=60).pack(batch))
+    assert shares_prompts(critic.backbone)
+    packed = replace(batch, packed=shared_row(batch))
     torch.testing.assert_close(critic.batch_scores(packed), scores)
     torch.testing.assert_close(token_values(critic, packed), values)
     for i, length in enumerate(LENGTHS):
@@ -100,7 +101,8 @@ def test_what_stands_in_the_padding_has_no_effect(model, batch):
 
 def test_micro_batches_give_the_same_values_in_the_same_places(model, batch):
     whole, _ = token_logprobs(model, batch, 1.0)
-    for layout in (Layout(1), Layout(3), Layout(), Layout(tokens=20), Layout(3, 25), Layout(3, row_tokens=40)):
+    assert shares_prompts(model.base_model)
+    for layout in (Layout(1), Layout(3), Layout(), Layout(tokens=20), Layout(3, 25), Layout(share_prompts=True)):
         parts = in_micro_batches(lambda part: token_logprobs(model, part, 1.0)[0], batch, layout)
         torch.testing.assert_close(parts, whole.detach(), atol=1e-6, rtol=1e-5)
 
@@ -149,7 +151,7 @@ def test_models_whose_cache_is_a_window_are_sampled_with_transformers_own_cache(
     torch.testing.assert_close(
         token_logprobs(windowed, batch, 1.0)[0].float(), rollouts.sampler_logprobs, atol=1e-5, rtol=1e-4
     )
-    assert longest_row(windowed.model) is None
+    assert not shares_prompts(windowed.model)
 
 
 def test_responses_end_with_their_first_end_of_sequence(model):
@@ -280,16 +282,16 @@ def test_reward_models_survive_saving(model, tmp_path):
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
 
 
-LAYOUTS = (  # settings of a run that must not change a gradient, and the tokens of a shared row
-    ({"micro_batch_size": 8}, None),
-    ({"micro_batch_size": 1}, None),
-    ({"micro_batch_size": 3}, None),
-    ({"micro_batch_tokens": 30}, None),
-    ({"micro_batch_size": 8}, 64),
-    ({"micro_batch_size": 3}, 64),
-    ({"micro_batch_tokens": 40}, 20),
-    ({"micro_batch_size": 8, "logits_at_once": 200}, None),
-    ({"micro_batch_tokens": 40, "logits_at_once": 200}, 64),
+LAYOUTS = (  # settings of a run that must not change a gradient, and whether responses share their prompt's row
+    ({"micro_batch_size": 8}, False),
+    ({"micro_batch_size": 1}, False),
+    ({"micro_batch_size": 3}, False),
+    ({"micro_batch_tokens": 30}, False),
+    ({"micro_batch_size": 8}, True),
+    ({"micro_batch_size": 3}, True),
+    ({"micro_batch_tokens": 20}, True),
+    ({"micro_batch_size": 8, "logits_at_once": 200}, False),
+    ({"micro_batch_tokens": 40, "logits_at_once": 200}, True),
 )
 
 
@@ -298,16 +300,18 @@ def test_the_ratio_is_one_on_the_first_step_and_the_layout_does_not_change_the_g
     """Through the model, as the loop does it: however the batch is cut, shared out and laid out, one gradient."""
     settings = {"kl_coef": 0.1} if algorithm == "grpo" else {}
     results = []
-    for layout, row_tokens in LAYOUTS:
+    for layout, share in LAYOUTS:
         config = RunConfig(algorithm, 0, settings, prompts_per_step=2, group_size=4, minibatches=1, **layout)
         chosen, entry = config.algorithm_config, config.algorithm_entry
         critic = ScalarModel(tiny_model(TOKENIZER, 2).base_model, "linear", 0.3, torch.Generator().manual_seed(0))
         reference = tiny_model(TOKENIZER, 1)
-        learner = Learner(copy.deepcopy(model), None, None, reference=reference, row_tokens=row_tokens)
+        learner = Learner(copy.deepcopy(model), None, None, reference=reference, share_prompts=share)
         if chosen.has_critic:
             learner.critic = SeparateCritic(critic)
         if chosen.has_critic and chosen.critic == "shared":
             learner.critic = SharedCritic(learner.policy, chosen.critic_head, chosen.critic_detach)
+        backbones = learner.policy.base_model, reference.base_model, critic.backbone
+        assert not share or shares_prompts(*backbones)
         ready, _ = prepare(replace(batch, greedy_rewards=torch.tensor([1.0, 5.0])), learner, config, chosen)
         ready = replace(ready, sampler_logprobs=ready.old_logprobs)
         metrics = accumulate_gradients(with_advantages(ready, entry, chosen), learner, config, chosen)

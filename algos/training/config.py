@@ -18,7 +18,6 @@ VLLM_TEMPERATURES = (0.01, 2.0)  # vLLM refuses or silently changes what is outs
 HEADS = ("linear", "mlp")
 REWARDS = {*RULES, "reward_model"}
 COMBINATIONS = ("sum", "gate", "normalise_each")
-ATTENTIONS = ("sdpa", "flex_attention")
 OLD_LOGPROBS = ("sampler", "recomputed")
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
 OFFLOAD = ("optimiser", "critic", "reference", "reward_model")
@@ -130,7 +129,6 @@ class RunConfig:
         False  # policy, critic keep a layer's input alone: 1/13 of the bytes, 1.25 x the time
     )
     compile: bool = False  # torch.compile of all passes but sampling: 10 % off each, after minutes of compiling
-    attention: str = "sdpa"  # of shared rows: sdpa, or flex_attention on a GPU, which skips what the mask hides
     lora: LoraSettings | None = None  # train adapters alone, without a second model as reference; null: all weights
     offload: tuple[str, ...] = ()  # to the CPU while not needed: optimiser, critic, reference, reward_model; CUDA only
     sample_every: int = 10  # steps between kept sample completions
@@ -140,9 +138,6 @@ class RunConfig:
         one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
         one_of(self.old_logprobs, OLD_LOGPROBS, "old_logprobs")
-        one_of(self.attention, ATTENTIONS, "attention")
-        if self.attention == "flex_attention" and self.gradient_checkpointing:
-            raise ValueError("attention flex_attention and gradient_checkpointing do not go together: choose one")
         for name in self.offload:
             one_of(name, OFFLOAD, "offload")
         self._check_engine()

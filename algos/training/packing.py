@@ -1,8 +1,9 @@
 """How a batch is cut and laid out for forward passes. Memory and time only: what comes out is the same.
 
-A prompt that several responses share is computed once: they lie in one row, [prompt | response | response | ...], each
-response with the positions that follow the prompt's and an attention mask that hides the other responses from it. Rows
-are filled with whole groups, first fit, so that little of them is padding.
+A micro-batch goes through a model as one row without padding, [prompt | response | response | ... | prompt | ...]: each
+prompt once, before the responses that share it, each response at the positions that follow its prompt's. Everything but
+attention works token by token and does not mind; attention is computed prompt by prompt and response by response (a
+response sees its prompt and itself), for which keys and values are looked up in the row.
 """
 
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from algos.training.types import Batch, Packed
+from algos.training.types import Batch, Packed, Segments
 
-ATTENTION_SHARE = 0.5  # the most that attention over a shared row may cost, in units of a layer's matrix products
-PROBE_TOLERANCE = 1e-4  # of a packed row's states against separate rows', in units of their largest
+ATTENTION = "sdpa_of_segments"  # the name under which transformers finds it
+PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # of states, in units of the largest; else 3e-2
 
 
 @dataclass(frozen=True)
@@ -24,28 +28,28 @@ class Layout:
 
     responses: int | None = None  # of one micro-batch
     tokens: int | None = None  # of one micro-batch, padding included
-    row_tokens: int | None = None  # of a row that holds several sequences; None: every sequence a row of its own
+    share_prompts: bool = False  # lay micro-batches out as one row, its prompts shared; the model must have learned to
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
         """Row indices and the laid-out micro-batch of each; every response once. A response is never cut."""
         lengths, prompts, owners = _sizes(batch)
         order = np.argsort(lengths, kind="stable")
-        if self.row_tokens is not None:  # responses of one prompt side by side, groups by their size
-            totals = np.bincount(owners, lengths - prompts) + _of_each(prompts, owners)
-            order = order[np.lexsort((owners[order], totals[owners[order]]))]
+        if self.share_prompts:  # responses of one prompt side by side
+            order = order[np.argsort(owners[order], kind="stable")]
         for rows in self._cut(order, lengths, prompts, owners):
-            part = batch.select(torch.from_numpy(rows).to(batch.sequence_ids.device))
-            yield torch.from_numpy(rows).to(batch.sequence_ids.device), replace(part, packed=self.pack(part))
+            rows = torch.from_numpy(rows).to(batch.sequence_ids.device)
+            part = batch.select(rows)
+            yield rows, replace(part, packed=self.pack(part))
 
     def _cut(self, order, lengths, prompts, owners) -> Iterator[np.ndarray]:
-        """`order` in pieces within both limits; the padding of shared rows is not known yet and not counted."""
+        """`order` in pieces within both limits."""
         piece: list[int] = []
         cells, owner = 0, None
         for row in order.tolist():
-            if self.row_tokens is None:
-                wider = (len(piece) + 1) * int(lengths[row])  # the longest so far: the order is by length
-            else:
+            if self.share_prompts:
                 wider = cells + int(lengths[row]) - (int(prompts[row]) if owners[row] == owner else 0)
+            else:
+                wider = (len(piece) + 1) * int(lengths[row])  # the longest so far: the order is by length
             if piece and (
                 (self.responses is not None and len(piece) == self.responses)
                 or (self.tokens is not None and wider > self.tokens)
@@ -57,12 +61,8 @@ class Layout:
         yield np.array(piece)
 
     def pack(self, batch: Batch) -> Packed:
-        """The rows of one micro-batch."""
-        lengths, prompts, owners = _sizes(batch)
-        if self.row_tokens is None:
-            return plain(batch)
-        bins = _bins(lengths, prompts, owners, self.row_tokens)
-        return plain(batch) if len(bins) == len(batch) else _packed(batch, lengths, prompts, bins)
+        """One micro-batch as a model takes it."""
+        return shared_row(batch) if self.share_prompts else plain(batch)
 
 
 def _sizes(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,13 +70,6 @@ def _sizes(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     prompts = batch.prompt_lengths.cpu().numpy()
     owners = np.arange(len(prompts)) if batch.groups is None else batch.groups.cpu().numpy()
     return batch.lengths.cpu().numpy(), prompts, np.unique(owners, return_inverse=True)[1]
-
-
-def _of_each(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """One value per owner, of values that are the same for all of an owner's rows."""
-    result = np.zeros(owners.max() + 1, dtype=values.dtype)
-    result[owners] = values
-    return result
 
 
 def plain(batch: Batch) -> Packed:
@@ -88,116 +81,136 @@ def plain(batch: Batch) -> Packed:
     return Packed(batch.sequence_ids, None, None, source, last)
 
 
-def _bins(lengths, prompts, owners, capacity: int) -> list[list[list[int]]]:
-    """Rows of groups of responses: first fit, the largest groups first; a group that is too large is split."""
-    groups: list[list[int]] = []
-    sizes: list[int] = []
-    for owner in range(owners.max() + 1):
-        members = np.flatnonzero(owners == owner).tolist()
-        group, size = [], 0
-        for row in members:
-            added = int(lengths[row] - prompts[row])
-            if group and size + added > capacity:
-                groups.append(group)
-                sizes.append(size)
-                group = []
-            if not group:
-                size = int(prompts[row])
-            group, size = [*group, row], size + added
-        groups.append(group)
-        sizes.append(size)
-    limit = max(sizes)
-    bins: list[list[list[int]]] = []
-    room: list[int] = []
-    for number in sorted(range(len(groups)), key=lambda i: -sizes[i]):
-        place = next((i for i, left in enumerate(room) if left >= sizes[number]), None)
-        if place is None:
-            bins.append([])
-            room.append(limit)
-            place = len(bins) - 1
-        bins[place].append(groups[number])
-        room[place] -= sizes[number]
-    return bins
+def shared_row(batch: Batch) -> Packed:
+    """One row for all sequences, each prompt once."""
+    lengths, prompts, owners = _sizes(batch)
+    width, responses = batch.sequence_ids.shape[1], lengths - prompts
+    order = np.argsort(owners, kind="stable")  # responses, those of one prompt side by side
+    _, first, counts = np.unique(owners[order], return_index=True, return_counts=True)
+    heads = order[first]  # (n,) a response of each prompt
+    prompt_tokens = prompts[heads]
+    sums = np.add.reduceat(responses[order], first)  # (n,) response tokens of each prompt
+    prompt_start = np.cumsum(prompt_tokens + sums) - prompt_tokens - sums
+    before = np.cumsum(responses[order]) - responses[order]
+    before -= np.repeat(before[first], counts)  # response tokens between the prompt and this response
+    start = np.empty(len(order), dtype=np.int64)  # (B,) where each response begins
+    start[order] = np.repeat(prompt_start + prompt_tokens, counts) + before
+    own_prompt = np.empty_like(start)  # (B,) where its prompt begins
+    own_prompt[order] = np.repeat(prompt_start, counts)
 
+    total = int(prompt_tokens.sum() + responses.sum())
+    origin, position = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
+    prompt_row, prompt_step = _ragged(prompt_tokens)
+    response_row, response_step = _ragged(responses)
+    at_prompt, at_response = prompt_start[prompt_row] + prompt_step, start[response_row] + response_step
+    origin[at_prompt] = heads[prompt_row] * width + prompt_step
+    origin[at_response] = response_row * width + prompts[response_row] + response_step
+    position[at_prompt], position[at_response] = prompt_step, prompts[response_row] + response_step
 
-def _packed(batch: Batch, lengths, prompts, bins: list[list[list[int]]]) -> Packed:
-    """One segment per prompt and per response, laid out row by row."""
-    segments = []  # (row, start in the row, tokens, start in sequence_ids, first position, segment seen besides itself)
-    start_of = {}  # response -> where its first token stands, and its prompt's last one
-    width, count = batch.sequence_ids.shape[1], 0
-    for row, groups in enumerate(bins):
-        start = 0
-        for group in groups:
-            prompt = int(prompts[group[0]])
-            parent = count
-            segments.append((row, start, prompt, group[0] * width, 0, parent))
-            last, start, count = start + prompt - 1, start + prompt, count + 1
-            for member in group:
-                tokens = int(lengths[member]) - prompt
-                segments.append((row, start, tokens, member * width + prompt, prompt, parent))
-                start_of[member] = (row, start, last)
-                start, count = start + tokens, count + 1
-    rows, starts, tokens, origins, positions, parents = np.array(segments).T
-    length = int((starts + tokens).max())
-    inside = np.arange(tokens.sum()) - np.repeat(tokens.cumsum() - tokens, tokens)
-    cell = np.repeat(rows * length + starts, tokens) + inside
-    shape = (len(bins), length)
-    source, position = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    segment, parent = np.full(shape, -1), np.full(shape, -1)
-    source.flat[cell], position.flat[cell] = np.repeat(origins, tokens) + inside, np.repeat(positions, tokens) + inside
-    segment.flat[cell], parent.flat[cell] = np.repeat(np.arange(len(tokens)), tokens), np.repeat(parents, tokens)
+    longest_prompt, longest = int(prompt_tokens.max()), max(int(responses.max()), 1)
+    steps, columns = np.arange(longest), np.arange(longest_prompt)
+    in_prompt = columns < prompt_tokens[:, None]  # (n, P)
+    in_response = steps < responses[:, None]  # (B, T)
+    prompt_cells = np.where(in_prompt, prompt_start[:, None] + columns, 0)
+    response_cells = np.where(in_response, start[:, None] + steps, 0)
+    key_cells = np.where(columns < prompts[:, None], own_prompt[:, None] + columns, 0)
+    place = np.empty(total, dtype=np.int64)  # where a token's output stands among those of prompts and of responses
+    place[at_prompt] = prompt_row * longest_prompt + prompt_step
+    place[at_response] = len(heads) * longest_prompt + response_row * longest + response_step
 
-    members = np.array([start_of[i] for i in range(len(batch))])  # (B, 3)
-    responses = lengths - prompts
-    end = members[:, 0] * length + np.where(responses == 0, members[:, 2], members[:, 1] + responses - 1)
-    row, start, last = (np.repeat(column, responses) for column in members.T)
-    step = np.arange(responses.sum()) - np.repeat(responses.cumsum() - responses, responses)
-    predicting = row * length + np.where(step == 0, last, start + step - 1)
+    source = np.where(response_step == 0, own_prompt[response_row] + prompts[response_row], at_response) - 1
+    last = np.where(responses == 0, own_prompt + prompts, start + responses) - 1
 
-    device = batch.sequence_ids.device
-    source, position, segment, parent, predicting, end = (
-        torch.from_numpy(x).to(device) for x in (source, position, segment, parent, predicting, end)
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(batch.sequence_ids.device)
+
+    prompt_keys, response_keys = tensor(columns < prompts[:, None]), tensor(in_response)
+    causal = torch.ones(max(longest, longest_prompt), max(longest, longest_prompt), dtype=torch.bool).tril()
+    causal = causal.to(batch.sequence_ids.device)
+    own = causal[:longest, :longest] & response_keys[:, None]  # (B, T, T)
+    segments = Segments(
+        prompts=tensor(prompt_cells),
+        prompt_mask=causal[None, None, :longest_prompt, :longest_prompt],
+        responses=tensor(response_cells),
+        keys=tensor(np.concatenate([key_cells, response_cells], axis=1)),
+        mask=torch.cat([prompt_keys[:, None].expand(-1, longest, -1), own], dim=-1)[:, None],
+        place=tensor(place),
     )
-    seen = (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == parent[:, :, None])
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return Packed(batch.sequence_ids.flatten()[source], position, (seen & causal)[:, None], predicting, end)
+    ids = batch.sequence_ids.flatten()[tensor(origin)]
+    return Packed(ids[None], tensor(position)[None], segments, tensor(source), tensor(last))
+
+
+def _ragged(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and step of every cell of rows of the given lengths."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
 
 
 def forward(backbone, packed: Packed) -> Tensor:
     """The backbone's last states, (R, L, H)."""
-    given = {"position_ids": packed.position_ids, "attention_mask": packed.attention_mask}
-    given = {name: value for name, value in given.items() if value is not None}
-    return backbone(input_ids=packed.input_ids, use_cache=False, **given).last_hidden_state
+    if packed.segments is None:
+        return backbone(input_ids=packed.input_ids, use_cache=False).last_hidden_state
+    if hasattr(backbone, "config") and backbone.config._attn_implementation != ATTENTION:
+        raise RuntimeError("a shared row needs a model that shares_prompts has taught: it would see all as one text")
+    return backbone(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device),  # so none is made
+        segments=packed.segments,
+        use_cache=False,
+    ).last_hidden_state
 
 
-def longest_row(backbone) -> int | None:
-    """How many tokens a shared row may have on this backbone; None: it cannot share rows.
+def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, segments=None, **others):
+    """transformers' scaled dot-product attention; with segments that of shared rows, (1, L, heads, head_dim)."""
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    repeats = query.shape[1] // key.shape[1]
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, head_dim)
 
-    Attention over a row of L tokens costs 4 L H floating-point operations a token and layer where the mask is not
-    causal, the layer's matrices 2 a parameter; the other responses of a row are computed and masked away.
+    def part(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query[queries].transpose(1, 2),
+            repeat_kv(key[keys].transpose(1, 2), repeats),
+            repeat_kv(value[keys].transpose(1, 2), repeats),
+            attn_mask=mask,
+            scale=scaling,
+        )
+        return output.transpose(1, 2).flatten(0, 1)  # (rows x steps, heads, head_dim)
+
+    outputs = [
+        part(segments.prompts, segments.prompts, segments.prompt_mask),
+        part(segments.responses, segments.keys, segments.mask),
+    ]
+    return torch.cat(outputs)[segments.place][None], None
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def shares_prompts(*backbones) -> bool:
+    """Teach the backbones to take shared rows; False, and nothing is changed, if one of them cannot.
+
+    Layers that see a window of their tokens, or carry a state from one to the next, cannot. Two responses behind one
+    prompt must come out as they do alone.
     """
-    config = backbone.config.get_text_config()
-    if not _hides_what_the_mask_hides(backbone):
-        return None
-    embedding = sum(p.numel() for p in backbone.get_input_embeddings().parameters())
-    layers = config.num_hidden_layers
-    per_layer = (sum(p.numel() for p in backbone.parameters()) - embedding) / layers
-    return int(ATTENTION_SHARE * 2 * per_layer / (4 * config.hidden_size))
+    return all(_can_share(backbone) for backbone in backbones)
 
 
 @torch.no_grad()
-def _hides_what_the_mask_hides(backbone) -> bool:
-    """Whether two responses behind one prompt come out as they do alone: sliding windows, recurrent states do not."""
-    device = next(backbone.parameters()).device
+def _can_share(backbone) -> bool:
     config = backbone.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         kinds = ["full_attention"] if getattr(config, "sliding_window", None) is None else ["sliding_attention"]
-    if set(kinds) != {"full_attention"}:  # a window may be longer than the probe
+    if set(kinds) != {"full_attention"} or backbone.config._attn_implementation not in ("sdpa", ATTENTION):
         return False
-    ids = torch.tensor([[1, 2, 3, 4, 5, 0], [1, 2, 3, 6, 7, 8]], device=device)
+    device = next(backbone.parameters()).device
     batch = Batch(
-        sequence_ids=ids,
+        sequence_ids=torch.tensor([[1, 2, 3, 4, 5, 0], [1, 2, 3, 6, 7, 8]], device=device),
         prompt_lengths=torch.tensor([3, 3], device=device),
         response_ids=torch.tensor([[4, 5, 0], [6, 7, 8]], device=device),
         response_mask=torch.tensor([[1, 1, 0], [1, 1, 1]], device=device).bool(),
@@ -206,12 +219,17 @@ def _hides_what_the_mask_hides(backbone) -> bool:
         group_size=2,
         groups=torch.zeros(2, dtype=torch.long, device=device),
     )
-    states = []
-    for layout in (Layout(), Layout(row_tokens=8)):
-        packed = layout.pack(batch)
-        try:
-            states.append(forward(backbone, packed).flatten(0, 1)[packed.source].float())
-        except (TypeError, ValueError, RuntimeError):  # no such mask, no positions
-            return False
-    tolerance = PROBE_TOLERANCE if next(backbone.parameters()).dtype == torch.float32 else 3e-2
-    return bool((states[0] - states[1]).abs().max() <= tolerance * states[0].abs().max())
+    usual = backbone.config._attn_implementation
+    try:
+        backbone.set_attn_implementation(ATTENTION)
+        apart, shared = (
+            forward(backbone, packed).flatten(0, 1)[packed.source].float()
+            for packed in (plain(batch), shared_row(batch))
+        )
+        tolerance = PROBE_TOLERANCE.get(next(backbone.parameters()).dtype, 3e-2)
+        can = bool((apart - shared).abs().max() <= tolerance * apart.abs().max())
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # no such argument, mask or attention
+        can = False
+    if not can:
+        backbone.set_attn_implementation(usual)
+    return can

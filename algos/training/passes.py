@@ -1,4 +1,4 @@
-"""How a model's training passes run: activations computed again instead of kept, the backbone compiled, the attention.
+"""How a model's training passes run: activations computed again instead of kept, the backbone compiled.
 
 Neither changes what is computed, up to rounding. Both are for passes without a key-value cache: sampling stays as it
 is.
@@ -54,38 +54,5 @@ def compile_passes(backbone: nn.Module, device: torch.device) -> None:
     @functools.wraps(plain)
     def forward(*args, **kwargs):
         return (compiled if kwargs.get("use_cache") is False else plain)(*args, **kwargs)
-
-    backbone.forward = forward
-
-
-def skip_hidden_blocks(backbone: nn.Module) -> None:
-    """FlexAttention (Dong et al. 2024, arXiv:2412.05496) in passes over shared rows: no work where the mask hides all.
-
-    The rows of packing.py are otherwise attended to in full and masked. Sampling, and passes without a mask, keep their
-    attention. PyTorch has no gradient of it on the CPU.
-    """
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    plain, config = backbone.forward, backbone.config
-
-    @functools.wraps(plain)
-    def forward(*args, attention_mask=None, **kwargs):
-        if kwargs.get("use_cache") is not False or attention_mask is None or attention_mask.dim() != 4:
-            return plain(*args, attention_mask=attention_mask, **kwargs)
-        rows, _, length, _ = attention_mask.shape
-        blocks = create_block_mask(
-            lambda row, head, query, key: attention_mask[row, 0, query, key],
-            rows,
-            None,
-            length,
-            length,
-            device=attention_mask.device,
-        )
-        usual = config._attn_implementation
-        config._attn_implementation = "flex_attention"
-        try:
-            return plain(*args, attention_mask=blocks, **kwargs)
-        finally:
-            config._attn_implementation = usual
 
     backbone.forward = forward

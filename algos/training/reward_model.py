@@ -20,7 +20,7 @@ from torch.nn.functional import softplus
 from algos.training.config import RewardModelConfig, parse
 from algos.training.models import ScalarModel, encode_prompt, encode_response, load_tokenizer, resolve_device
 from algos.training.optimise import make_optimiser, optimiser_step
-from algos.training.packing import Layout, longest_row
+from algos.training.packing import Layout, shares_prompts
 from algos.training.record import (
     Phases,
     Progress,
@@ -133,7 +133,7 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
     steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)
     total = config.epochs * steps_per_epoch
     optimiser, scheduler = make_optimiser(model, config.optimiser, total)
-    layout = Layout(row_tokens=longest_row(model.backbone))
+    layout = Layout(share_prompts=shares_prompts(model.backbone))
     record = Record(
         out,
         "reward_model",

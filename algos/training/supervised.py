@@ -24,7 +24,7 @@ from algos.training.models import (
     save_policy,
 )
 from algos.training.optimise import make_optimiser, optimiser_step
-from algos.training.packing import Layout, longest_row
+from algos.training.packing import Layout, shares_prompts
 from algos.training.record import (
     Phases,
     Progress,
@@ -106,7 +106,7 @@ def fit(
     on_step: Callable[[int, dict], None],
 ) -> None:
     """Train the model for config.steps optimiser steps; on_step gets the number and the metrics of each."""
-    layout = Layout(row_tokens=longest_row(model.base_model))
+    layout = Layout(share_prompts=shares_prompts(model.base_model))
     for step, chosen in enumerate(ordered_batches(examples, config)):
         with phases("update"):
             learning_rate = scheduler.get_last_lr()[0]

@@ -24,8 +24,8 @@ from algos.training.experience import Experience, Sampler
 from algos.training.lora import WithoutAdapters, add_adapters
 from algos.training.models import ScalarModel, encode_prompts, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.optimise import make_optimiser
-from algos.training.packing import longest_row
-from algos.training.passes import compile_passes, recompute_activations, skip_hidden_blocks
+from algos.training.packing import shares_prompts
+from algos.training.passes import compile_passes, recompute_activations
 from algos.training.record import (
     Progress,
     Record,
@@ -45,7 +45,6 @@ from algos.training.update import Learner, kept, kl_after_update, prepare, updat
 from evaluation.settings import SettingsError, read_jsonl
 from evaluation.tasks import check_rows
 
-FLEX_ROW_TOKENS = 16384  # of a shared row, where attention skips what the mask hides
 RATIO_TOLERANCE = 1e-3  # of the ratio on the first optimiser step, where only rounding may move it from 1
 # In bfloat16 a logit of 16 to 32 is a multiple of 1/8: the token's and the normaliser's off by one each are
 # exp(1/4) - 1 = 28 %. Measured between different paddings: at most 5 % (default cold start), 18 % (12 layers, 3 x
@@ -70,8 +69,6 @@ def train(
             f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems."
         )
     device = resolve_device(config.device)
-    if config.attention == "flex_attention" and device.type == "cpu":
-        raise SettingsError("attention: flex_attention has no gradient on the CPU; write sdpa, or device: cuda.")
     algorithm, settings = config.algorithm_entry, config.algorithm_config
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -216,10 +213,7 @@ def make_learner(config: RunConfig, policy_path: str, reward_model_path: str | N
     if reward_model is not None:
         models["reward_model"] = (reward_model, None)
     if config.share_prompts:
-        rows = [longest_row(backbone) for backbone, _ in backbones(models)]
-        learner.row_tokens = None if None in rows else min(rows)
-    if config.attention == "flex_attention" and learner.row_tokens is not None:
-        learner.row_tokens = FLEX_ROW_TOKENS
+        learner.share_prompts = shares_prompts(*(backbone for backbone, _ in backbones(models)))
     arrange_passes(config, models, device)
     return learner, models
 
@@ -243,12 +237,10 @@ def backbones(models: dict) -> Iterator[tuple[Any, bool]]:
 
 
 def arrange_passes(config: RunConfig, models: dict, device) -> None:
-    """Gradient checkpointing of what is trained; the attention and compilation of everything; as the run says."""
+    """Gradient checkpointing of what is trained; compilation of everything, as the run says."""
     for backbone, trained in backbones(models):
         if config.gradient_checkpointing and trained:
             recompute_activations(backbone)
-        if config.attention == "flex_attention":
-            skip_hidden_blocks(backbone)
         if config.compile:
             compile_passes(backbone, device)
 

@@ -63,12 +63,24 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """What attention needs to know of a row of L tokens: n prompts of up to P tokens, B responses of up to T."""
+
+    prompts: Tensor  # (n, P) int64: the places in the row of each prompt's tokens, 0 behind its end
+    prompt_mask: Tensor  # (1, 1, P, P) bool: causal; what is behind a prompt's end comes after all of it
+    responses: Tensor  # (B, T) int64: the places of each response's tokens, 0 behind its end
+    keys: Tensor  # (B, P + T) int64: the places of its prompt's tokens and of its own
+    mask: Tensor  # (B, 1, T, P + T) bool: which of them a token sees
+    place: Tensor  # (L,) int64: where a token stands in [prompts | responses], laid end to end
+
+
+@dataclass(frozen=True)
 class Packed:
     """A micro-batch as a model's forward pass takes it: R rows of L tokens; see packing.py."""
 
     input_ids: Tensor  # (R, L) int64
     position_ids: Tensor | None  # (R, L) int64; None: 0, 1, 2, ...
-    attention_mask: Tensor | None  # (R, 1, L, L) bool, True where a token (third) sees another (fourth); None: causal
+    segments: Segments | None  # of one row that holds all sequences; None: each has a row of its own
     source: Tensor  # (N,) int64: which of the R x L states predicts each response token, in the order of response_mask
     last: Tensor  # (B,) int64: which of the R x L states stands on each sequence's last token
 

@@ -32,12 +32,12 @@ class Learner:
     critic_optimiser: Any = None
     critic_scheduler: Any = None
     reference: Any = None  # frozen start
-    row_tokens: int | None = None  # of a row that responses to one prompt share; None: each has a row of its own
+    share_prompts: bool = False  # whether all models take rows in which responses share their prompt
 
     def layout(self, config: RunConfig) -> Layout:
         """How batches are cut into forward passes: by responses, or by tokens if the settings say how many."""
         responses = config.micro_batch_size if config.micro_batch_tokens is None else None
-        return Layout(responses, config.micro_batch_tokens, self.row_tokens)
+        return Layout(responses, config.micro_batch_tokens, self.share_prompts)
 
 
 def prepare(
