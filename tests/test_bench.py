@@ -259,7 +259,7 @@ def test_a_switchs_settings_are_merged_into_the_runs():
 
 def test_the_settings_table_measures_time_and_memory_and_names_what_is_unknown(bench):
     table = (
-        switches.Switch("small micro-batches", {"micro_batch_size": 1}, {"micro_batch_size": 4}),
+        switches.Switch("small micro-batches", {"micro_batch_tokens": 1}, {"micro_batch_tokens": 9999}),
         switches.Switch("nonsense", {"no_such_setting": 1}),
     )
     rows = list(switches.table(bench, table))
