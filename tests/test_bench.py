@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,6 +238,15 @@ def test_overhead_with_snakemakes_log_by_hand(tmp_path):
     found = figures(overhead.study_rows(results))
     assert found["overhead_share"] == pytest.approx(9 / 15) and found["other_jobs_share"] == pytest.approx(5 / 15)
     assert found["wall_minutes"] == pytest.approx(0.25) and found["idle_share"] == pytest.approx(0.0)
+
+
+def test_only_a_whole_study_decides_targets(bench, tmp_path, monkeypatch):
+    bench.toy = False
+    monkeypatch.setattr(overhead, "import_rows", lambda: [])
+    results = study(tmp_path / "r", *((f"{run}/seed0", 1, 1000.0, 10.0, None, 3.0) for run in ("a", "b")))
+    for seeds, decided in (({"a": [0], "b": [0]}, {"overhead"}), ({"a": [0], "b": [0, 1]}, set()), ({"a": [0]}, set())):
+        bench.study = SimpleNamespace(checkpoints=lambda seeds=seeds: seeds)
+        assert {row["target"] for row in overhead.rows(bench, results)} - {""} == decided
 
 
 def test_a_folder_without_stages_is_refused(tmp_path):
