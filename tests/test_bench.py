@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,6 +240,15 @@ def test_overhead_with_snakemakes_log_by_hand(tmp_path):
     assert found["wall_minutes"] == pytest.approx(0.25) and found["idle_share"] == pytest.approx(0.0)
 
 
+def test_only_a_whole_study_decides_targets(bench, tmp_path, monkeypatch):
+    bench.toy = False
+    monkeypatch.setattr(overhead, "import_rows", lambda: [])
+    results = study(tmp_path / "r", *((f"{run}/seed0", 1, 1000.0, 10.0, None, 3.0) for run in ("a", "b")))
+    for seeds, decided in (({"a": [0], "b": [0]}, {"overhead"}), ({"a": [0], "b": [0, 1]}, set()), ({"a": [0]}, set())):
+        bench.study = SimpleNamespace(checkpoints=lambda seeds=seeds: seeds)
+        assert {row["target"] for row in overhead.rows(bench, results)} - {""} == decided
+
+
 def test_a_folder_without_stages_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="holds no finished stage"):
         list(overhead.study_rows(tmp_path))
@@ -259,7 +269,7 @@ def test_a_switchs_settings_are_merged_into_the_runs():
 
 def test_the_settings_table_measures_time_and_memory_and_names_what_is_unknown(bench):
     table = (
-        switches.Switch("small micro-batches", {"micro_batch_size": 1}, {"micro_batch_size": 4}),
+        switches.Switch("small micro-batches", {"micro_batch_tokens": 1}, {"micro_batch_tokens": 9999}),
         switches.Switch("nonsense", {"no_such_setting": 1}),
     )
     rows = list(switches.table(bench, table))

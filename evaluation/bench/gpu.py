@@ -62,12 +62,14 @@ def check(args: argparse.Namespace) -> dict:
 
 def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimiser: str) -> dict:
     """Of one run of ours. dtype auto is resolved against what a run may be here."""
+    micro = min(bench.settings(algorithm).get("micro_batch_size", 32), args.prompts * args.group)  # responses
     fixed = {
         "prompts_per_step": args.prompts,
         "group_size": args.group,
         "max_prompt_tokens": args.prompt_tokens,
         "max_response_tokens": args.response_tokens,
-        "micro_batch_size": min(bench.settings(algorithm).get("micro_batch_size", 32), args.prompts * args.group),
+        "micro_batch_size": micro,
+        "micro_batch_tokens": micro * (args.prompt_tokens + args.response_tokens),  # the same for ours
         "steps": WARMUP + args.steps,
         "optimiser": {"name": optimiser},
         "dtype": "float32" if args.dtype == "auto" else args.dtype,

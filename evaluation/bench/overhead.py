@@ -168,8 +168,10 @@ def _python(*words: str) -> subprocess.CompletedProcess:
 
 
 def rows(bench, results: Path) -> Iterator[dict]:
-    """A study's overhead, then the imports; at toy size neither imports nor targets."""
+    """A study's overhead, then the imports; at toy size no imports. Only the whole of --study decides targets."""
+    done = {stage.name for stage in stages(results) if stage.name.count("/") == 2 and stage.name.startswith("runs/")}
+    whole = done == {f"runs/{run}/seed{seed}" for run, seeds in bench.study.checkpoints().items() for seed in seeds}
     for figure in study_rows(results):
-        yield {**figure, "target": ""} if bench.toy else figure
+        yield figure if whole and not bench.toy else {**figure, "target": ""}
     if not bench.toy:
         yield from import_rows()

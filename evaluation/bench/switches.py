@@ -26,7 +26,9 @@ class Switch:
 
 WIDE = {"vocab_size": 320, "hidden_size": 256, "intermediate_size": 704}
 SWITCHES = (
-    Switch("micro_batch_tokens", {"micro_batch_tokens": 2048}, {"micro_batch_tokens": None}),
+    Switch("micro-batches by tokens", {"micro_batch_tokens": 4096}, {"micro_batch_tokens": None}),
+    Switch("micro-batches of 1,024 tokens", {"micro_batch_tokens": 1024}, {"micro_batch_tokens": 4096}),
+    Switch("micro-batches of 16,384 tokens", {"micro_batch_tokens": 16384}, {"micro_batch_tokens": 4096}),
     Switch("share_prompts", {"share_prompts": True}, {"share_prompts": False}),
     Switch("logits_at_once", {"logits_at_once": 2**16}, {"logits_at_once": None}),
     Switch("old_logprobs: sampler", {"old_logprobs": "sampler"}, {"old_logprobs": "recomputed"}),
@@ -39,8 +41,6 @@ SWITCHES = (
     Switch("adafactor", {"optimiser": {"name": "adafactor"}}, {"optimiser": {"name": "adamw"}}, shape=WIDE),
     Switch("shared critic", {"settings": {"critic": "shared"}}, {"settings": {"critic": "separate"}}, "ppo"),
     Switch("critic of 1 layer", {"settings": {"critic_layers": 1}}, {"settings": {"critic_layers": None}}, "ppo"),
-    Switch("micro-batch of 64 responses", {"micro_batch_size": 64}, {"micro_batch_size": 32}),
-    Switch("micro-batch of 8 responses", {"micro_batch_size": 8}, {"micro_batch_size": 32}),
 )
 
 
