@@ -136,6 +136,14 @@ REFUSED = [
         {"algorithm": "grpo", "budget_tokens": 1000, "optimiser": {"schedule": "linear"}},
         "budget_tokens leaves the number .* optimiser.schedule must be constant, got linear",
     ),
+    ({"algorithm": "grpo", "minibatch_of": "groups"}, "minibatch_of: 'groups' is unknown"),
+    (
+        {"algorithm": "grpo", "minibatch_of": "prompts", "prompts_per_step": 6, "minibatches": 4},
+        "minibatch_of prompts needs prompts_per_step = 6 to be a multiple of minibatches, got 4",
+    ),
+    ({"algorithm": "grpo", "old_logprobs": "mine"}, "old_logprobs: 'mine' is unknown"),
+    ({"algorithm": "grpo", "micro_batch_tokens": 0}, "micro_batch_tokens must be above 0, got 0"),
+    ({"algorithm": "grpo", "logits_at_once": 0}, "logits_at_once must be above 0, got 0"),
     ({"algorithm": "grpo", "budget_tokens": 0}, "budget_tokens must be above 0, got 0|budget_tokens: 0 is less than"),
 ]  # fmt: skip
 
@@ -178,6 +186,15 @@ def test_a_twin_cannot_end_by_tokens(algorithm, own):
     Study(study(run, twin=True), "mine.yaml")
     with pytest.raises(SettingsError, match=r"runs\.trl_x: trainer trl: TRL .* got budget_tokens 1000"):
         Study(study({**run, "budget_tokens": 1000}, twin=True), "mine.yaml")
+
+
+def test_a_twin_cannot_shuffle_whole_prompts():
+    run = {**settings("grpo", std_epsilon=1.0e-4), "minibatch_of": "prompts"}
+    Study(study({**run, "minibatches": 1}, twin=True), "mine.yaml")
+    with pytest.raises(
+        SettingsError, match=r"runs\.trl_x: trainer trl: TRL shuffles single .* got minibatch_of prompts"
+    ):
+        Study(study({**run, "minibatches": 2}, twin=True), "mine.yaml")
 
 
 # ---- what is missing is named by the pure functions

@@ -86,6 +86,14 @@ def test_every_response_is_in_one_minibatch_of_each_epoch():
     assert sorted(first) == sorted(second) == list(range(8)) and first != second
 
 
+def test_minibatches_of_prompts_hold_all_of_their_responses():
+    config = run_config("grpo", prompts_per_step=4, group_size=3, minibatches=2, epochs=2, minibatch_of="prompts")
+    rows = [r.tolist() for r in minibatch_rows(12, config, torch.Generator().manual_seed(0))]
+    assert len(rows) == 4 and all(len(r) == 6 for r in rows)
+    assert all(len({i // 3 for i in r}) == 2 for r in rows)
+    assert sorted(rows[0] + rows[1]) == sorted(rows[2] + rows[3]) == list(range(12)) and rows[0] != rows[2]
+
+
 # who moves
 
 

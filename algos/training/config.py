@@ -18,6 +18,7 @@ VLLM_TEMPERATURES = (0.01, 2.0)  # vLLM refuses or silently changes what is outs
 HEADS = ("linear", "mlp")
 REWARDS = {*RULES, "reward_model"}
 COMBINATIONS = ("sum", "gate", "normalise_each")
+MINIBATCH_UNITS = ("responses", "prompts")
 OLD_LOGPROBS = ("sampler", "recomputed")
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
 OFFLOAD = ("optimiser", "critic", "reference", "reward_model")
@@ -103,6 +104,8 @@ class RunConfig:
     prompts_per_step: int = 32  # P
     group_size: int = 8  # G, responses per prompt
     minibatches: int = 4  # optimiser steps per rollout batch and epoch
+    minibatch_of: str = "responses"  # what is shuffled into minibatches: responses, or prompts with all of theirs (the
+    # same expected gradient, other noise), each of which is then computed once instead of once a minibatch
     epochs: int = 1  # passes over a rollout batch
     micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
     micro_batch_tokens: int | None = None  # tokens of one instead, padding included; null: micro_batch_size responses
@@ -138,6 +141,7 @@ class RunConfig:
         one_of(self.trainer, TRAINERS, "trainer")
         one_of(self.dtype, DTYPES, "dtype")
         one_of(self.old_logprobs, OLD_LOGPROBS, "old_logprobs")
+        one_of(self.minibatch_of, MINIBATCH_UNITS, "minibatch_of")
         for name in self.offload:
             one_of(name, OFFLOAD, "offload")
         self._check_engine()
@@ -170,6 +174,11 @@ class RunConfig:
         if self.responses_per_step % self.minibatches:
             raise ValueError(
                 f"prompts_per_step x group_size = {self.responses_per_step} must be a multiple of "
+                f"minibatches, got {self.minibatches}"
+            )
+        if self.minibatch_of == "prompts" and self.prompts_per_step % self.minibatches:
+            raise ValueError(
+                f"minibatch_of prompts needs prompts_per_step = {self.prompts_per_step} to be a multiple of "
                 f"minibatches, got {self.minibatches}"
             )
         if not self.rewards:

@@ -235,6 +235,12 @@ def _check_run(config: RunConfig) -> None:
         raise SettingsError(
             f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
         )
+    if config.minibatch_of == "prompts" and config.minibatches > 1:
+        refuse(
+            "TRL shuffles single responses into minibatches",
+            "minibatch_of prompts",
+            "set it to responses, or minibatches to 1",
+        )
     for name, idle in (("lora", None), ("compile", False), ("offload", ())):
         if getattr(config, name) != idle:
             shown = "[]" if idle == () else _text(idle)

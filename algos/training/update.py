@@ -101,10 +101,13 @@ def kept(settings: Estimator, truncated: Tensor, correct: Tensor, group_size: in
 
 
 def minibatch_rows(responses: int, config: RunConfig, generator: torch.Generator):
-    """Row indices of each optimiser step: whole responses, shuffled afresh in every epoch."""
+    """Row indices of each optimiser step: responses, or prompts with all of theirs, shuffled afresh in every epoch."""
+    unit = config.group_size if config.minibatch_of == "prompts" else 1
+    inside = torch.arange(unit, device=generator.device)
     for _ in range(config.epochs):
-        order = torch.randperm(responses, generator=generator, device=generator.device)
-        yield from order.split(responses // config.minibatches)
+        order = torch.randperm(responses // unit, generator=generator, device=generator.device)
+        rows = (order[:, None] * unit + inside).flatten()
+        yield from rows.split(responses // config.minibatches)
 
 
 def update(
