@@ -1,16 +1,16 @@
 """What is in memory at every moment, counted storage by storage: by category, by model, and at its peak.
 
 LiveTensors watches every operation. A storage counts once, from its first tensor to its end: views and in-place
-operations add nothing, and what is freed is gone at once. The same count runs on the CPU, on CUDA and under
-FakeTensorMode, where tensors have no memory at all: the prediction and the measurement are then one piece of code.
-Not seen: what a kernel allocates inside for itself, and the allocator's rounding; on CUDA the allocator's own peak stands
-beside the count.
+operations add nothing, and what is freed is gone at once. The same count runs on the CPU, on CUDA and on tensors that
+have no memory at all (weightless.py): the prediction and the measurement are then one piece of code.
+Not seen: what a kernel allocates inside for itself, and the allocator's rounding; on CUDA the allocator's own peak
+stands beside the count.
 """
 
 import weakref
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ CATEGORIES = (
 )
 COMPONENTS = ("policy", "critic", "reference", "reward_model", "")  # "": no model's
 
+MOMENTS = ("forward", "backward", "step")  # while autograd runs, while an optimiser steps, and all the rest
+
 Place = tuple[str, str]  # (component, category)
 
 
@@ -41,6 +43,8 @@ class Peak:
     places: Counter = field(default_factory=Counter)  # Place -> bytes at that moment
     start_bytes: int = 0  # what the phase began with
     cuda_bytes: int | None = None  # of torch's allocator on CUDA, at a moment of its own
+    allocator_bytes: int | None = None  # the same on the CPU, where someone has asked its allocator
+    moments: dict[str, tuple[int, Counter]] = field(default_factory=dict)  # MOMENTS -> bytes and places
 
     def by(self, which: str) -> dict[str, int]:
         """Bytes at the peak by "component" or by "category"."""
@@ -48,6 +52,16 @@ class Peak:
         for (component, category), size in self.places.items():
             total[component if which == "component" else category] += size
         return dict(total)
+
+
+def fuller(first: Peak, second: Peak) -> Peak:
+    """The fuller of two runs of one phase, moment by moment."""
+    moments = {
+        name: max((p.moments[name] for p in (first, second) if name in p.moments), key=lambda moment: moment[0])
+        for name in MOMENTS
+        if name in first.moments or name in second.moments
+    }
+    return replace(max(first, second, key=lambda peak: peak.bytes), moments=moments)
 
 
 @dataclass
@@ -82,6 +96,7 @@ class LiveTensors(TorchDispatchMode):
         self.peaks: dict[str, Peak] = {}
         self._peak: Peak | None = None
         self._in_step = False
+        self._making: str | None = None
         self._hooks: list = []
         self._heads: set[tuple[int, ...]] = set()  # shapes of matrices with the vocabulary in them that are weights
 
@@ -99,6 +114,12 @@ class LiveTensors(TorchDispatchMode):
         Parameters of the optimiser that are not the model's count as its master copy.
         """
         owned = set()
+
+        def gradient(parameter: Tensor) -> None:
+            self.add(component, "gradients", parameter.grad)
+            if hasattr(parameter, "master"):  # the gradient has gone to the master's
+                self.add(component, "gradients", parameter.master.grad)
+
         for tensor in [*model.parameters(), *model.buffers()]:
             owned.add(id(tensor))
             self.add(component, "weights", tensor)
@@ -106,9 +127,7 @@ class LiveTensors(TorchDispatchMode):
                 self._heads |= {tuple(tensor.shape), tuple(tensor.shape[::-1])}
             if tensor.requires_grad:
                 self.add(component, "gradients", tensor.grad)
-                self._hooks.append(
-                    tensor.register_post_accumulate_grad_hook(lambda p: self.add(component, "gradients", p.grad))
-                )
+                self._hooks.append(tensor.register_post_accumulate_grad_hook(gradient))
         if optimiser is None:
             return
 
@@ -151,6 +170,15 @@ class LiveTensors(TorchDispatchMode):
     # what happens
 
     @contextmanager
+    def making(self, category: str):
+        """Every floating-point tensor made inside is of this category."""
+        self._making = category
+        try:
+            yield
+        finally:
+            self._making = None
+
+    @contextmanager
     def phase(self, name: str):
         """Everything inside belongs to the phase; of a repeated phase the fullest moment of all is kept."""
         if self._peak is not None:
@@ -160,6 +188,7 @@ class LiveTensors(TorchDispatchMode):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         peak = self._peak = Peak(self.bytes, +self.places, self.bytes)
+        peak.moments["forward"] = peak.bytes, peak.places
         try:
             yield peak
         finally:
@@ -167,9 +196,7 @@ class LiveTensors(TorchDispatchMode):
             if on_cuda:
                 torch.cuda.synchronize()
                 peak.cuda_bytes = torch.cuda.max_memory_allocated()
-            earlier = self.peaks.get(name)
-            if earlier is None or peak.bytes > earlier.bytes:
-                self.peaks[name] = peak
+            self.peaks[name] = fuller(self.peaks[name], peak) if name in self.peaks else peak
 
     def __enter__(self):
         if self.snapshot is not None:
@@ -215,9 +242,16 @@ class LiveTensors(TorchDispatchMode):
             return "workspace"
         if not tensor.is_floating_point():
             return "other"
+        if self._making is not None:
+            return self._making
         if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary and tuple(tensor.shape) not in self._heads:
             return "logits"
-        return "activations" if torch._C._current_graph_task_id() == -1 else "backward"
+        return "backward" if self._moment() == "backward" else "activations"
+
+    def _moment(self) -> str:
+        if self._in_step:
+            return "step"
+        return "forward" if torch._C._current_graph_task_id() == -1 else "backward"
 
     def _count(self, tensor: Tensor, place: Place, move: bool = False) -> None:
         storage = tensor.untyped_storage()
@@ -233,8 +267,12 @@ class LiveTensors(TorchDispatchMode):
         self.places[known.place] += size - known.size
         self.bytes += size - known.size
         known.size = size
-        if self._peak is not None and self.bytes > self._peak.bytes:
-            self._peak.bytes, self._peak.places = self.bytes, +self.places
+        if self._peak is not None:
+            moment = self._moment()
+            if moment not in self._peak.moments or self.bytes > self._peak.moments[moment][0]:
+                self._peak.moments[moment] = self.bytes, +self.places
+            if self.bytes > self._peak.bytes:
+                self._peak.bytes, self._peak.places = self._peak.moments[moment]
 
     def _gone(self, key: int) -> None:
         known = self.live.pop(key)

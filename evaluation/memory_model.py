@@ -1,11 +1,12 @@
 """Memory and compute in closed form: bytes per parameter, model states, key-value cache, FLOPs per generated token.
 
 Sources: ZeRO (arXiv:1910.02054) for mixed precision, 8-bit moments (arXiv:2110.02861), Adafactor (arXiv:1804.04235),
-activations (arXiv:2205.05198). GB is 1e9 bytes. A saving means nothing without its assumptions: bytes per trained (t) and
-per frozen (f) parameter, which models there are, and what stands beside the states; activations, logits and the cache
-do not shrink with the critic.
+activations (arXiv:2205.05198). GB is 1e9 bytes. A saving means nothing without its assumptions: bytes per trained (t)
+and per frozen (f) parameter, which models there are, and what stands beside the states; activations, logits and the
+cache do not shrink with the critic.
 """
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -108,6 +109,14 @@ SHAPES = {  # their config.json, as far as memory depends on it
 }
 
 
+def shape_config(*sizes):
+    """transformers' config of a shape, named as _shape does."""
+    from transformers import AutoConfig
+
+    shape = _shape(*sizes)
+    return AutoConfig.for_model(shape.pop("model_type"), **shape)
+
+
 def model_config(name: str):
     """transformers' config of a named shape, a folder or a hub id. Raises SettingsError naming what is allowed."""
     from transformers import AutoConfig
@@ -122,6 +131,22 @@ def model_config(name: str):
             f"model: {name!r} cannot be read ({str(error).splitlines()[0]}); write a size such as 7B, one of "
             f"{', '.join(SHAPES)}, a folder with config.json, or a hub id."
         ) from None
+
+
+def with_layers(config, count: int):
+    """A copy of a transformers config with so many layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = count
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = text.layer_types[:count]
+    return config
+
+
+def built_config(shape):
+    """transformers' config of a study's own model, a training ModelConfig."""
+    sizes = (shape.hidden_size, shape.intermediate_size, shape.layers, shape.heads, shape.heads, shape.vocab_size)
+    return shape_config(QWEN, *sizes, True)
 
 
 def model_size(name: str) -> float | None:
@@ -145,6 +170,7 @@ class Shape:
     parameters: int
     backbone_parameters: int  # without the output head, unless it is the input embedding
     adafactor_floats: int  # of the second moment
+    linear_edges: int  # rows + columns of all linear layers below the output head
     layers: int
     hidden: int
     kv_heads: int
@@ -154,6 +180,10 @@ class Shape:
     def kv_bytes_per_token(self, bytes_per_number: int = 2) -> int:
         """Keys and values of one token in every layer."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_number
+
+    def lora_parameters(self, rank: int) -> int:
+        """Of adapters (arXiv:2106.09685) on every linear layer: rank x (n + m) for an n x m matrix."""
+        return rank * self.linear_edges
 
     def activation_bytes(self, tokens: int, checkpointing: bool = False) -> float:
         """Rule of thumb for a 16-bit model with fused attention: 34 h per token and layer; recomputed: 2 h, and one
@@ -186,6 +216,7 @@ def shape_of(config) -> Shape:
         parameters=sum(p.numel() for p in model.parameters()),
         backbone_parameters=sum(p.numel() for p in model.base_model.parameters()),
         adafactor_floats=sum(adafactor_floats(size) for size in sizes),
+        linear_edges=sum(sum(m.weight.shape) for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
