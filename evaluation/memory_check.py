@@ -86,7 +86,9 @@ CASES = {
     "grpo, hidden size 64": Case(hidden=64),
     "grpo, hidden size 256, 6 layers": Case(hidden=256, layers=6),
     "grpo, vocabulary 151,936": Case(hidden=64, vocabulary=VOCABULARY, prompts=4),
-    "grpo, vocabulary 151,936, full logits": Case(hidden=64, vocabulary=VOCABULARY, prompts=4, logits_at_once=None),
+    "grpo, vocabulary 151,936, pieces of 27": Case(
+        hidden=64, vocabulary=VOCABULARY, prompts=4, logits_at_once=27 * VOCABULARY
+    ),
     "ppo, vocabulary 151,936, adafactor": Case(
         "ppo", KL, hidden=64, vocabulary=VOCABULARY, prompts=4, optimiser="adafactor"
     ),

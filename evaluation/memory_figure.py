@@ -72,7 +72,7 @@ def draw(plan: Plan, out: Path) -> None:
         )
         left += widths
     axis.set_yticks(heights, BARS)
-    axis.set_xlabel(f"predicted peak of the fullest phase, {plan.model}, {plan.precision} ({unit_name})")
+    axis.set_xlabel(f"predicted peak, {plan.model}, {plan.precision} ({unit_name})")
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     save(figure, path.with_suffix(".svg"))
