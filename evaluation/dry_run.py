@@ -26,7 +26,7 @@ from algos.training.config import RunConfig
 from algos.training.kv_cache import SharedOut
 from algos.training.rewards import Rewards
 from algos.training.rollouts import _draw, sample
-from algos.training.train import make_learner, scoring_pass
+from algos.training.train import make_learner
 from algos.training.trust_region import trust_region_update
 from algos.training.types import Rollouts, make_batch
 from algos.training.update import minibatch_rows, prepare, update, with_advantages
@@ -261,7 +261,8 @@ class _Step:
         if REWARD_MODEL in self.models:
             with self.phase("reward"):
                 tokenizer, model = SimpleNamespace(pad_token_id=0), self.models[REWARD_MODEL][0]
-                Rewards(self.run, tokenizer, model, **scoring_pass(self.run, self.learner, model)).learned(rollouts)
+                reference = self.learner.reference if model.backbone is None else None
+                Rewards(self.run, tokenizer, model, self.learner.layout(self.run), reference).learned(rollouts)
 
     def update(self, rollouts: Rollouts) -> float:
         """The rest of the step; bytes of the batch per response."""

@@ -301,7 +301,8 @@ def small_model(tmp_path, layers: int = 3):
 
 
 def test_the_peaks_of_a_model_in_a_folder(monkeypatch, capsys, tmp_path):
-    plan = memory.Plan(small_model(tmp_path), prompts=4, response_tokens=16, prompt_tokens=8, micro_batch_tokens=64)
+    plan = memory.Plan(small_model(tmp_path), prompts=1, group_size=4, minibatches=1, response_tokens=16)
+    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
     phases = memory.plan_phases(plan)
     assert set(phases) == {"generate", "logprobs", "update"}
     text = memory.phases_text(plan, phases)
@@ -313,7 +314,7 @@ def test_the_peaks_of_a_model_in_a_folder(monkeypatch, capsys, tmp_path):
 
 def test_settings_change_the_peak_as_they_should(tmp_path):
     plan = memory.Plan(small_model(tmp_path), "ppo", reference="yes", reward_model=True, prompts=4, response_tokens=16)
-    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
+    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64, prompts=1, group_size=4, minibatches=1)
     update = memory.plan_phases(plan)["update"]
     parameters = memory.plan_shape(plan.model).parameters
     for change, saved in [
