@@ -328,19 +328,19 @@ def rules_text(plan: Plan, shape: closed.Shape) -> str:
     sequences = plan.prompts * plan.group_size
     per_token = shape.kv_bytes_per_token(bytes_)
     cache = sequences * (plan.prompt_tokens + plan.response_tokens) * per_token
+    activations = shape.activation_bytes(tokens, plan.checkpointing) / GB
     return (
         f"In closed form: {shape.parameters:,} parameters; key-value cache {per_token / 1024:g} KiB a token, "
         f"{cache / GB:.2f} GB for {sequences} sequences of {plan.prompt_tokens + plan.response_tokens};\n"
         f"one float32 tensor of the logits of {tokens} tokens {shape.logits_bytes(tokens) / GB:.2f} GB; activations by "
-        f"the rule 34 h per token and layer (16 bit, no intermediate results of norms and\n"
-        f"activation functions kept) {shape.activation_bytes(tokens, plan.checkpointing) / GB:.2f} GB."
+        f"the rule 34 h per token\nand layer (16 bit, fused norms and activation functions) {activations:.2f} GB."
     )
 
 
 def flops_text(run: RunConfig, checkpointing: bool) -> str:
     settings = run.algorithm_config
     reward = "reward_model" in run.rewards
-    old = getattr(run, "old_logprobs", "recomputed") != "sampler"
+    old = run.old_logprobs != "sampler" or run.dtype != "float32"
     own_critic = settings.has_critic and settings.critic != "shared"
     ours = closed.flops_per_token(own_critic, settings.needs_reference, reward, run.epochs, old, checkpointing)
     full = closed.flops_per_token(True, True, True, run.epochs)

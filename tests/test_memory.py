@@ -291,7 +291,11 @@ def test_a_bare_size_gives_model_states(monkeypatch, capsys):
         "--reference", "yes",
     )  # fmt: skip
     assert "together        56.00      28.00     112.00   56.00    252.00" in out
-    assert "20 N FLOPs" in out  # the sampler's log-probabilities serve as the old ones
+    assert "22 N FLOPs" in out
+    out = run_command(
+        monkeypatch, capsys, "--model", "7B", "--algorithm", "ppo", "--reward-model", "--reference", "yes"
+    )
+    assert "20 N FLOPs" in out  # in float32 the sampler's log-probabilities serve as the old ones
 
 
 def small_model(tmp_path, layers: int = 3):
@@ -300,7 +304,7 @@ def small_model(tmp_path, layers: int = 3):
     return str(tmp_path)
 
 
-def test_the_peaks_of_a_model_in_a_folder(monkeypatch, capsys, tmp_path):
+def test_the_peaks_of_a_model_in_a_folder(monkeypatch, tmp_path):
     plan = memory.Plan(small_model(tmp_path), prompts=1, group_size=4, minibatches=1, response_tokens=16)
     plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
     phases = memory.plan_phases(plan)
@@ -309,7 +313,8 @@ def test_the_peaks_of_a_model_in_a_folder(monkeypatch, capsys, tmp_path):
     assert "policy: gradients" in text and "The peak is that of update" in text
     shape = memory.plan_shape(plan.model)
     assert phases["update"]["policy", "optimiser"] == pytest.approx(8 * shape.parameters, rel=1e-3)
-    assert "fits" in memory.fits_text(plan)
+    monkeypatch.setattr(model, "SHAPES", {})  # without the known shapes: they take seconds
+    assert "does not fit" not in memory.fits_text(plan)
 
 
 def test_settings_change_the_peak_as_they_should(tmp_path):
