@@ -1,0 +1,370 @@
+"""Memory: the closed forms against the worked numbers, the counter by hand, the prediction against the measurement."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from algos.training.config import OptimiserConfig
+from algos.training.optimise import make_optimiser, optimiser_step
+from evaluation import dry_run, memory, memory_check, memory_figure
+from evaluation import memory_model as model
+from evaluation.live_tensors import LiveTensors
+from evaluation.settings import SettingsError
+from evaluation.weightless import Weightless
+
+# closed forms
+
+
+def test_bytes_per_parameter():
+    """Mixed AdamW: 2 + 2 + 4 + 8 = 16, 18 with float32 gradients; plain float32 4 + 4 + 8; 8-bit 2 + 2 + 4 + 2."""
+    rows = {
+        ("mixed", "adamw"): (16, 2),
+        ("mixed_float32_gradients", "adamw"): (18, 2),
+        ("float32", "adamw"): (16, 4),
+        ("bfloat16", "adamw"): (8, 2),
+        ("mixed", "adamw_8bit"): (10, 2),
+        ("bfloat16", "adamw_8bit"): (6, 2),
+        ("mixed", "adafactor"): (8, 2),
+    }
+    assert {key: model.bytes_per_parameter(*key) for key in rows} == rows
+
+
+TABLE = {  # GB at 7e9 parameters, and the percentages against PPO with four models
+    (4, 2): ([84, 70, 56, 42, 28], [-16.7, -33.3, -50, -66.7]),
+    (2, 2): ([56, 42, 42, 28, 14], [-25, -25, -50, -75]),
+    (4, 4): ([112, 84, 84, 56, 28], [-25, -25, -50, -75]),
+    (16, 2): ([252, 238, 140, 126, 112], [-5.6, -44.4, -50, -55.6]),
+    (18, 2): ([280, 266, 154, 140, 126], [-5, -45, -50, -55]),
+    (10, 2): ([168, 154, 98, 84, 70], [-8.3, -41.7, -50, -58.3]),
+    (8, 2): ([140, 126, 84, 70, 56], [-10, -40, -50, -60]),
+}
+
+
+def test_the_worked_table():
+    assert list(model.ASSUMPTIONS.values()) == list(TABLE)
+    for (t, f), (sizes, percentages) in TABLE.items():
+        assert [model.states(setup, t, f) / model.GB for setup in model.SETUPS] == sizes
+        savings = [-100 * model.saving(setup, t, f) for setup in list(model.SETUPS)[1:]]
+        assert [round(s, 1) for s in savings] == percentages
+
+
+def test_identities_of_the_savings():
+    """t / (2t + 2f) without the critic, a third iff t = 2f; half without critic and reward model, whatever t and f."""
+    for t, f in [(4, 2), (2, 2), (16, 2), (18, 2), (7, 3), (1000, 1)]:
+        assert model.saving("GRPO + RM", t, f) == pytest.approx(t / (2 * t + 2 * f))
+        assert 0.25 <= model.saving("GRPO + RM", t, f) < 0.5
+        assert (abs(model.saving("GRPO + RM", t, f) - 1 / 3) < 1e-12) == (t == 2 * f)
+        assert model.saving("GRPO + rules", t, f) == pytest.approx(0.5)
+        assert model.saving("GRPO + rules", t, f, "PPO + rules") == pytest.approx(t / (2 * t + f))
+    assert round(100 * model.saving("GRPO + rules", 16, 2, "PPO + rules"), 1) == 47.1
+
+
+@pytest.mark.parametrize(
+    "name, parameters, adafactor, kv_kib",
+    [
+        ("qwen2.5-0.5b", 494_032_768, 774_272, 12),
+        ("qwen2.5-1.5b", 1_543_714_304, None, 28),
+        ("qwen2.5-7b", 7_615_616_512, 3_167_744, 56),
+        ("llama-2-7b", 6_738_415_616, 2_836_992, 512),
+    ],
+)
+def test_known_shapes(name, parameters, adafactor, kv_kib):
+    shape = model.named_shape(name)
+    assert shape.parameters == parameters
+    assert adafactor is None or shape.adafactor_floats == adafactor
+    assert shape.kv_bytes_per_token() == kv_kib * 1024
+
+
+def test_activations_logits_and_cache_of_known_shapes():
+    """8,192 tokens; the cache of 64 sequences of 1,024."""
+    rows = {"llama-2-7b": (36.5, 2.1, 1.05, 34.4), "qwen2.5-0.5b": (6.0, 0.35, 4.98, 0.8)}
+    for name, (full, recomputed, logits, cache) in rows.items():
+        shape = model.named_shape(name)
+        assert shape.activation_bytes(8192) / model.GB == pytest.approx(full, rel=0.01)
+        kept = shape.activation_bytes(8192, checkpointing=True) - 34 * 8192 * shape.hidden  # what layers leave behind
+        assert kept / model.GB == pytest.approx(recomputed, rel=0.03)
+        assert shape.logits_bytes(8192) / model.GB == pytest.approx(logits, rel=0.005)
+        assert 65536 * shape.kv_bytes_per_token() / model.GB == pytest.approx(cache, rel=0.01)
+    moments = model.model_states(model.Copies(model.named_shape("llama-2-7b").parameters), "mixed", "adamw")
+    assert moments["policy", "optimiser"] / model.GB == pytest.approx(53.9, rel=0.001)
+    assert 4 * model.named_shape("llama-2-7b").adafactor_floats / 1e6 == pytest.approx(11.3, abs=0.05)
+    assert 8 * model.named_shape("qwen2.5-0.5b").parameters / model.GB == pytest.approx(3.95, abs=0.005)
+
+
+def test_model_states_add_up_to_the_table():
+    """PPO with four models at 16/2: 252 GB."""
+    states = model.model_states(model.Copies(7e9, 7e9, 7e9, 7e9), "mixed", "adamw")
+    assert states.total() == 252e9
+    assert states["policy", "weights"] == 14e9 and states["critic", "optimiser"] == 56e9
+    lora = model.model_states(model.Copies(7e9, 0, 7e9), "mixed", "adamw", lora_share=0.01)
+    assert lora.total() == pytest.approx(7e9 * (2 + 16 * 0.01))  # the base is the reference
+
+
+def test_flops_per_generated_token():
+    """10 + 12 K, 8 + 12 K, 8 + 6 K, 6 + 6 K, 2 + 6 K."""
+    rows = [(True, True, True), (True, True, False), (False, True, True), (False, True, False)]
+    assert [model.flops_per_token(*row) for row in rows] == [22, 20, 14, 12]
+    assert model.flops_per_token(False, False, False, old_logprobs=False) == 8
+    for epochs, against_reward_model, against_rules in [(1, 45.5, 40.0), (2, 47.1, 43.8), (4, 48.3, 46.4)]:
+        ours = model.flops_per_token(False, True, False, epochs)
+        for others, expected in [((True, True, True), against_reward_model), ((True, True, False), against_rules)]:
+            assert round(100 * (1 - ours / model.flops_per_token(*others, epochs)), 1) == expected
+
+
+def test_sizes_and_models_that_are_none():
+    assert model.model_size("7B") == 7e9 and model.model_size("350m") == 350e6
+    assert model.model_size("qwen2.5-0.5b") is None
+    with pytest.raises(SettingsError, match=r"size must be above 0, got '0B'"):
+        model.model_size("0B")
+    with pytest.raises(
+        SettingsError, match=r"'/no/such' cannot be read .* write a size such as 7B, one of qwen2.5-0.5b"
+    ):
+        model.model_config("/no/such")
+    with pytest.raises(SettingsError, match=r"'mixd' is unknown. Did you mean 'mixed'"):
+        model.bytes_per_parameter("mixd", "adamw")
+
+
+# the counter, by hand
+
+
+def test_views_and_in_place_operations_add_nothing_and_what_is_freed_is_gone():
+    with LiveTensors() as live:
+        x = torch.zeros(10, 10)  # 400 bytes
+        assert live.bytes == 400
+        y, z = x.view(100), x.t()
+        y += 1
+        assert live.bytes == 400
+        del x, y
+        assert live.bytes == 400  # z still holds it
+        w = torch.zeros(5, dtype=torch.float64)
+        assert live.bytes == 440
+        del z, w
+        assert live.bytes == 0
+
+
+@pytest.mark.parametrize("weightless", [False, True])
+def test_a_training_step_by_hand(weightless):
+    """3 x 5 weights, 4 rows: states 4 x 5, outputs 4 x 3, their exponentials, one sum.
+
+    Forward: 60 + 80 + 48 + 48 + 4 = 240; the outputs themselves are not needed for the gradient, the exponentials are.
+    """
+    with Weightless() if weightless else nullcontext(), LiveTensors() as live:
+        linear = torch.nn.Linear(5, 3, bias=False)
+        optimiser = torch.optim.AdamW(linear.parameters(), lr=0.1, fused=True)
+        live.add_model("policy", linear, optimiser)
+        assert live.bytes == 60
+        with live.phase("update"):
+            outputs = linear(torch.ones(4, 5))
+            powers = outputs.exp()
+            loss = powers.sum()
+            assert live.bytes == 240
+            del outputs, powers
+            assert live.bytes == 192
+            loss.backward()
+            del loss
+            assert +live.places == {("policy", "weights"): 60, ("policy", "gradients"): 60}
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        assert +live.places == {("policy", "weights"): 60, ("policy", "optimiser"): 124}  # two moments and the step
+        assert live.peaks["update"].start_bytes == 60
+        # the optimiser's step: weights, gradients, moments and step; the backward pass takes less than the sum of all
+        assert live.peaks["update"].moments["step"][0] == 60 + 60 + 124
+        assert live.peaks["update"].bytes <= 60 + 80 + 48 + 4 + 4 + 48 + 48 + 60
+
+
+def test_a_storage_that_grows_is_counted_anew():
+    with LiveTensors() as live:
+        out = torch.empty(0)
+        torch.add(torch.ones(3), 1, out=out)
+        assert live.bytes == 12
+
+
+def test_categories_and_components_follow_the_tensors():
+    """Vocabulary 7: what ends in it is logits, but for the weights' own gradient; a model's tensors make its own."""
+    with LiveTensors(vocabulary=7) as live:
+        policy, critic = torch.nn.Linear(5, 7, bias=False), torch.nn.Linear(5, 1, bias=False)
+        live.add_model("policy", policy)
+        live.add_model("critic", critic)
+        states = torch.ones(2, 5)
+        with live.phase("update") as peak:
+            logits, values = policy(states), critic(states)
+            mask = values > 0
+            with live.making("kv_cache"):
+                cache = torch.zeros(3)
+            assert +live.places == {
+                ("policy", "weights"): 140,
+                ("critic", "weights"): 20,
+                ("", "activations"): 40,
+                ("policy", "logits"): 56,
+                ("critic", "activations"): 8,
+                ("critic", "other"): 2,
+                ("", "kv_cache"): 12,
+            }
+            (logits.sum() + values.sum()).backward()
+        assert live.places["policy", "gradients"] == 140 and live.places["critic", "gradients"] == 20
+        assert peak.by("component")["critic"] >= 48 and cache is not mask
+
+
+def test_master_copies_and_their_gradients_have_places_of_their_own():
+    linear = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
+    optimiser, scheduler = make_optimiser(linear, OptimiserConfig(), 10)
+    with LiveTensors() as live:
+        live.add_model("policy", linear, optimiser)
+        with live.phase("update") as peak:
+            linear(torch.ones(2, 4, dtype=torch.bfloat16)).sum().backward()
+            optimiser_step(linear, optimiser, scheduler, 1.0)
+    assert +live.places == {("policy", "weights"): 32, ("policy", "master"): 64, ("policy", "optimiser"): 132}
+    assert max(places["policy", "gradients"] for _, places in peak.moments.values()) == 64
+
+
+def test_the_fullest_of_a_phases_repetitions_is_kept_and_phases_do_not_nest():
+    with LiveTensors() as live:
+        for size in (10, 30, 20):
+            with live.phase("generate"):
+                x = torch.zeros(size)
+                del x
+        assert live.peaks["generate"].bytes == 120
+        nested = live.phase("generate"), live.phase("update")
+        with pytest.raises(ValueError, match="phase 'update' begins inside another"), nested[0], nested[1]:
+            pass
+
+
+def test_a_memory_history_needs_cuda():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ValueError, match=r"snapshot 'x.pickle' needs CUDA"):
+        LiveTensors(snapshot="x.pickle")
+
+
+def test_weightless_tensors_have_sizes_and_steer_nothing():
+    with Weightless():
+        x = torch.zeros(1000, 1000, 1000, 1000)  # 4 TB
+        assert x.exp().sum().item() == 1.0
+        picked = x[0, 0][torch.arange(1000) % 2 == 0]
+        assert picked.shape == (500, 1000)
+        assert bool(torch.isfinite(picked).all()) and int(picked.argmax()) == 0
+        assert (torch.arange(5) + 1).tolist() == [1, 2, 3, 4, 5]
+
+
+# prediction and measurement
+
+
+@pytest.mark.parametrize("name", memory_check.FAST)
+def test_predicted_peaks_are_the_measured_ones(name):
+    for row in memory_check.compare(memory_check.CASES[name]):
+        assert row["ratio"] == pytest.approx(1, abs=memory_check.TOLERANCE), row
+
+
+def test_a_deep_models_peak_is_extrapolated_from_a_shallow_ones():
+    workload = memory_check.Case("ppo", {"kl_coef": 0.05}, layers=7).workload()
+    few, all_of_them = dry_run.predict(workload), dry_run.predict(workload, exact=True)
+    assert {n: p.bytes for n, p in few.items()} == pytest.approx({n: p.bytes for n, p in all_of_them.items()}, rel=1e-3)
+
+
+def test_logits_in_pieces_take_less_than_a_third():
+    """512 tokens in pieces of 110, for a test's sake; `python -m evaluation.memory --check` measures 4,096."""
+    full = memory_check.logits_bytes(None, 512)
+    assert full >= 2 * 300 * 4 * memory_check.VOCABULARY
+    assert memory_check.logits_bytes(2**24, 512) <= full / 3
+
+
+# the command
+
+
+def run_command(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr("sys.argv", ["memory", *arguments])
+    memory.main()
+    return capsys.readouterr().out
+
+
+def test_without_a_model_the_command_prints_the_worked_table(monkeypatch, capsys):
+    out = run_command(monkeypatch, capsys)
+    for cells in ("252   238 (-5.6%)  140 (-44.4%)  126 (-50.0%)", "84   70 (-16.7%)   56 (-33.3%)   42 (-50.0%)"):
+        assert cells in out
+
+
+def test_a_bare_size_gives_model_states(monkeypatch, capsys):
+    out = run_command(
+        monkeypatch, capsys, "--model", "7B", "--algorithm", "ppo", "--precision", "mixed", "--reward-model",
+        "--reference", "yes",
+    )  # fmt: skip
+    assert "together        56.00      28.00     112.00   56.00    252.00" in out
+    assert "22 N FLOPs" in out
+    out = run_command(
+        monkeypatch, capsys, "--model", "7B", "--algorithm", "ppo", "--reward-model", "--reference", "yes"
+    )
+    assert "20 N FLOPs" in out  # in float32 the sampler's log-probabilities serve as the old ones
+
+
+def small_model(tmp_path, layers: int = 3):
+    config = memory_check.Case(layers=layers).workload().model
+    config.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_the_peaks_of_a_model_in_a_folder(monkeypatch, tmp_path):
+    plan = memory.Plan(small_model(tmp_path), prompts=1, group_size=4, minibatches=1, response_tokens=16)
+    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
+    phases = memory.plan_phases(plan)
+    assert set(phases) == {"generate", "logprobs", "update"}
+    text = memory.phases_text(plan, phases)
+    assert "policy: gradients" in text and "The peak is that of update" in text
+    shape = memory.plan_shape(plan.model)
+    assert phases["update"]["policy", "optimiser"] == pytest.approx(8 * shape.parameters, rel=1e-3)
+    monkeypatch.setattr(model, "SHAPES", {})  # without the known shapes: they take seconds
+    assert "does not fit" not in memory.fits_text(plan)
+
+
+def test_settings_change_the_peak_as_they_should(tmp_path):
+    plan = memory.Plan(small_model(tmp_path), "ppo", reference="yes", reward_model=True, prompts=4, response_tokens=16)
+    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64, prompts=1, group_size=4, minibatches=1)
+    update = memory.plan_phases(plan)["update"]
+    parameters = memory.plan_shape(plan.model).parameters
+    for change, saved in [
+        ({"reference": "no"}, 4 * parameters),
+        ({"reward_model": False}, 4 * parameters),
+        ({"offload": ("reference", "reward_model")}, 8 * parameters),
+        ({"precision": "mixed"}, 4 * parameters),  # two frozen models of 2 bytes instead of 4
+    ]:
+        less = memory.plan_phases(replace(plan, **change))["update"]
+        states = sum(s for (_, c), s in update.items() if c in model.STATES)
+        states -= sum(s for (_, c), s in less.items() if c in model.STATES)
+        assert states == pytest.approx(saved, rel=0.01), change
+    adapters = memory.plan_phases(replace(plan, precision="mixed", lora_rank=4, reference="yes"))["update"]
+    assert ("reference", "weights") not in adapters
+    shared = memory.plan_phases(replace(plan, critic="shared"))["update"]
+    assert shared["critic", "weights"] == 4 * 129  # the head
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--algorithm", "gppo"], "algorithm: 'gppo' is unknown. Did you mean"),
+        (["--precision", "fp8"], "precision: 'fp8' is unknown"),
+        (["--optimizer", "adam"], "optimizer: 'adam' is unknown. Did you mean"),
+        (["--prompts", "0"], "--prompts must be at least 1, got 0"),
+        (["--offload", "policy"], "offload: 'policy' is unknown"),
+        (["--model", "-1B"], "a size must be above 0, got '-1B'"),
+        (["--model", "7B", "--lora-rank", "8"], "--lora-rank needs a model's shape"),
+        (["--model", "qwen2.5-0.5b", "--algorithm", "ppo", "--critic-layers", "99"], "has 24 layers"),
+        (["--study", "pipelines/config.yaml"], "--study and --run go together"),
+    ],
+)
+def test_bad_options_get_one_clear_line(monkeypatch, capsys, arguments, message):
+    arguments = [f"--model={arguments[1]}"] if arguments[:2] == ["--model", "-1B"] else arguments
+    monkeypatch.setattr("sys.argv", ["memory", *arguments])
+    with pytest.raises(SystemExit):
+        memory.main()
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_figure_and_its_table(tmp_path, monkeypatch, capsys):
+    plan = memory.Plan(small_model(tmp_path / "model"), prompts=2, group_size=2, minibatches=1, response_tokens=8)
+    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
+    memory_figure.draw(plan, tmp_path / "out")
+    rows = (tmp_path / "out" / "peak-model.csv").read_text().splitlines()
+    assert rows[0] == "setup,phase,part,bytes" and len({row.split(",update,")[0] for row in rows[1:]}) == 6
+    assert (tmp_path / "out" / "peak-model.svg").stat().st_size > 1000
