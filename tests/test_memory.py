@@ -8,11 +8,12 @@ import torch
 
 from algos.training.config import OptimiserConfig
 from algos.training.optimise import make_optimiser, optimiser_step
-from evaluation import dry_run, memory, memory_check, memory_figure
-from evaluation import memory_model as model
-from evaluation.live_tensors import LiveTensors
+from evaluation.memory import check, dry_run, figure
+from evaluation.memory import closed_form as model
+from evaluation.memory import plan as memory
+from evaluation.memory.live_tensors import LiveTensors
+from evaluation.memory.weightless import Weightless
 from evaluation.settings import SettingsError
-from evaluation.weightless import Weightless
 
 # closed forms
 
@@ -251,23 +252,23 @@ def test_weightless_tensors_have_sizes_and_steer_nothing():
 # prediction and measurement
 
 
-@pytest.mark.parametrize("name", memory_check.FAST)
+@pytest.mark.parametrize("name", check.FAST)
 def test_predicted_peaks_are_the_measured_ones(name):
-    for row in memory_check.compare(memory_check.CASES[name]):
-        assert row["ratio"] == pytest.approx(1, abs=memory_check.TOLERANCE), row
+    for row in check.compare(check.CASES[name]):
+        assert row["ratio"] == pytest.approx(1, abs=check.TOLERANCE), row
 
 
 def test_a_deep_models_peak_is_extrapolated_from_a_shallow_ones():
-    workload = memory_check.Case("ppo", {"kl_coef": 0.05}, layers=7).workload()
+    workload = check.Case("ppo", {"kl_coef": 0.05}, layers=7).workload()
     few, all_of_them = dry_run.predict(workload), dry_run.predict(workload, exact=True)
     assert {n: p.bytes for n, p in few.items()} == pytest.approx({n: p.bytes for n, p in all_of_them.items()}, rel=1e-3)
 
 
 def test_logits_in_pieces_take_less_than_a_third():
     """512 tokens in pieces of 110, for a test's sake; `python -m evaluation.memory --check` measures 4,096."""
-    full = memory_check.logits_bytes(None, 512)
-    assert full >= 2 * 300 * 4 * memory_check.VOCABULARY
-    assert memory_check.logits_bytes(2**24, 512) <= full / 3
+    full = check.logits_bytes(None, 512)
+    assert full >= 2 * 300 * 4 * check.VOCABULARY
+    assert check.logits_bytes(2**24, 512) <= full / 3
 
 
 # the command
@@ -299,7 +300,7 @@ def test_a_bare_size_gives_model_states(monkeypatch, capsys):
 
 
 def small_model(tmp_path, layers: int = 3):
-    config = memory_check.Case(layers=layers).workload().model
+    config = check.Case(layers=layers).workload().model
     config.save_pretrained(tmp_path)
     return str(tmp_path)
 
@@ -364,7 +365,7 @@ def test_bad_options_get_one_clear_line(monkeypatch, capsys, arguments, message)
 def test_the_figure_and_its_table(tmp_path, monkeypatch, capsys):
     plan = memory.Plan(small_model(tmp_path / "model"), prompts=2, group_size=2, minibatches=1, response_tokens=8)
     plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
-    memory_figure.draw(plan, tmp_path / "out")
+    figure.draw(plan, tmp_path / "out")
     rows = (tmp_path / "out" / "peak-model.csv").read_text().splitlines()
     assert rows[0] == "setup,phase,part,bytes" and len({row.split(",update,")[0] for row in rows[1:]}) == 6
     assert (tmp_path / "out" / "peak-model.svg").stat().st_size > 1000

@@ -57,9 +57,9 @@ def available_bytes() -> int:
 def predictor(bench: Bench) -> Iterator[dict]:
     """The largest relative difference between a phase's measured peak and the one predicted without weights."""
     try:
-        from evaluation.memory_check import CASES, FAST, compare
+        from evaluation.memory.check import CASES, FAST, compare
     except ImportError:  # a branch of its own
-        yield row("predictor", "not measured", None, note="this commit has no evaluation.memory_check")
+        yield row("predictor", "not measured", None, note="this commit has no evaluation.memory.check")
         return
     for name in FAST[:1] if bench.toy else FAST:
         found = compare(CASES[name])

@@ -30,9 +30,9 @@ from algos.training.train import make_learner
 from algos.training.trust_region import trust_region_update
 from algos.training.types import Rollouts, make_batch
 from algos.training.update import minibatch_rows, prepare, update, with_advantages
-from evaluation.live_tensors import LiveTensors, Peak
-from evaluation.memory_model import with_layers
-from evaluation.weightless import Weightless, tangible
+from evaluation.memory.closed_form import with_layers
+from evaluation.memory.live_tensors import LiveTensors, Peak
+from evaluation.memory.weightless import Weightless, tangible
 
 PHASES = ("generate", "reward", "logprobs", "update")
 ROWS_AT_ONCE = 512  # of sample()
@@ -206,7 +206,7 @@ class _Step:
         self.run = replace(run, minibatches=1, epochs=1)
         rows = run.micro_batch_size
         if run.micro_batch_tokens is not None:
-            alone, added = sequence, run.max_response_tokens if self.learner.row_tokens else sequence
+            alone, added = sequence, run.max_response_tokens if self.learner.share_prompts else sequence
             rows = 1 + max(run.micro_batch_tokens - alone, 0) // added
         rows = min(2 * rows, run.responses_per_step // run.minibatches)
         return self.rollouts(math.ceil(rows / run.group_size))

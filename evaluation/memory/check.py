@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from algos.training.config import LOGITS_AT_ONCE, OptimiserConfig, RunConfig
-from evaluation.dry_run import Workload, measure, measure_update, predict
-from evaluation.memory_model import QWEN, shape_config
+from evaluation.memory.closed_form import QWEN, shape_config
+from evaluation.memory.dry_run import Workload, measure, measure_update, predict
 from evaluation.settings import SettingsError
 
 TOLERANCE = 0.1

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.figures import COLOURS, GREY, PART_SHADES, save
-from evaluation.memory import Plan, plan_phases, unit_of
-from evaluation.memory_model import MODELS, STATES
+from evaluation.memory.closed_form import MODELS, STATES
+from evaluation.memory.plan import Plan, plan_phases, unit_of
 
 BARS = {  # the setups compared, and what each changes in the plan
     "PPO, reward model, reference": {"algorithm": "ppo", "reward_model": True, "reference": "yes"},

@@ -7,7 +7,7 @@
     python -m evaluation.memory --check                                     predictions beside measurements
     python -m evaluation.memory --model qwen2.5-7b --figure                 PPO and GRPO as stacked bars
 
-No weights are loaded: memory_model.py has the closed forms, dry_run.py runs the project's own code on weightless
+No weights are loaded: closed_form.py has the closed forms, dry_run.py runs the project's own code on weightless
 tensors. GB is 1e9 bytes.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 
 from algos import ALGORITHMS
 from algos.training.config import RunConfig, parse
-from evaluation import memory_model as closed
-from evaluation.memory_model import GB, MODELS, PRECISIONS, SETUPS, STATES
+from evaluation.memory import closed_form as closed
+from evaluation.memory.closed_form import GB, MODELS, PRECISIONS, SETUPS, STATES
 from evaluation.settings import SettingsError, one_of
 
 GPUS = {"24 GB": 24, "80 GB": 80, "141 GB": 141}
@@ -163,7 +163,7 @@ def plan_shape(model: str) -> closed.Shape:
 
 @lru_cache
 def _peaks(plan: Plan) -> dict:
-    from evaluation.dry_run import Workload, predict
+    from evaluation.memory.dry_run import Workload, predict
 
     return predict(Workload(plan.run, closed.model_config(plan.model), plan.prompt_tokens))
 
@@ -413,7 +413,7 @@ def report(plan: Plan) -> str:
 def study_report(study: str, name: str, prompt_tokens: int | None) -> str:
     """The peaks of a run of a study; prompts as long as the run admits, unless it is said how long they are."""
     from algos.training.config import ModelConfig
-    from evaluation.dry_run import Workload, predict
+    from evaluation.memory.dry_run import Workload, predict
     from pipelines.study import load
 
     loaded = load(study)
@@ -470,11 +470,11 @@ def main() -> None:
         plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan) if f.name not in ("model", "offload")})
         plan = replace(plan, offload=tuple(args.offload), **({"model": args.model} if args.model else {}))
         if args.check:
-            from evaluation.memory_check import check
+            from evaluation.memory.check import check
 
             check(Path(args.out))
         elif args.figure:
-            from evaluation.memory_figure import draw
+            from evaluation.memory.figure import draw
 
             draw(plan, Path(args.out))
         elif args.study or args.run:
