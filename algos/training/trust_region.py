@@ -15,7 +15,7 @@ from algos.training.config import RunConfig
 from algos.training.logprobs import token_logits
 from algos.training.optimise import optimiser_step
 from algos.training.types import Batch, Totals
-from algos.training.update import Learner, accumulate_gradients, micro_batch_losses
+from algos.training.update import Learner, accumulate_gradients, policy_part
 
 
 def trust_region_update(
@@ -80,9 +80,8 @@ class TrustRegion:
     def evaluate(self) -> tuple[float, float]:
         """Surrogate loss and mean KL(old || new) per token at the current parameters."""
         loss = kl = 0.0
-        policy_only = replace(self.learner, critic=None)
         for part, old in zip(self._micro(self.batch), self.old, strict=True):
-            loss += micro_batch_losses(part, policy_only, self.config, self.settings, self.totals)[0].item()
+            loss += policy_part(part, self.learner, self.config, self.settings, self.totals)[0].item()
             kl += masked_sum(kl_full(old, self._all_logprobs(part)), part.loss_mask).item()
         return loss, kl / self.totals.response_tokens
 

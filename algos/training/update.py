@@ -150,52 +150,65 @@ def kl_after_update(batch: Batch, learner: Learner, config: RunConfig) -> float:
     return float(masked_mean(torch.expm1(difference) - difference, batch.loss_mask))
 
 
-def micro_batch_losses(
-    part: Batch, learner: Learner, config: RunConfig, settings: Estimator, totals: Totals, warming_up: bool = False
-) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
-    """Policy loss (None while warming up) and value loss (None without a critic) of one micro-batch, and metrics."""
-    algorithm, metrics = config.algorithm_entry, {}
-    policy_loss = value_loss = states = None
-    mask = part.loss_mask
-    if not warming_up:
-        full = settings.needs_full_kl and settings.kl_in == "loss"
-        outputs = policy_outputs(
-            learner.policy,
-            part,
-            config.temperature,
-            entropy=settings.entropy_coef > 0,
-            reference=learner.reference if full else None,
-            direction=settings.kl_direction,
-            logits_at_once=config.logits_at_once,
-        )
-        policy_loss, metrics = algorithm.loss(
-            outputs.logprobs,
-            part.old_logprobs,
-            part.advantages,
-            mask,
-            settings,
-            totals,
-            ref_logprobs=part.ref_logprobs,
-            sampler_logprobs=part.sampler_logprobs,
-            entropies=outputs.entropies,
-            full_kl=outputs.full_kl,
-        )
-        metrics, states = {"policy_loss": policy_loss.detach(), **metrics}, outputs.states
-    if learner.critic is not None:
-        values = learner.critic.values(part, states, frozen=warming_up)
-        value_loss, value_metrics = algorithm.value_loss(values, part.values, part.returns, mask, settings, totals)
-        metrics |= value_metrics
-    return policy_loss, value_loss, metrics
+def policy_part(
+    part: Batch, learner: Learner, config: RunConfig, settings: Estimator, totals: Totals
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Policy loss of one micro-batch, the states (N, H) that it was made from, and metrics."""
+    full = settings.needs_full_kl and settings.kl_in == "loss"
+    outputs = policy_outputs(
+        learner.policy,
+        part,
+        config.temperature,
+        entropy=settings.entropy_coef > 0,
+        reference=learner.reference if full else None,
+        direction=settings.kl_direction,
+        logits_at_once=config.logits_at_once,
+    )
+    loss, metrics = config.algorithm_entry.loss(
+        outputs.logprobs,
+        part.old_logprobs,
+        part.advantages,
+        part.loss_mask,
+        settings,
+        totals,
+        ref_logprobs=part.ref_logprobs,
+        sampler_logprobs=part.sampler_logprobs,
+        entropies=outputs.entropies,
+        full_kl=outputs.full_kl,
+    )
+    return loss, outputs.states, {"policy_loss": loss.detach(), **metrics}
+
+
+def value_part(
+    part: Batch, learner: Learner, config: RunConfig, settings: Estimator, totals: Totals, states: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Value loss of one micro-batch, and metrics; states of the policy's pass, or None while the critic warms up."""
+    values = learner.critic.values(part, states, frozen=states is None)
+    return config.algorithm_entry.value_loss(values, part.values, part.returns, part.loss_mask, settings, totals)
 
 
 def accumulate_gradients(
     minibatch: Batch, learner: Learner, config: RunConfig, settings: Estimator, warming_up: bool = False
 ) -> dict[str, Tensor]:
-    """Add the gradients of one optimiser step, micro-batch by micro-batch; the metrics of the whole step."""
+    """Add the gradients of one optimiser step, micro-batch by micro-batch; the metrics of the whole step.
+
+    A critic of its own comes after the policy's backward pass, so that the activations of one of them are kept at a
+    time; one on the policy's backbone shares its pass, and both losses go back through it together.
+    """
     totals = Totals.of(minibatch.loss_mask)
+    together = learner.critic is not None and settings.critic == "shared"
     parts = []
     for _, part in learner.layout(config).micro_batches(minibatch):
-        policy_loss, value_loss, metrics = micro_batch_losses(part, learner, config, settings, totals, warming_up)
-        sum(loss for loss in (policy_loss, value_loss) if loss is not None).backward()
+        policy_loss = states = None
+        metrics = {}
+        if not warming_up:
+            policy_loss, states, metrics = policy_part(part, learner, config, settings, totals)
+            if not together:
+                policy_loss.backward()
+                policy_loss, states = None, states.detach()
+        if learner.critic is not None:
+            value_loss, value_metrics = value_part(part, learner, config, settings, totals, states)
+            (value_loss if policy_loss is None else policy_loss + value_loss).backward()
+            metrics |= value_metrics
         parts.append(metrics)
     return {name: reduce(name, [part[name] for part in parts], sum) for name in parts[0]}
