@@ -8,15 +8,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """While active: `now` and `peak` bytes of tensors made inside; of those whose last dimension is `width`, if given.
+    """While active: `now` and `peak` bytes of tensors made inside. evaluation.memory.live_tensors says whose they are.
 
     Views and in-place operations add nothing, and what is freed is gone at once. Not seen: what a kernel allocates
     for itself.
     """
 
-    def __init__(self, width: int | None = None):
+    def __init__(self):
         super().__init__()
-        self.width, self.now, self.peak = width, 0, 0
+        self.now = self.peak = 0
         self.seen: dict[int, weakref.finalize] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -27,8 +27,6 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def count(self, tensor: torch.Tensor) -> None:
-        if self.width is not None and (not tensor.dim() or tensor.shape[-1] != self.width):
-            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.seen:

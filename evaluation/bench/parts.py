@@ -133,24 +133,32 @@ def forced(rows: list[dict], response: int, case: str) -> None:
 
 
 def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
-    """Steps of ours and of TRL's trainer for the same run, in turns: the study's minibatches, and one."""
+    """Steps of ours and of TRL's trainer for the same run, in turns: the study's minibatches, and one.
+
+    Then the study's number of minibatches, ours made of whole prompts: in TRL's, of shuffled responses, a prompt has
+    fewer of its responses beside it. That is as much work, but not the same minibatches.
+    """
     workload = bench.workload()
     study_minibatches = bench.settings(algorithm).get("minibatches", 1)
-    for minibatches in dict.fromkeys((study_minibatches, 1)):
+    cases = dict.fromkeys([(study_minibatches, "responses"), (1, "responses"), (study_minibatches, "prompts")])
+    for minibatches, unit in cases:
+        if unit == "prompts" and minibatches == 1:
+            continue  # the same as of responses
         settings = bench.settings(algorithm, minibatches=minibatches)
         loops = {
             "trl": bench.loop({**settings, "trainer": "trl"}, workload),
-            "ours": bench.loop(settings, workload),
+            "ours": bench.loop({**settings, "minibatch_of": unit}, workload),
         }
         config = loops["ours"].config
         found = in_turns(loops, bench.steps)
-        name = f"{algorithm}, {minibatches} minibatches"
+        name = f"{algorithm}, {minibatches} minibatches" + (" of prompts" if unit == "prompts" else "")
         forced(found["ours"], config.max_response_tokens, name)
         for side, rows in found.items():
             work = work_of(loops[side].config, workload, config.max_response_tokens)
             yield from step_rows(f"{name}, {side}", rows, work, bench.limits)
         trl, ours = ([line["wall_seconds"] for line in found[side]] for side in ("trl", "ours"))
-        target = "" if bench.toy or minibatches != study_minibatches else f"{algorithm}_step"
+        decides = not bench.toy and (minibatches, unit) == (study_minibatches, "responses")
+        target = f"{algorithm}_step" if decides else ""
         yield ratio_row(name, trl, ours, f"TRL's step / ours, {len(ours)} pairs", target)
 
 

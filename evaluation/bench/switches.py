@@ -30,6 +30,7 @@ SWITCHES = (
     Switch("micro-batches of 1,024 tokens", {"micro_batch_tokens": 1024}, {"micro_batch_tokens": 4096}),
     Switch("micro-batches of 16,384 tokens", {"micro_batch_tokens": 16384}, {"micro_batch_tokens": 4096}),
     Switch("share_prompts", {"share_prompts": True}, {"share_prompts": False}),
+    Switch("minibatch_of: prompts", {"minibatch_of": "prompts"}, {"minibatch_of": "responses"}),
     Switch("logits_at_once", {"logits_at_once": 2**16}, {"logits_at_once": None}),
     Switch("old_logprobs: sampler", {"old_logprobs": "sampler"}, {"old_logprobs": "recomputed"}),
     Switch("gradient_checkpointing", {"gradient_checkpointing": True}, {"gradient_checkpointing": False}),
