@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from evaluation.settings import SettingsError
+from pipelines import warm
 from pipelines.study import Study
 
 try:
@@ -16,7 +17,12 @@ if workflow.is_main_process:  # not again in every job
     for warning in STUDY.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
-shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")  # the jobs' Python is this one
+# The jobs' Python is this one; stages are forked from the warm process, where there is one (`warm.py`).
+shell.prefix(
+    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
+    f'if [ -S "${{{{{warm.SOCKET}:-}}}}" ]; then'
+    f' python() {{{{ command python -I -S {shlex.quote(os.path.abspath(warm.__file__))} "$@"; }}}}; fi; '
+)
 
 RESULTS = STUDY.results
 DATA = f"{RESULTS}/data"
@@ -80,6 +86,8 @@ def evaluated(name):
 
 
 onstart:
+    if workflow.local_exec:  # not where jobs run on other machines, or count elsewhere
+        warm.start()
     # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
     subprocess.Popen([sys.executable, "-m", "algos.training.tracking", "--results", RESULTS, "--uri", TRACKING_URI,
                       "--experiment", STUDY.config["study"], "--watch", str(os.getpid())],
