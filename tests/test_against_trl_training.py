@@ -20,7 +20,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from algos.training import config as settings_module
-from algos.training import experience, train, trl_baseline
+from algos.training import engines, experience, train, trl_baseline
 from algos.training.config import OptimiserConfig, RunConfig
 from algos.training.models import encode_prompt, load_policy, save_policy
 from algos.training.types import Rollouts
@@ -120,7 +120,7 @@ def given(batches: list[Rollouts]) -> ExitStack:
 
     patches = ExitStack()
     for target, name, replacement in (
-        (experience, "sample", sampled),
+        (engines, "sample", sampled),
         (GRPOTrainer, "_generate_single_turn", lambda _, prompts, *__: (responses(next(queues[1]), prompts), None)),
         (RLOOTrainer, "_generate_single_turn", lambda _, prompts, *__: responses(next(queues[1]), prompts)),
         (ppo_trainer, "batch_generation", by_ppo),

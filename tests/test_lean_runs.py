@@ -455,7 +455,6 @@ REFUSED = [
     ),
     ({"algorithm": "trpo", "minibatches": 1, "compile": True}, "trpo needs second .* compile must be false, got true"),
     ({"algorithm": "grpo", "offload": ["policy"]}, "offload: 'policy' is unknown.* Allowed: critic, optimiser, ref"),
-    ({"algorithm": "grpo", "lora": {}, "engine": "vllm"}, "engine: vllm is sent plain weights, not adapters; write"),
     ({"algorithm": "grpo", "lora": {"rank": 0}}, "lora: rank must be above 0, got 0"),
     ({"algorithm": "grpo", "lora": {"ranks": 2}}, "lora, key: 'ranks' is unknown. Did you mean 'rank'"),
     (

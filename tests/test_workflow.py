@@ -92,7 +92,7 @@ def test_every_run_has_its_files(tree):
         folder = results(tree) / "runs" / run / "seed0"
         record = json.loads((folder / "run.json").read_text())
         assert record["status"] == "finished" and record["packages"]["torch"] and record["command"][1] == "-m"
-        assert set(record["memory"]["policy"]) == {"parameters", "weights", "gradients", "optimiser"}
+        assert set(record["memory"]["policy"]) == {"parameters", "weights", "gradients", "optimiser", "master"}
         assert read_jsonl(folder / "metrics.jsonl")
         assert (folder / "checkpoint" / "model.safetensors").is_file() and not list(folder.rglob("*.bin"))
         responses = read_jsonl(folder / "evaluation" / "responses.jsonl")

@@ -220,10 +220,6 @@ class RunConfig:
                 "engine: vllm belongs to trainer: own; TRL's trainer would sample, weigh and synchronise in its own "
                 "way. Write engine: transformers, as a twin does by itself."
             )
-        if self.lora is not None:
-            raise ValueError(
-                "engine: vllm is sent plain weights, not adapters; write engine: transformers, or lora: null"
-            )
         if importlib.util.find_spec("vllm") is None:
             raise SettingsError("engine: vllm needs vLLM; pip install -e '.[vllm]', or write engine: transformers.")
         low, high = VLLM_TEMPERATURES

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from algos.training.config import LOGITS_AT_ONCE
 from algos.training.head import full_kl, token_statistics
-from algos.training.packing import Layout, forward, plain
+from algos.training.packing import Layout, forward, plain, rows_of
 from algos.training.types import Batch
 
 
 def hidden_states(backbone, batch: Batch) -> Tensor:
     """The states that predict the N response tokens, (N, H), in the order of response_mask."""
     packed = batch.packed or plain(batch)
-    return forward(backbone, packed).flatten(0, 1)[packed.source]
+    return rows_of(forward(backbone, packed).flatten(0, 1), packed.source)
 
 
 def token_logits(policy, batch: Batch) -> Tensor:

@@ -146,6 +146,12 @@ def _ragged(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
 
 
+def rows_of(matrix: Tensor, places: Tensor) -> Tensor:
+    """matrix[places]: (L, H), (...) -> (..., H). As an embedding, because the gradient of plain indexing is added up in
+    any order when several threads compute it."""
+    return torch.nn.functional.embedding(places, matrix)
+
+
 def forward(backbone, packed: Packed) -> Tensor:
     """The backbone's last states, (R, L, H)."""
     if packed.segments is None:
@@ -168,13 +174,16 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     repeats = query.shape[1] // key.shape[1]
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, head_dim)
+
+    def at(states: Tensor, places: Tensor) -> Tensor:  # (1, heads, L, head_dim), (rows, steps)
+        found = rows_of(states[0].transpose(0, 1).flatten(1), places)
+        return found.unflatten(-1, (states.shape[1], -1)).transpose(1, 2)  # (rows, heads, steps, head_dim)
 
     def part(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         output = torch.nn.functional.scaled_dot_product_attention(
-            query[queries].transpose(1, 2),
-            repeat_kv(key[keys].transpose(1, 2), repeats),
-            repeat_kv(value[keys].transpose(1, 2), repeats),
+            at(query, queries),
+            repeat_kv(at(key, keys), repeats),
+            repeat_kv(at(value, keys), repeats),
             attn_mask=mask,
             scale=scaling,
         )
