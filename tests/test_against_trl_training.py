@@ -121,6 +121,7 @@ def given(batches: list[Rollouts]) -> ExitStack:
     patches = ExitStack()
     for target, name, replacement in (
         (engines, "sample", sampled),
+        (engines.RatioCanary, "check", lambda *_: {}),  # the replayed tokens come without their log-probabilities
         (GRPOTrainer, "_generate_single_turn", lambda _, prompts, *__: (responses(next(queues[1]), prompts), None)),
         (RLOOTrainer, "_generate_single_turn", lambda _, prompts, *__: responses(next(queues[1]), prompts)),
         (ppo_trainer, "batch_generation", by_ppo),
