@@ -158,8 +158,8 @@ class Warm:
         streams: list[int] = []
         with suppress(OSError, ValueError):
             request, streams = receive(connection)
-            ours = (sys.executable, os.getcwd(), self.settings)
-            asked = (request["python"], request["directory"], fixed(request["environment"]))
+            ours = (interpreter(sys.executable), os.getcwd(), self.settings)
+            asked = (interpreter(request["python"]), request["directory"], fixed(request["environment"]))
             if asked == ours and self.code == code() and can_fork():
                 server, pid = os.getpid(), os.fork()
                 if pid == 0:
@@ -167,6 +167,7 @@ class Warm:
                         file.close()
                     for handle in (self.parent, *self.children):
                         os.close(handle)
+                    sys.executable = request["python"]
                     become(request["environment"], streams, server)
                     return request["words"]
                 with suppress(OSError):
@@ -258,6 +259,11 @@ def code() -> dict[str, tuple[int, int]]:
             status = os.stat(file)
             found[file] = (status.st_mtime_ns, status.st_size)
     return found
+
+
+def interpreter(executable: str) -> tuple[str, str]:
+    """Its environment's folder and its file: python and python3 of one environment are one interpreter."""
+    return os.path.dirname(executable), os.path.realpath(executable)
 
 
 def fixed(environment) -> dict[str, str]:

@@ -121,6 +121,13 @@ def test_an_environment_that_imports_look_at_gets_a_process_of_its_own(study, mo
     assert trace.communicate(timeout=60)[0].startswith("usage: ")
 
 
+def test_python_and_python3_of_one_environment_are_one_interpreter(tmp_path):
+    (tmp_path / "python3").symlink_to(sys.executable)
+    (tmp_path / "python").symlink_to("python3")
+    assert warm.interpreter(f"{tmp_path}/python") == warm.interpreter(f"{tmp_path}/python3")
+    assert warm.interpreter(f"{tmp_path}/python") != warm.interpreter(sys.executable)  # another environment
+
+
 def test_the_warm_process_ends_with_its_parent():
     process = subprocess.Popen(
         [sys.executable, "-c", STARTER], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
