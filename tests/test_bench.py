@@ -18,7 +18,6 @@ from algos.training.record import Record
 from algos.training.rollouts import sample
 from evaluation.bench import __main__ as command
 from evaluation.bench import gpu, output, overhead, parts, steps, switches
-from evaluation.bench.live import LiveBytes
 from evaluation.bench.measure import exponent, ratio_of_medians
 from evaluation.bench.work import StepWork, body_parameters, decode_bytes, forward_flops, head_parameters
 from evaluation.bench.workload import SHAPES, Shape, random_model, synthetic_workload, task_workload, word_tokenizer
@@ -174,18 +173,6 @@ def test_what_a_loop_raises_is_raised_to_whoever_asked_for_the_step(bench):
     with pytest.raises(SettingsError, match="prompts_per_step is 8, but"):
         steps.in_turns({"a": loop}, 1)
     assert not loop.thread.is_alive()
-
-
-def test_live_bytes_count_storages_once_and_until_they_are_freed():
-    with LiveBytes() as live:
-        a = torch.zeros(256)  # 1,024 bytes
-        view = a[:10].view(2, 5)
-        view.add_(1)
-        b = a + 1
-        assert live.now == live.peak == 2048
-        del b
-        assert live.now == 1024
-        assert live.restart() == 2048 and live.peak == 1024
 
 
 # Overhead

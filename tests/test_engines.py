@@ -448,9 +448,13 @@ def test_the_command_of_a_run_starts_vllm_in_its_dtype_and_stops_it(checkpoint, 
     assert all(1e-3 < line["canary_ratio"] < line["canary_limit"] for line in lines)  # rounded to 8 bits: 1e-2
 
 
+def only_the_first_synchronisation(engine, monkeypatch) -> None:
+    synchronise, calls = engine.synchronise, []
+    monkeypatch.setattr(engine, "synchronise", lambda policy: calls.append(0) or len(calls) > 1 or synchronise(policy))
+
+
 def test_a_skipped_synchronisation_fails_the_run_before_it_samples_again(loop, shared, monkeypatch):
-    synchronise, calls = shared.synchronise, []
-    monkeypatch.setattr(shared, "synchronise", lambda policy: calls.append(0) or len(calls) > 1 or synchronise(policy))
+    only_the_first_synchronisation(shared, monkeypatch)
     with pytest.raises(StaleWeights, match="weights are not the policy's"):
         loop()
     assert len(read_jsonl(loop.out / "metrics.jsonl")) == 1
@@ -458,8 +462,7 @@ def test_a_skipped_synchronisation_fails_the_run_before_it_samples_again(loop, s
 
 def test_stale_weights_that_no_fingerprint_shows_fail_the_run_by_their_ratio(loop, shared, monkeypatch):
     monkeypatch.setattr(shared, "compare", lambda policy: None)
-    synchronise, calls = shared.synchronise, []
-    monkeypatch.setattr(shared, "synchronise", lambda policy: calls.append(0) or len(calls) > 1 or synchronise(policy))
+    only_the_first_synchronisation(shared, monkeypatch)
     with pytest.raises(StaleWeights, match="not synchronised after an update"):
         loop()
     assert len(read_jsonl(loop.out / "metrics.jsonl")) == 1

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -86,21 +87,21 @@ class VllmEngine(Engine):
     def rest(self) -> None:
         """After sampling: weights and cache may go."""
 
+    @abstractmethod
     def take_over(self, policy) -> None:
         """Copy the policy's weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> dict[str, int]:
         """Of the engine's weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget(self) -> None:
         """Drop all keys and values: those of earlier weights are wrong, and others would change the rounding."""
-        raise NotImplementedError
 
+    @abstractmethod
     def generate(self, prompts: list[list[int]], requests: list[dict]) -> list[list[tuple[list[int], list[float]]]]:
         """Groups of (token ids, log-probabilities), in the order of the prompts."""
-        raise NotImplementedError
 
 
 @torch.no_grad()

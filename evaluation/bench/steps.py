@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from algos.training import record, train, trl_baseline
 from algos.training.config import RunConfig, parse
 from algos.training.models import resolve_device
-from evaluation.bench.live import LiveBytes
 from evaluation.bench.measure import wait
 from evaluation.bench.workload import Workload, random_model, word_tokenizer
+from evaluation.memory.live_tensors import LiveTensors
 
 
 class _Enough(BaseException):
@@ -39,7 +39,7 @@ class Loop:
         self.workload, self.out, self.threads = workload, out, threads
         self.models: dict = {}  # as train.make_learner gives them; stays empty for TRL
         self.peak_bytes: dict[str, int] = {}  # by phase, over all steps: counted, or of CUDA's allocator
-        self.live = LiveBytes() if count else None
+        self.live = LiveTensors() if count else None
         self.away = 0.0  # seconds that it has waited for its turn
         self.metrics: dict | None = None
         self.error: BaseException | None = None
@@ -128,21 +128,15 @@ class _Record(record.Record):
 def _phase(self, name: str):
     """record.Phases.__call__, which notes the phase's peak of memory, too."""
     loop = current()
-    _peak(loop)
-    with _original_phase(self, name):
+    on_cuda = loop.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(loop.device)
+    with _original_phase(self, name), loop.live.phase(name) if loop.live is not None else nullcontext():
         yield
-    loop.peak_bytes[name] = max(loop.peak_bytes.get(name, 0), _peak(loop))
-
-
-def _peak(loop: Loop) -> int:
-    """Bytes at the fullest moment since the last call; 0 if nobody counts."""
     if loop.live is not None:
-        return loop.live.restart()
-    if loop.device.type != "cuda":
-        return 0
-    peak = torch.cuda.max_memory_allocated(loop.device)
-    torch.cuda.reset_peak_memory_stats(loop.device)
-    return peak
+        loop.peak_bytes[name] = loop.live.peaks[name].bytes
+    elif on_cuda:
+        loop.peak_bytes[name] = max(loop.peak_bytes.get(name, 0), torch.cuda.max_memory_allocated(loop.device))
 
 
 class _Silent:

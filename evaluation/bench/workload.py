@@ -12,6 +12,7 @@ import torch
 
 from algos.training.models import encode_prompts, load_tokenizer, save_policy, train_tokenizer
 from evaluation.data import PromptSettings
+from evaluation.memory.closed_form import QWEN, model_config, shape_config
 from evaluation.settings import from_dict, write_jsonl
 from evaluation.tasks import TaskSettings, load_task
 
@@ -34,31 +35,39 @@ class Shape:
     max_positions: int = 4096
 
     def config(self, tokenizer):
-        from transformers import Qwen2Config
-
-        return Qwen2Config(
-            architectures=["Qwen2ForCausalLM"],
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.key_value_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_positions,
-            tie_word_embeddings=self.tied,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=None,  # the tokenizer's may lie outside the vocabulary
-            bos_token_id=None,
-            initializer_range=self.hidden_size**-0.5,
+        """transformers' configuration; the tokenizer's end-of-sequence may lie outside the vocabulary."""
+        config = shape_config(
+            {**QWEN, "max_position_embeddings": self.max_positions},
+            self.hidden_size,
+            self.intermediate_size,
+            self.layers,
+            self.heads,
+            self.key_value_heads,
+            self.vocab_size,
+            self.tied,
         )
+        config.update({"pad_token_id": tokenizer.pad_token_id, "initializer_range": self.hidden_size**-0.5})
+        return config
+
+
+def known_shape(name: str) -> Shape:
+    """One of the shapes that evaluation.memory knows by name."""
+    sizes = model_config(name)
+    return Shape(
+        sizes.vocab_size,
+        sizes.hidden_size,
+        sizes.num_hidden_layers,
+        sizes.num_attention_heads,
+        sizes.num_key_value_heads,
+        sizes.intermediate_size,
+        sizes.tie_word_embeddings,
+    )
 
 
 SHAPES = {
     "study": Shape(),
     "toy": Shape(vocab_size=120, hidden_size=16, layers=2, heads=2, key_value_heads=2, intermediate_size=32),
-    "qwen2.5-0.5b": Shape(151936, 896, 24, 14, 2, 4864),
-    "qwen2.5-1.5b": Shape(151936, 1536, 28, 12, 2, 8960),
-    "qwen2.5-7b": Shape(152064, 3584, 28, 28, 4, 18944, tied=False),
+    **{name: known_shape(name) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")},
 }
 
 
