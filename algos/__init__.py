@@ -5,8 +5,12 @@ To add one: its file here, its line in FILES, a run in the study file. README.md
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from algos.algorithm import Algorithm
+if TYPE_CHECKING:  # importing this package alone imports no torch
+    from algos.pieces.algorithm import Algorithm
+
+    ALGORITHMS: dict[str, Algorithm]
 
 FILES = {  # name in the study file -> its module, which defines ALGORITHM; or module:NAME
     "reinforce": "algos.reinforce",
@@ -47,9 +51,14 @@ FILES = {  # name in the study file -> its module, which defines ALGORITHM; or m
 }
 
 
-def load(place: str) -> Algorithm:
+def load(place: str) -> "Algorithm":
     module, _, name = place.partition(":")
     return getattr(import_module(module), name or "ALGORITHM")
 
 
-ALGORITHMS: dict[str, Algorithm] = {name: load(place) for name, place in FILES.items()}
+def __getattr__(name: str):
+    """ALGORITHMS is made when it is first asked for: importing a piece, or a task, imports no algorithm."""
+    if name != "ALGORITHMS":
+        raise AttributeError(name)
+    globals()[name] = {algorithm: load(place) for algorithm, place in FILES.items()}
+    return globals()[name]

@@ -9,7 +9,7 @@ import sys
 
 from algos import ALGORITHMS
 from algos.describe import page
-from evaluation.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError, one_of
 
 
 def list_algorithms() -> str:
@@ -34,8 +34,8 @@ def describe(name: str, study: str | None) -> str:
     loop = {"epochs": run.epochs, "minibatches": run.minibatches}
     for key in ("group_size", "prompts_per_step", "rewards"):
         loop[key] = getattr(run, key)
-    loop["learning_rate"] = run.optimiser.learning_rate
-    text = page(run.algorithm, ALGORITHMS[run.algorithm], ALGORITHMS, run.algorithm_config, loop)
+    loop["learning_rate"] = run.optimizer.learning_rate
+    text = page(run.algorithm, ALGORITHMS[run.algorithm], ALGORITHMS, run.hparams, loop)
     return title + "\n" + text
 
 

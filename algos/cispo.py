@@ -12,8 +12,8 @@ and KL.
 
 from dataclasses import dataclass
 
-from algos.algorithm import Algorithm
-from algos.estimator import Estimator, needs_ratio
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.estimator import Estimator, needs_ratio
 
 
 @dataclass(frozen=True)

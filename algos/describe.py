@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from algos.algorithm import Algorithm
-from algos.estimator import Estimator, changed
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.estimator import Estimator, changed
 
 BASELINES = {
     "none": "none",
@@ -35,7 +35,7 @@ SUMS = {
 }
 AGGREGATIONS = {
     "seq-mean-token-mean": "mean over responses of the mean over tokens",
-    "token-mean": "mean over the tokens of the optimiser step",
+    "token-mean": "mean over the tokens of the optimizer step",
     "seq-mean-token-sum": "mean over responses of the sum over tokens",
 }
 
@@ -65,7 +65,7 @@ def _special(config: Estimator) -> dict[str, object]:
     """Settings that most runs leave alone, where they are in use."""
     found = {}
     if config.kl_coef:
-        found |= {"kl_times_ratio": config.kl_ratio} if config.kl_ratio else {}
+        found |= {"kl_times_ratio": config.kl_importance_weighted} if config.kl_importance_weighted else {}
         found |= {"kl_target": config.kl_target} if config.kl_target is not None else {}
     for name in ("entropy_coef", "target_kl", "dual_clip", "ratio_cap", "whiten_rewards", "value_warmup"):
         if getattr(config, name, None):
@@ -94,14 +94,14 @@ def _aggregation(config: Estimator) -> str:
 
 
 def equation(algorithm: Algorithm, config: Estimator) -> list[str]:
-    """The objective in full, resolved, a line each: what is maximised, the ratio, the advantage, the KL."""
+    """The objective in full, resolved, a line each: what is maximized, the ratio, the advantage, the KL."""
     whole = bool(config.per_response)
     total = "1/B sum_i" if whole else SUMS[config.aggregation]
     index = "i" if whole else "it"
     weight = "" if config.correction == "none" else f"w_{index} "
     objective = f"J = {total} {weight}[{algorithm.term(config)}]"
     if config.kl_coef and config.kl_in == "loss":
-        ratio = "rho_it " if config.kl_ratio else ""
+        ratio = "rho_it " if config.kl_importance_weighted else ""
         objective += f" - {config.kl_coef:g} {SUMS[config.aggregation]} {ratio}{_kl(config)}"
     if config.entropy_coef:
         objective += f" + {config.entropy_coef:g} {SUMS[config.aggregation]} H(pi(. | x, y_i<t))"
@@ -148,11 +148,11 @@ def _kl(config: Estimator) -> str:
 
 
 def _advantage(algorithm: Algorithm, config: Estimator) -> list[str]:
-    penalised = bool(config.kl_coef) and config.kl_in == "reward"
+    penalized = bool(config.kl_coef) and config.kl_in == "reward"
     if algorithm.advantages is not Algorithm.advantages:
         return ["A = " + (algorithm.advantages.__doc__ or "").strip().splitlines()[0].partition(":")[0]]
     if config.has_critic:
-        penalty = f" - {config.kl_coef:g} {_kl(config)}" if penalised else ""
+        penalty = f" - {config.kl_coef:g} {_kl(config)}" if penalized else ""
         lines = [
             f"A_it = sum_k ({config.gamma:g} x {config.gae_lambda:g})^k delta_i,t+k,"
             f"  delta_it = r_it + {config.gamma:g} V_i,t+1 - V_it",
@@ -167,7 +167,7 @@ def _advantage(algorithm: Algorithm, config: Estimator) -> list[str]:
             lines.append("r <- r / std, its mean kept, over the tokens of the rollout batch")
         return lines if config.scale == "none" else [*lines, _whitened(config)]
     penalty = []
-    if penalised and config.credit == "response":
+    if penalized and config.credit == "response":
         penalty = [f"r_i <- r_i - {config.kl_coef:g} sum_t {_kl(config)}"]
     baseline = {
         "none": "",
@@ -179,7 +179,7 @@ def _advantage(algorithm: Algorithm, config: Estimator) -> list[str]:
     }[config.baseline]
     divided = config.scale in ("group_std", "leave_one_out_std", "batch_std")
     line = f"A_i = (r_i{baseline}) / ({_divisor(config)})" if divided else f"A_i = r_i{baseline}"
-    if penalised and config.credit == "token":
+    if penalized and config.credit == "token":
         line += f";  A_it = A_i - {config.kl_coef:g} sum_k>=t {_kl(config).replace('_it', '_ik')}"
     lines = [*penalty, line]
     if config.scale == "leave_one_out_std":

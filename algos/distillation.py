@@ -8,7 +8,7 @@ sampling of the student's text, nor into the teacher.
     beta 1          KL(Q || P), reverse: the student seeks a mode
     in between      beta KL(P || M) + (1 - beta) KL(Q || M), M = beta P + (1 - beta) Q
 
-The generalised JSD itself is 0 at both ends; divided by beta it tends to the forward KL, by 1 - beta to the reverse one
+The generalized JSD itself is 0 at both ends; divided by beta it tends to the forward KL, by 1 - beta to the reverse one
 (section 3 of the paper), which is why the ends are set apart, here as in the paper and in TRL.
 """
 
@@ -17,9 +17,9 @@ import math
 import torch
 from torch import Tensor
 
-from algos.kl import kl_full
-from algos.masked import masked_sum
-from algos.training.types import Totals
+from algos.pieces.kl import kl_full
+from algos.pieces.masked import masked_sum
+from algos.pieces.types import Totals
 
 
 def divergence(
@@ -29,7 +29,7 @@ def divergence(
 
     teacher_logits, student_logits  (B, T, V)  finite where the mask is True; the teacher's get no gradient
     mask                            (B, T)     bool; what lies under False has no effect, not even NaN
-    beta                            in 0..1    0 forward KL, 1 reverse KL, else the generalised JSD
+    beta                            in 0..1    0 forward KL, 1 reverse KL, else the generalized JSD
     Raises ValueError for another beta, and for logits of different shapes: different vocabularies.
     """
     if not 0 <= beta <= 1:
@@ -54,7 +54,7 @@ def divergence(
 def loss(
     teacher_logits: Tensor, student_logits: Tensor, mask: Tensor, beta: float, temperature: float, totals: Totals
 ) -> Tensor:
-    """The divergence, averaged over the tokens of the whole optimiser step: one micro-batch's part of it."""
+    """The divergence, averaged over the tokens of the whole optimizer step: one micro-batch's part of it."""
     values = divergence(teacher_logits, student_logits, mask, beta, temperature)
     return masked_sum(values, mask) / totals.response_tokens
 

@@ -1,4 +1,4 @@
-"""Dr. GRPO: GRPO without its two normalisations, by the group's standard deviation and by each response's length.
+"""Dr. GRPO: GRPO without its two normalizations, by the group's standard deviation and by each response's length.
 
     J = 1 / B  sum_i  1 / L  sum_t min(rho_it A_i, clip(rho_it) A_i),   A_i = r_i - mean of the group
 

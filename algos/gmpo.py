@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from algos.algorithm import Algorithm
-from algos.estimator import Estimator, above_zero
-from algos.masked import masked_mean
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.estimator import Estimator, above_zero
+from algos.pieces.masked import masked_mean
 
 
 @dataclass(frozen=True)

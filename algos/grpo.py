@@ -4,7 +4,7 @@
     A_i = (r_i - mean of the group) / (standard deviation of the group + std_epsilon)
 
 Source: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, section 4.1. Differs from ppo.py in two places:
-the advantage of a response is its reward normalised within the group of responses to the same prompt, one number for
+the advantage of a response is its reward normalized within the group of responses to the same prompt, one number for
 all its tokens; and the loss averages over a response's tokens first, then over responses.
 
 Where codebases disagree:
@@ -16,8 +16,8 @@ Where codebases disagree:
 
 from dataclasses import dataclass
 
-from algos.algorithm import Algorithm
-from algos.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ ALGORITHM = Algorithm(
     GRPOConfig(),
     clipped_objective,
     describe_clipped,
-    "clipped token ratios, rewards normalised within the group instead of a critic",
+    "clipped token ratios, rewards normalized within the group instead of a critic",
     "arXiv:2402.03300, section 4.1",
     relative="ppo",
 )

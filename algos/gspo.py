@@ -6,8 +6,8 @@
 Source: Zheng et al. 2025, arXiv:2507.18071, section 4.1; clip range from section 5.1. Differs from grpo.py in one
 place: the ratio is the geometric mean over a response's tokens, so clipping keeps or drops whole responses.
 
-The paper's clip range belongs to its models and learning rates: a length-normalised ratio stays near 1, and how near
-depends on how far an optimiser step moves the policy. Watch clip_fraction before trusting a comparison. Several
+The paper's clip range belongs to its models and learning rates: a length-normalized ratio stays near 1, and how near
+depends on how far an optimizer step moves the policy. Watch clip_fraction before trusting a comparison. Several
 frameworks ship GSPO with GRPO's 0.2, with which it practically never clips.
 
 GSPO-token (section 4.3) gives every token the response's ratio as value and its own gradient. With one advantage per
@@ -16,8 +16,8 @@ response it is the same; it permits an advantage per token.
 
 from dataclasses import dataclass, replace
 
-from algos.algorithm import Algorithm
-from algos.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ ALGORITHM = Algorithm(
     GSPOConfig(),
     clipped_objective,
     describe_clipped,
-    "GRPO with one length-normalised ratio per response, clipped as a whole",
+    "GRPO with one length-normalized ratio per response, clipped as a whole",
     "arXiv:2507.18071, section 4.1",
     relative="grpo",
 )

@@ -16,9 +16,9 @@ Where codebases disagree:
 
 from dataclasses import dataclass
 
-from algos.algorithm import Algorithm
-from algos.clipping import Clipped, clipped_objective, describe_clipped
-from algos.critic import WithCritic
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.critic import WithCritic
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from algos.algorithm import Algorithm, adapt
-from algos.critic import WithCritic
-from algos.estimator import above_zero, needs_ratio
+from algos.pieces.algorithm import Algorithm, adapt
+from algos.pieces.critic import WithCritic
+from algos.pieces.estimator import above_zero, needs_ratio
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PPOPenaltyConfig(WithCritic):
         above_zero(self, "penalty_coef", "penalty_target")
 
 
-def penalised_objective(log_ratio, logprobs, advantages, mask, config):
+def penalized_objective(log_ratio, logprobs, advantages, mask, config):
     """ratio A - penalty_coef (ratio - 1 - log ratio): (B, T)."""
     return log_ratio.exp() * advantages - config.penalty_coef * (torch.expm1(log_ratio) - log_ratio), {}
 
@@ -46,7 +46,7 @@ def adapt_penalty(config: PPOPenaltyConfig, metrics: dict[str, float], responses
 
 ALGORITHM = Algorithm(
     PPOPenaltyConfig(),
-    penalised_objective,
+    penalized_objective,
     lambda config: f"rho A - {config.penalty_coef:g} (rho - 1 - log rho)",
     "PPO with an adaptive KL penalty to the old policy instead of a clip",
     "arXiv:1707.06347, section 4",

@@ -33,14 +33,14 @@ GRPO_AS_TRL = _as(
     "grpo",
     TRL,
     (
-        "framework defaults of the loop: group 8, learning rate 1e-6, one optimiser step per rollout batch",
+        "framework defaults of the loop: group 8, learning rate 1e-6, one optimizer step per rollout batch",
         "when it samples with vLLM, TRL corrects for it (sequence_mask, at most 3.0); not part of this preset",
     ),
     {"epochs": 1, "minibatches": 1},
     "GRPO by TRL's defaults: DAPO's token mean",
     aggregation="token-mean",
     std_epsilon=1.0e-4,
-    kl_ratio=True,  # TRL 1.12's use_bias_correction_kl; without effect as long as kl_coef is 0
+    kl_importance_weighted=True,  # TRL 1.12's use_bias_correction_kl; without effect as long as kl_coef is 0
 )
 GRPO_AS_VERL = _as(
     grpo.ALGORITHM,
@@ -61,7 +61,7 @@ GRPO_AS_OPENRLHF = _as(
     OPENRLHF + ", advantage_estimator group_norm",
     (
         "framework defaults of the loop: learning rate 1e-6, one epoch; recipes use groups of 8",
-        "the KL penalty is added token by token after the group's normalisation, as reward-to-go",
+        "the KL penalty is added token by token after the group's normalization, as reward-to-go",
     ),
     {"epochs": 1},
     "GRPO by OpenRLHF's defaults: token mean, k1 in the reward",
@@ -111,7 +111,7 @@ PPO_AS_TRL = _as(
         "framework defaults of the loop: learning rate 3e-6 for policy and critic, 4 epochs, 1 minibatch",
         "TRL samples at temperature 0.7; here the temperature is the study's",
         "TRL's reward stands one position after the last token, so that lambda 0.95 is not quite the same estimator; "
-        "one optimiser with one gradient clipping trains policy and critic",
+        "one optimizer with one gradient clipping trains policy and critic",
     ),
     {"epochs": 4, "minibatches": 1},
     "PPO by TRL's defaults: lambda 0.95, KL 0.05 in the reward, 4 epochs",
@@ -147,7 +147,7 @@ GSPO_AS_PAPER = _as(
     gspo.ALGORITHM,
     "gspo",
     "arXiv:2507.18071, section 5.1, as TRL f2cd577 documents it",
-    ("4 minibatches per rollout batch; with one optimiser step GSPO does not differ from GRPO",),
+    ("4 minibatches per rollout batch; with one optimizer step GSPO does not differ from GRPO",),
     {"epochs": 1, "minibatches": 4},
     "GSPO with the paper's clip range and 4 minibatches",
 )
@@ -156,7 +156,7 @@ GSPO_UNCLIPPED = _as(
     "gspo",
     SKYRL + ", which leave the clip range of a GSPO recipe at GRPO's",
     (
-        "with a length-normalised ratio 0.2 practically never binds: compare its clip_fraction with gspo's",
+        "with a length-normalized ratio 0.2 practically never binds: compare its clip_fraction with gspo's",
         "SkyRL's recipe keeps a KL loss of 0.001 and NeMo RL has another configuration with 3e-4; neither is copied",
     ),
     {"epochs": 1},

@@ -9,7 +9,7 @@ solved often weigh more.
 
 from dataclasses import dataclass
 
-from algos.algorithm import Algorithm
+from algos.pieces.algorithm import Algorithm
 from algos.reinforce import ReinforceConfig, reinforce_objective, term
 
 

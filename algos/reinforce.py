@@ -3,15 +3,15 @@
     J = 1 / B  sum_i  (r_i - b) sum_t log pi(y_it)
 
 Source: Williams 1992, "Simple statistical gradient-following algorithms". The token *sum* is the gradient of the
-response's log-probability; a token mean would be another objective. There is no ratio, so only the first optimiser
+response's log-probability; a token mean would be another objective. There is no ratio, so only the first optimizer
 step of a rollout batch is on-policy: the default is one step per batch. The group's mean contains the own response,
 which shrinks the expected gradient by (G - 1) / G; rloo.py leaves it out.
 """
 
 from dataclasses import dataclass, replace
 
-from algos.algorithm import Algorithm
-from algos.estimator import Estimator
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.estimator import Estimator
 
 ONE_STEP = {"epochs": 1, "minibatches": 1}
 

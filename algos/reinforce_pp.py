@@ -9,8 +9,8 @@ for all tokens of the batch, so a prompt's difficulty neither shrinks nor stretc
 
 from dataclasses import dataclass, replace
 
-from algos.algorithm import Algorithm
-from algos.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,6 @@ ALGORITHM = Algorithm(
 BASELINE = replace(
     ALGORITHM,
     defaults=ReinforcePPConfig(baseline="group_mean", credit="response", kl_in="loss", kl_estimator="k2"),
-    idea="group-centred rewards, whitened over the batch; KL as a k2 loss",
+    idea="group-centered rewards, whitened over the batch; KL as a k2 loss",
     relative="grpo",
 )

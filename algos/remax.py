@@ -8,7 +8,7 @@ counts in the budget; the baseline needs no second sample of the prompt.
 
 from dataclasses import dataclass
 
-from algos.algorithm import Algorithm
+from algos.pieces.algorithm import Algorithm
 from algos.reinforce import ONE_STEP, ReinforceConfig, reinforce_objective, term
 
 

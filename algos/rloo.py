@@ -8,7 +8,7 @@ reinforce_group by the factor G / (G - 1), which makes it unbiased. The KL penal
 
 from dataclasses import dataclass
 
-from algos.algorithm import Algorithm
+from algos.pieces.algorithm import Algorithm
 from algos.reinforce import ONE_STEP, ReinforceConfig, reinforce_objective, term
 
 

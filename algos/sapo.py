@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from algos.algorithm import Algorithm
-from algos.estimator import Estimator, above_zero, needs_ratio
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.estimator import Estimator, above_zero, needs_ratio
 
 
 @dataclass(frozen=True)

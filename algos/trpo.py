@@ -1,6 +1,6 @@
 """TRPO: a natural-gradient step of a size that a hard bound on KL(old || new) allows. What PPO approximates.
 
-    maximise  1 / sum_i T_i  sum_it rho_it A_it   subject to   mean_it KL(pi_old(. | s_it) || pi(. | s_it)) <= max_kl
+    maximize  1 / sum_i T_i  sum_it rho_it A_it   subject to   mean_it KL(pi_old(. | s_it) || pi(. | s_it)) <= max_kl
     H x = g by conjugate gradient,   step = sqrt(2 max_kl / x'Hx) x,   halved until the surrogate rises within the bound
 
 g is the surrogate's gradient and H the Hessian of the mean KL at the old policy, the Fisher matrix. Source: Schulman et
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from algos.algorithm import Algorithm
-from algos.critic import WithCritic
-from algos.estimator import above_zero, needs_ratio
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.critic import WithCritic
+from algos.pieces.estimator import above_zero, needs_ratio
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TRPOConfig(WithCritic):
         if self.cg_damping < 0:
             raise ValueError(f"cg_damping must be at least 0, got {self.cg_damping}")
 
-    def warnings(self, optimiser_steps: int = 1) -> list[str]:
+    def warnings(self, optimizer_steps: int = 1) -> list[str]:
         return super().warnings(2)  # its one step is a line search, in which the ratios leave 1
 
 
@@ -73,7 +73,7 @@ def full_step(x: Tensor, curved: Tensor, max_kl: float) -> Tensor:
 def trust_region_step(gradient: Tensor, fisher_product, evaluate, move, config: TRPOConfig) -> dict[str, float]:
     """Move the parameters by one trust-region step, or not at all.
 
-    gradient        (N,) of the surrogate loss, which is minimised
+    gradient        (N,) of the surrogate loss, which is minimized
     fisher_product  v -> H v, without damping
     evaluate        () -> (surrogate loss, mean KL(old || new)) at the current parameters
     move            fraction, step -> sets the parameters to old + fraction * step

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation.settings import SettingsError, read_jsonl
+from algos.pieces.settings import SettingsError, read_jsonl
 from evaluation.statistics import Interval, mean_interval, seed_interval
 
 PHASES = ("generate", "reward", "logprobs", "update")
 COMPONENTS = ("policy", "critic", "reference", "reward_model")
 COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are no shares
-PARTS = ("weights", "gradients", "optimiser", "master")
+PARTS = ("weights", "gradients", "optimizer", "master")
 
 
 @dataclass
@@ -167,7 +167,7 @@ def throughput(runs: dict[str, Run]) -> pd.DataFrame:
 
 
 def memory(runs: dict[str, Run]) -> pd.DataFrame:
-    """Megabytes (1e6 bytes) of weights, gradients, optimiser state and masters by component, and the measured peak."""
+    """Megabytes (1e6 bytes) of weights, gradients, optimizer state and masters by component, and the measured peak."""
     rows = []
     for run in filter(lambda r: r.is_rl, runs.values()):
         record = run.records[0]
@@ -201,7 +201,7 @@ def estimators(runs: dict[str, Run]) -> pd.DataFrame:
             "rewards": ", ".join(f"{weight:g} x {name}" for name, weight in settings["rewards"].items()),
             "updates per rollout batch": f"{settings['epochs']} x {settings['minibatches']}",
             "responses per batch": f"{settings['prompts_per_step']} x {settings['group_size']}",
-            "learning rate": settings["optimiser"]["learning_rate"],
+            "learning rate": settings["optimizer"]["learning_rate"],
         }
     return pd.DataFrame(table)
 
@@ -233,7 +233,7 @@ def provenance(runs: dict[str, Run]) -> pd.DataFrame:
 def curve(run: Run, x: str, y: str) -> pd.DataFrame:
     """Mean over seeds of metric y against metric x, step by step, with the lowest and highest seed.
 
-    Each seed's y is averaged over 3 neighbouring steps: one rollout batch of a few hundred responses is noisy.
+    Each seed's y is averaged over 3 neighboring steps: one rollout batch of a few hundred responses is noisy.
     """
     if x == "seconds":  # of training alone: start-up is left out, for our loop and TRL's alike
         xs = [frame["step_seconds"].cumsum() for frame in run.metrics]

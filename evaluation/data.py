@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluation.settings import from_dict, write_jsonl
+from algos.pieces.settings import from_dict, write_jsonl
 from evaluation.tasks import TaskSettings, load_task
 
 
@@ -30,7 +30,7 @@ class PromptSettings:
 
 def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:
     """Write the splits into out, beside the stage's record; nothing is written if any row is bad."""
-    from algos.training.record import Record
+    from algos.training.stage.record import Record
 
     splits = load_task(task)
     record = Record(out, "data", {"task": asdict(task), "prompt": asdict(prompt)}, threads=1, name="data")
@@ -59,6 +59,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from algos.training.record import main_guard
+    from algos.training.stage.record import main_guard
 
     main_guard(main)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct
-from evaluation.settings import DTYPES, SettingsError, one_of, positive, read_jsonl, write_json, write_jsonl
+from algos.pieces.settings import DTYPES, SettingsError, one_of, positive, read_jsonl, write_json, write_jsonl
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
 from evaluation.tasks import check_rows
+from evaluation.tasks.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct
 
 GREEDY = -1  # the `sample` number of the greedy response
 
@@ -53,7 +53,7 @@ def respond(checkpoint: str, problems: list[dict], samples: int, config, progres
     """
     import torch
 
-    from algos.training.models import load_policy, load_tokenizer, resolve_device
+    from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device
 
     device = resolve_device(config.device)
     tokenizer, policy = load_tokenizer(checkpoint), load_policy(checkpoint, device, config.dtype)
@@ -69,8 +69,8 @@ def respond(checkpoint: str, problems: list[dict], samples: int, config, progres
 
 def sampled(policy, tokenizer, problems: list[dict], samples: int, config, generator):
     """Yields the graded rows of some of the problems, in their order, and the rollouts that they come from."""
-    from algos.training.models import encode_prompt
-    from algos.training.rollouts import decode, sample
+    from algos.training.models.checkpoints import encode_prompt
+    from algos.training.sampling.sampler import decode, sample
 
     group, temperature = max(samples, 1), config.temperature if samples else 0.0
     chunk = max(getattr(config, "rows_at_once", 512) // group, 1)
@@ -150,7 +150,7 @@ def scores(rows: list[dict], samples: int) -> dict:
 
 def main() -> None:
     from algos.training.config import parse
-    from algos.training.record import Progress, Record, load_settings, stage_parser, use_threads
+    from algos.training.stage.record import Progress, Record, load_settings, stage_parser, use_threads
 
     parser = stage_parser(__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True)
@@ -180,6 +180,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from algos.training.record import main_guard
+    from algos.training.stage.record import main_guard
 
     main_guard(main)

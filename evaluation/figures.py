@@ -1,4 +1,4 @@
-"""Tables -> figures, as SVG. Each algorithm keeps one colour; TRL's twin has the same, dashed."""
+"""Tables -> figures, as SVG. Each algorithm keeps one color; TRL's twin has the same, dashed."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import pandas as pd
 
 from evaluation.collect import COMPONENTS, PARTS, PHASES, Run, curve
 
-# Okabe and Ito's colours, told apart by colour-blind readers too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#8C6D31")
-GREY = "#767676"
-PART_SHADES = {"weights": 1.0, "gradients": 0.55, "optimiser": 0.28, "master": 0.14}
+# Okabe and Ito's colors, told apart by color-blind readers too
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#8C6D31")
+GRAY = "#767676"
+PART_SHADES = {"weights": 1.0, "gradients": 0.55, "optimizer": 0.28, "master": 0.14}
 matplotlib.rcParams.update(
     {
         "svg.fonttype": "none",
@@ -34,12 +34,12 @@ matplotlib.rcParams.update(
 
 
 def styles(runs: dict[str, Run], twins: dict[str, str]) -> dict[str, dict]:
-    """Colour and line of each run; a twin looks like its run, dashed."""
+    """Color and line of each run; a twin looks like its run, dashed."""
     own = [name for name, run in runs.items() if run.is_rl and name not in twins]
-    colours = COLOURS if len(own) <= len(COLOURS) else COLOURS[:1]  # no two runs may share one of several colours
-    table = {name: {"color": colours[i % len(colours)], "linestyle": "-"} for i, name in enumerate(own)}
+    colors = COLORS if len(own) <= len(COLORS) else COLORS[:1]  # no two runs may share one of several colors
+    table = {name: {"color": colors[i % len(colors)], "linestyle": "-"} for i, name in enumerate(own)}
     table |= {twin: {"color": table[ours]["color"], "linestyle": "--"} for twin, ours in twins.items() if ours in table}
-    return {name: table.get(name, {"color": GREY, "linestyle": "-"}) for name in runs}
+    return {name: table.get(name, {"color": GRAY, "linestyle": "-"}) for name in runs}
 
 
 def save(figure, path: Path) -> None:
@@ -52,7 +52,7 @@ def accuracy(table: pd.DataFrame, runs, twins, metric: str, path: Path) -> None:
     look = styles(runs, twins)
     figure, axis = plt.subplots(figsize=(8, 0.42 * len(table) + 1.1))
     rows = np.arange(len(table))[::-1]
-    axis.axvline(100 * table[metric].iloc[0], color=GREY, linestyle=":", linewidth=1)
+    axis.axvline(100 * table[metric].iloc[0], color=GRAY, linestyle=":", linewidth=1)
     for y, (_, row) in zip(rows, table.iterrows(), strict=True):
         twin = row["run"] in twins
         axis.plot(
@@ -80,10 +80,10 @@ def accuracy(table: pd.DataFrame, runs, twins, metric: str, path: Path) -> None:
 def curves(runs: dict[str, Run], twins, x: str, x_label: str, scale: float, path: Path) -> None:
     """Accuracy on the training prompts during training; the line is the mean over seeds, the band their range.
 
-    One panel, or, with more runs than colours, one for each run, the others in grey behind it.
+    One panel, or, with more runs than colors, one for each run, the others in gray behind it.
     """
     look = styles(runs, twins)
-    if sum(run.is_rl and run.name not in twins for run in runs.values()) > len(COLOURS):
+    if sum(run.is_rl and run.name not in twins for run in runs.values()) > len(COLORS):
         _small_multiples(runs, twins, look, x, x_label, scale, path)
         return
     figure, axis = plt.subplots(figsize=(8, 4.6))
@@ -138,7 +138,7 @@ def _plain(style: dict) -> dict:
 
 
 def memory(table: pd.DataFrame, runs, path: Path) -> None:
-    """Stacked bars: weights, gradients, optimiser state and float32 masters of each component."""
+    """Stacked bars: weights, gradients, optimizer state and float32 masters of each component."""
     names = [name for name in runs if (table["run"] == name).any()]
     figure, axis = plt.subplots(figsize=(8, 0.42 * len(names) + 1.6))
     rows = np.arange(len(names))[::-1]
@@ -156,7 +156,7 @@ def memory(table: pd.DataFrame, runs, path: Path) -> None:
                     rows,
                     widths,
                     left=left,
-                    color=COLOURS[i],
+                    color=COLORS[i],
                     alpha=PART_SHADES[part],
                     height=0.68,
                     edgecolor="white",
@@ -179,7 +179,7 @@ def throughput(table: pd.DataFrame, path: Path) -> None:
     tokens = (table["tokens_per_second"] * table["seconds"]).to_numpy()
     for i, phase in enumerate(PHASES):
         widths = (table[f"{phase}_seconds"].to_numpy() / tokens) * 1000
-        axis.barh(rows, widths, left=left, color=COLOURS[i], height=0.68, edgecolor="white", linewidth=0.6, label=phase)
+        axis.barh(rows, widths, left=left, color=COLORS[i], height=0.68, edgecolor="white", linewidth=0.6, label=phase)
         left += widths
     axis.set_yticks(rows, table["run"])
     axis.set_xlabel("seconds per 1,000 generated tokens")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from algos.pieces.settings import SettingsError, read_jsonl
 from evaluation import figures
 from evaluation.collect import (
     Run,
@@ -25,7 +26,6 @@ from evaluation.collect import (
     throughput,
     verdict,
 )
-from evaluation.settings import SettingsError, read_jsonl
 from evaluation.statistics import Interval
 
 STAGES = ("data", "models", "preferences", "reward_model", "rejection_sampling", "runs")  # folders of a study
@@ -43,7 +43,7 @@ def percent(interval: Interval, sign: bool = False) -> tuple[str, str]:
 
 
 def cell(interval: Interval | None, sign: bool = False, judged: bool = False) -> dict:
-    """A table cell: the mean, its interval below, and the colour of its verdict."""
+    """A table cell: the mean, its interval below, and the color of its verdict."""
     if interval is None:
         return plain("")
     text, small = percent(interval, sign)
@@ -177,7 +177,7 @@ def reward_model_facts(results: Path, runs: dict[str, Run]) -> dict | None:
 
 
 def warnings(results: Path, runs: dict[str, Run]) -> list[str]:
-    """What a sceptical reader should know before reading on."""
+    """What a skeptical reader should know before reading on."""
     found = []
     records = [
         json.loads(p.read_text(encoding="utf-8")) for stage in STAGES for p in (results / stage).rglob("run.json")

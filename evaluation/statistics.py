@@ -25,7 +25,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def majority_at_k(answers: list[str | None], correct: list[bool], k: int) -> float:
     """Expected accuracy of a majority vote over k of the answers, exact over all subsets of size k.
 
-    Answers are normalised; None does not vote; tied answers share the credit equally; no vote is wrong.
+    Answers are normalized; None does not vote; tied answers share the credit equally; no vote is wrong.
     """
     if not 0 < k <= len(answers):
         raise ValueError(f"maj@{k} needs at least {k} samples a problem, got {len(answers)}")
@@ -56,9 +56,9 @@ def wilson(successes: float, trials: int, z: float = Z95) -> Interval:
     if trials <= 0:
         raise ValueError("a proportion needs at least one trial")
     p = successes / trials
-    centre = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    center = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z * sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(p, max(0.0, center - half), min(1.0, center + half))
 
 
 def clustered_standard_error(scores: np.ndarray) -> float:

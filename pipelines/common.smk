@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 
-from evaluation.settings import SettingsError
+from algos.pieces.settings import SettingsError
 from pipelines import warm
 from pipelines.study import Study
 
@@ -89,6 +89,6 @@ onstart:
     if workflow.local_exec:  # not where jobs run on other machines, or count elsewhere
         warm.start()
     # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
-    subprocess.Popen([sys.executable, "-m", "algos.training.tracking", "--results", RESULTS, "--uri", TRACKING_URI,
+    subprocess.Popen([sys.executable, "-m", "algos.training.stage.mirror", "--results", RESULTS, "--uri", TRACKING_URI,
                       "--experiment", STUDY.config["study"], "--watch", str(os.getpid())],
                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -28,7 +28,7 @@ rule base_model:
     message:
         "Make the base model"
     shell:
-        "python -m algos.training.base_model --name base_model --settings {params.settings:q} --seed {params.seed}"
+        "python -m algos.training.models.build --name base_model --settings {params.settings:q} --seed {params.seed}"
         " --texts {input.texts} --out {RESULTS}/models/base --threads {threads} 2> {log}"
 
 
@@ -47,5 +47,5 @@ rule student_model:
     message:
         "Make the student model"
     shell:
-        "python -m algos.training.base_model --name student_model --settings {params.settings:q} --seed {params.seed}"
+        "python -m algos.training.models.build --name student_model --settings {params.settings:q} --seed {params.seed}"
         " --texts {input.texts} --tokenizer {input.tokenizer} --out {RESULTS}/models/student --threads {threads} 2> {log}"

@@ -45,5 +45,5 @@ rule mlflow:
     message:
         "Mirror the runs into MLflow"
     shell:
-        "python -m algos.training.tracking --results {RESULTS} --uri {params.uri:q} --experiment {params.experiment:q}"
+        "python -m algos.training.stage.mirror --results {RESULTS} --uri {params.uri:q} --experiment {params.experiment:q}"
         " --summary {output} 2> {log}"

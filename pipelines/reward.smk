@@ -20,7 +20,7 @@ rule preferences:
     message:
         "Sample preference pairs"
     shell:
-        "python -m algos.training.preferences --name preferences --settings {params.settings:q} --policy {input.policy}"
+        "python -m algos.training.rewards.preferences --name preferences --settings {params.settings:q} --policy {input.policy}"
         " --prompts {input.prompts} --out {params.out} --threads {threads} 2> {log}"
 
 
@@ -43,5 +43,5 @@ rule reward_model:
     message:
         "Train the reward model"
     shell:
-        "python -m algos.training.reward_model --name reward_model --settings {params.settings:q} --policy {input.policy}"
+        "python -m algos.training.rewards.reward_model --name reward_model --settings {params.settings:q} --policy {input.policy}"
         " --preferences {params.preferences} --out {REWARD_MODEL} --threads {threads} 2> {log}"

@@ -12,8 +12,9 @@ import jsonschema
 import yaml
 
 from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import (
-    DistilConfig,
+    DistillationConfig,
     ExpertIterationConfig,
     ModelConfig,
     PreferenceConfig,
@@ -25,13 +26,12 @@ from algos.training.config import (
 )
 from evaluation.data import PromptSettings
 from evaluation.evaluate import EvaluationConfig
-from evaluation.settings import SettingsError, from_dict, one_of
 from evaluation.tasks import TaskSettings
 
 SCHEMA = Path(__file__).with_name("config.schema.yaml")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-KL_SETTINGS = ("kl_estimator", "kl_in", "kl_direction", "kl_ratio", "kl_target", "kl_horizon")
+KL_SETTINGS = ("kl_estimator", "kl_in", "kl_direction", "kl_importance_weighted", "kl_target", "kl_horizon")
 RESERVED = (  # stages that look like runs
     "cold_start",
     "rejection_sft",
@@ -137,8 +137,8 @@ class Study:
                 )
             one_of(run["twin_of"], [n for n, r in runs.items() if "twin_of" not in r], f"{where}.twin_of")
 
-    def _student(self, name: str) -> DistilConfig:
-        return parse(DistilConfig, self.student(name, 0), f"on_policy_distillation.runs.{name}")
+    def _student(self, name: str) -> DistillationConfig:
+        return parse(DistillationConfig, self.student(name, 0), f"on_policy_distillation.runs.{name}")
 
     def _check_student(self, name: str) -> None:
         where = f"on_policy_distillation.runs.{name}"
@@ -147,7 +147,7 @@ class Study:
             raise SettingsError(f"{where}: there is a run of this name in runs; choose another.")
         config = self._student(name)
         if config.trainer == "trl":
-            from algos.training.trl_supervised import check
+            from algos.training.trl.supervised import check
 
             try:
                 check(config)
@@ -161,14 +161,14 @@ class Study:
             raise SettingsError(f"{where}: write `algorithm: <name>`, or `twin_of: <run>` for TRL's twin of a run.")
         config = self.run_config(name)
         idle = [key for key in KL_SETTINGS if key in run.get("settings", {})]
-        if idle and config.algorithm_config.kl_coef == 0:
+        if idle and config.hparams.kl_coef == 0:
             raise SettingsError(
                 f"{where}.settings: {', '.join(idle)} without effect, as kl_coef is 0: there is no KL term and no "
                 "reference; set kl_coef above 0, or remove what has no effect."
             )
         self._check_critic(config, where)
         if config.trainer == "trl":
-            from algos.training.trl_baseline import check
+            from algos.training.trl.baseline import check
 
             try:
                 check(config)
@@ -181,7 +181,7 @@ class Study:
 
     def _check_critic(self, config: RunConfig, where: str) -> None:
         """Refuse a critic of more layers than the model that this study builds has, or one from nowhere."""
-        settings, model = config.algorithm_config, parse(ModelConfig, self.model("base_model"), "base_model")
+        settings, model = config.hparams, parse(ModelConfig, self.model("base_model"), "base_model")
         path, layers = getattr(settings, "critic_path", None), getattr(settings, "critic_layers", None)
         _check_path(path, f"{where}.settings.critic_path")
         if layers is not None and path is None and model.path is None and layers > model.layers:
@@ -310,7 +310,7 @@ class Study:
             "reward_model": (RewardModelConfig, self.reward_model),
             "accept": (RejectionConfig, lambda: self.rejection(seed)),
             "expert_iteration": (ExpertIterationConfig, lambda: self.expert_iteration(seed)),
-            **{name: (DistilConfig, lambda: self.student(stage, seed)) for name in self.students},
+            **{name: (DistillationConfig, lambda: self.student(stage, seed)) for name in self.students},
             "evaluation": (EvaluationConfig, self.evaluation),
         }.get(stage, (SupervisedConfig, lambda: self.supervised(stage, seed)))
         return asdict(parse(cls, values() if callable(values) else values, stage))
@@ -366,7 +366,7 @@ def _check_path(path: str | None, where: str) -> None:
 def _merged(shared: dict, own: dict) -> dict:
     """A run's own settings over the shared ones; their nested parts are merged likewise."""
     merged = {**shared, **own}
-    for part in ("optimiser", "reward_settings", "lora", "vllm"):
+    for part in ("optimizer", "reward_settings", "lora", "vllm"):
         if own.get(part) is not None:  # null: none of it, whatever is shared
             merged[part] = {**(shared.get(part) or {}), **own[part]}
     return merged

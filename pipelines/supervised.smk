@@ -18,7 +18,7 @@ rule cold_start:
     message:
         "Cold start"
     shell:
-        "python -m algos.training.supervised --stage cold_start --name cold_start --settings {params.settings:q}"
+        "python -m algos.training.supervised.sft --stage cold_start --name cold_start --settings {params.settings:q}"
         " --model {input.model} --data {input.data} --out {COLD_START} --threads {threads} 2> {log}"
 
 
@@ -39,7 +39,7 @@ rule accept:
     message:
         "Sample the teacher and keep what is correct, seed {wildcards.seed}"
     shell:
-        "python -m algos.training.rejection --name rejection_sampling/seed{wildcards.seed} --settings {params.settings:q}"
+        "python -m algos.training.supervised.rejection_sampling --name rejection_sampling/seed{wildcards.seed} --settings {params.settings:q}"
         " --policy {input.policy} --prompts {input.prompts} --out {params.out} --threads {threads} 2> {log}"
 
 
@@ -62,7 +62,7 @@ rule fine_tune:
     message:
         "Train {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "python -m algos.training.supervised --stage {wildcards.run} --name {wildcards.run}/seed{wildcards.seed}"
+        "python -m algos.training.supervised.sft --stage {wildcards.run} --name {wildcards.run}/seed{wildcards.seed}"
         " --settings {params.settings:q} --model {input.model} --data {input.data} --out {params.out}"
         " --threads {threads} 2> {log}"
 
@@ -86,14 +86,14 @@ rule expert_iteration:
     message:
         "Expert iteration, seed {wildcards.seed}"
     shell:
-        "python -m algos.training.expert_iteration --name expert_iteration/seed{wildcards.seed}"
+        "python -m algos.training.supervised.expert_iteration --name expert_iteration/seed{wildcards.seed}"
         " --settings {params.settings:q} --policy {input.policy} --prompts {input.prompts} --out {params.out}"
         " --threads {threads} 2> {log}"
 
 
 if STUDY.students:
 
-    rule distil:
+    rule distill:
         input:
             student=f"{RESULTS}/runs/student_cold/seed{{seed}}/checkpoint",
             teacher=f"{RESULTS}/runs/{STUDY.teacher}/seed{{seed}}/checkpoint",
@@ -112,8 +112,8 @@ if STUDY.students:
             settings=run_settings,
             out=RUN_DIR,
         message:
-            "Distil into {wildcards.run}, seed {wildcards.seed}"
+            "Distill into {wildcards.run}, seed {wildcards.seed}"
         shell:
-            "python -m algos.training.distil --name {wildcards.run}/seed{wildcards.seed}"
+            "python -m algos.training.supervised.distillation --name {wildcards.run}/seed{wildcards.seed}"
             " --settings {params.settings:q} --model {input.student} --teacher {input.teacher}"
             " --prompts {input.prompts} --data {input.data} --out {params.out} --threads {threads} 2> {log}"

@@ -21,13 +21,13 @@ from contextlib import suppress
 
 SOCKET = "WARM_SOCKET"  # the environment variable that tells jobs where the warm process listens
 STAGES = (
-    "algos.training.base_model",
-    "algos.training.preferences",
-    "algos.training.reward_model",
-    "algos.training.supervised",
-    "algos.training.rejection",
-    "algos.training.expert_iteration",
-    "algos.training.distil",
+    "algos.training.models.build",
+    "algos.training.rewards.preferences",
+    "algos.training.rewards.reward_model",
+    "algos.training.supervised.sft",
+    "algos.training.supervised.rejection_sampling",
+    "algos.training.supervised.expert_iteration",
+    "algos.training.supervised.distillation",
     "algos.training.train",
     "evaluation.evaluate",
 )
@@ -235,7 +235,7 @@ def warm_up() -> None:
     import gc
     from importlib import import_module
 
-    from algos.training import record
+    from algos.training.stage import record
 
     record._start_quickly()
     for name in STAGES:

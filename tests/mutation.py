@@ -44,7 +44,7 @@ OWN_TESTS = {"distillation": ["distillation"]}  # modules whose tests are too sl
 
 @dataclass(frozen=True)
 class Mutant:
-    file: str  # algos/kl.py
+    file: str  # algos/pieces/kl.py
     line: int
     kind: str
     before: str  # the innermost statement, one line
@@ -316,27 +316,42 @@ AGAIN = "what is made of it selects again"
 FLAT = "at A = 0 both sides of the maximum are 0"
 EMPTY = "the log-ratio of an empty response is 0, its ratio 1, which no clip counts"
 EQUIVALENT = (  # file, part of the line before, part of the line after, reason
-    ("algos/advantages.py", "masked_sum(penalties, mask, dim=1)", "masked_sum(penalties, mask == mask", ZERO),
-    ("algos/clipping.py", "bounded = torch.where(advantages < 0", "torch.where(advantages <= 0", FLAT),
-    ("algos/correction.py", "masked_sum(difference, mask, dim=1", "masked_sum(difference, mask == mask", ZERO),
-    ("algos/critic.py", "masked_sum(error, response_mask)", "masked_sum(error, response_mask == response_mask)", ZERO),
-    ("algos/diagnostics.py", "masked_sum(-log_ratio, response_mask)", "(-log_ratio, response_mask == ", ZERO),
-    ("algos/diagnostics.py", "- log_ratio, response_mask)", "- log_ratio, response_mask == response_mask)", ZERO),
-    ("algos/critic.py", "def explained_variance(", "def explained_variance(", "a float carries no gradient"),
+    ("algos/pieces/advantages.py", "masked_sum(penalties, mask, dim=1)", "masked_sum(penalties, mask == mask", ZERO),
+    ("algos/pieces/clipping.py", "bounded = torch.where(advantages < 0", "torch.where(advantages <= 0", FLAT),
+    ("algos/pieces/correction.py", "masked_sum(difference, mask, dim=1", "masked_sum(difference, mask == mask", ZERO),
     (
-        "algos/diagnostics.py",
+        "algos/pieces/critic.py",
+        "masked_sum(error, response_mask)",
+        "masked_sum(error, response_mask == response_mask)",
+        ZERO,
+    ),
+    ("algos/pieces/diagnostics.py", "masked_sum(-log_ratio, response_mask)", "(-log_ratio, response_mask == ", ZERO),
+    (
+        "algos/pieces/diagnostics.py",
+        "- log_ratio, response_mask)",
+        "- log_ratio, response_mask == response_mask)",
+        ZERO,
+    ),
+    ("algos/pieces/critic.py", "def explained_variance(", "def explained_variance(", "a float carries no gradient"),
+    (
+        "algos/pieces/diagnostics.py",
         "torch.where(response_mask, ratio,",
         "inside = ratio",
         "on padding the ratio is 1 already",
     ),
     ("algos/distillation.py", "masked_sum(values, mask)", "masked_sum(values, mask == mask)", ZERO),
-    ("algos/estimator.py", "masked_sum(weights, mask)", "masked_sum(weights, mask == mask)", ZERO),
-    ("algos/estimator.py", "masked_sum(kl.detach(), mask)", "masked_sum(kl.detach(), mask == mask)", ZERO),
-    ("algos/estimator.py", "masked_sum(entropies.detach(), mask)", "(entropies.detach(), mask == mask)", ZERO),
-    ("algos/estimator.py", "entropies = torch.where(mask, entropies, zeros)", "entropies = entropies", AGAIN),
-    ("algos/estimator.py", "masked_sum(x.float(), mask.any(", "keepdim=True) == mask.any(", EMPTY),
-    ("algos/estimator.py", "inside = torch.where(not_empty, first, 1.0)", "inside = first", EMPTY),
-    ("algos/ratios.py", "masked_sum(log_ratio(logprobs, old_logprobs, mask), mask,", "mask), mask == mask,", ZERO),
+    ("algos/pieces/estimator.py", "masked_sum(weights, mask)", "masked_sum(weights, mask == mask)", ZERO),
+    ("algos/pieces/estimator.py", "masked_sum(kl.detach(), mask)", "masked_sum(kl.detach(), mask == mask)", ZERO),
+    ("algos/pieces/estimator.py", "masked_sum(entropies.detach(), mask)", "(entropies.detach(), mask == mask)", ZERO),
+    ("algos/pieces/estimator.py", "entropies = torch.where(mask, entropies, zeros)", "entropies = entropies", AGAIN),
+    ("algos/pieces/estimator.py", "masked_sum(x.float(), mask.any(", "keepdim=True) == mask.any(", EMPTY),
+    ("algos/pieces/estimator.py", "inside = torch.where(not_empty, first, 1.0)", "inside = first", EMPTY),
+    (
+        "algos/pieces/ratios.py",
+        "masked_sum(log_ratio(logprobs, old_logprobs, mask), mask,",
+        "mask), mask == mask,",
+        ZERO,
+    ),
 )
 
 
@@ -582,7 +597,9 @@ def selected(args, root: Path) -> tuple[list[Mutant], list[Mutant]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Mutation testing of the mathematics in algos/*.py.")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
-    parser.add_argument("--only", default="*", help="glob on 'algos/kl.py:30 sign', such as '*kl.py*' or '*sign'")
+    parser.add_argument(
+        "--only", default="*", help="glob on 'algos/pieces/kl.py:30 sign', such as '*kl.py*' or '*sign'"
+    )
     parser.add_argument("--every", type=int, default=1, help="only every Nth mutant")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, nargs="*", default=[], help="result files, .json or .md")

@@ -7,8 +7,8 @@ by a scale, and spread the result over the response's tokens. Sources stand at e
 import torch
 from torch import Tensor
 
-from algos.kl import SAMPLED, kl_k1
-from algos.masked import masked_sum, masked_whiten
+from algos.pieces.kl import SAMPLED, kl_k1
+from algos.pieces.masked import masked_sum, masked_whiten
 
 BASELINES = ("none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic")
 SCALES = ("none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch")
@@ -17,7 +17,7 @@ GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 GROUP_SCALES = ("group_std", "leave_one_out_std")
 
 
-def centre(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy: Tensor | None = None) -> Tensor:
+def center(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy: Tensor | None = None) -> Tensor:
     """rewards (P, G) minus their baseline: -> (P, G).
 
     none             nothing (Williams 1992)
@@ -40,24 +40,24 @@ def centre(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy
     if baseline == "length_weighted":
         weights = lengths / lengths.sum(dim=1, keepdim=True).clamp(min=1)
         return _exact_zero(rewards - (weights * rewards).sum(dim=1, keepdim=True), rewards)
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centered = rewards - rewards.mean(dim=1, keepdim=True)
     if baseline == "leave_one_out":
         group = rewards.shape[1]
-        centred = centred * group / (group - 1)
-    return _exact_zero(centred, rewards)
+        centered = centered * group / (group - 1)
+    return _exact_zero(centered, rewards)
 
 
-def _exact_zero(centred: Tensor, rewards: Tensor, whole_batch: bool = False) -> Tensor:
+def _exact_zero(centered: Tensor, rewards: Tensor, whole_batch: bool = False) -> Tensor:
     """Exactly 0 where all rewards of the group are equal: the mean of equal floats may be off by an ulp."""
     if whole_batch:
         equal = rewards.max() == rewards.min()
     else:
         equal = rewards.max(dim=1, keepdim=True).values == rewards.min(dim=1, keepdim=True).values
-    return torch.where(equal, torch.zeros_like(centred), centred)
+    return torch.where(equal, torch.zeros_like(centered), centered)
 
 
-def rescale(centred: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilon: float = 1.0e-6) -> Tensor:
-    """centred (P, G) divided by a standard deviation of rewards (P, G): -> (P, G).
+def rescale(centered: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilon: float = 1.0e-6) -> Tensor:
+    """centered (P, G) divided by a standard deviation of rewards (P, G): -> (P, G).
 
     group_std          of the group (GRPO, arXiv:2402.03300)
     leave_one_out_std  of the group's other responses (NeMo RL)
@@ -66,18 +66,20 @@ def rescale(centred: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilon
     if scale in GROUP_SCALES and rewards.shape[1] < 2:
         raise ValueError(f"scale {scale} needs groups of at least 2 responses, got {tuple(rewards.shape)}")
     if scale == "group_std":
-        return _divided(centred, rewards.std(dim=1, correction=ddof, keepdim=True) + epsilon)
+        return _divided(centered, rewards.std(dim=1, correction=ddof, keepdim=True) + epsilon)
     if scale == "leave_one_out_std":
         std = leave_one_out_std(rewards, ddof)
-        return torch.where(std > 0, centred / (std + epsilon), centred)  # one odd reward out: the others have no spread
+        return torch.where(
+            std > 0, centered / (std + epsilon), centered
+        )  # one odd reward out: the others have no spread
     if scale == "batch_std":
-        return _divided(centred, rewards.std(correction=ddof) + epsilon)
-    return centred
+        return _divided(centered, rewards.std(correction=ddof) + epsilon)
+    return centered
 
 
-def _divided(centred: Tensor, divisor: Tensor) -> Tensor:
+def _divided(centered: Tensor, divisor: Tensor) -> Tensor:
     """0 stays 0, whatever the divisor: equal rewards have standard deviation 0, and epsilon may be 0."""
-    return torch.where(centred == 0, centred, centred / divisor)
+    return torch.where(centered == 0, centered, centered / divisor)
 
 
 def leave_one_out_std(rewards: Tensor, ddof: int = 1) -> Tensor:
@@ -97,16 +99,16 @@ def group_advantages(rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int
     """
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be (P, G) with groups of at least 2 responses, got {tuple(rewards.shape)}")
-    return rescale(centre(rewards, "group_mean"), rewards, "group_std", std_ddof, std_epsilon)
+    return rescale(center(rewards, "group_mean"), rewards, "group_std", std_ddof, std_epsilon)
 
 
 def process_advantages(step_rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int = 1) -> Tensor:
-    """Process supervision: step rewards (G, S) of one group, normalised jointly, summed from each step to the last.
+    """Process supervision: step rewards (G, S) of one group, normalized jointly, summed from each step to the last.
 
     For tasks with step rewards, of which the suite has none yet. Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
     """
-    normalised = (step_rewards - step_rewards.mean()) / (step_rewards.std(correction=std_ddof) + std_epsilon)
-    return reward_to_go(normalised, torch.ones_like(normalised, dtype=torch.bool))
+    normalized = (step_rewards - step_rewards.mean()) / (step_rewards.std(correction=std_ddof) + std_epsilon)
+    return reward_to_go(normalized, torch.ones_like(normalized, dtype=torch.bool))
 
 
 def kl_penalties(config, old_logprobs: Tensor, ref_logprobs: Tensor | None, full_kl: Tensor | None, mask: Tensor):
@@ -144,7 +146,7 @@ def reward_to_go(token_rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
 
 
 def gae(token_rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Generalised advantage estimates, (B, T) each: values[:, t] is that of the state before token t.
+    """Generalized advantage estimates, (B, T) each: values[:, t] is that of the state before token t.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where t+1 is the next *valid* token and
     both V and A are 0 after the last one. Masked positions are passed over, whatever they hold; they get 0.
@@ -170,18 +172,18 @@ def without_critic(batch, config) -> Tensor:
     tokens of the batch that the loss sees.
     """
     mask, rewards = batch.response_mask, batch.rewards
-    penalised = config.kl_coef > 0 and config.kl_in == "reward"
-    if penalised:
+    penalized = config.kl_coef > 0 and config.kl_in == "reward"
+    if penalized:
         penalties = config.kl_coef * kl_penalties(config, batch.old_logprobs, batch.ref_logprobs, batch.full_kl, mask)
         if config.credit == "response":
             rewards = rewards - masked_sum(penalties, mask, dim=1).to(rewards.dtype)
     groups = rewards.view(-1, batch.group_size)
     lengths = mask.sum(dim=1).view(-1, batch.group_size).to(rewards.dtype)
-    centred = centre(groups, config.baseline, lengths, batch.greedy_rewards)
-    advantages = rescale(centred, groups, config.scale, config.std_ddof, config.std_epsilon).view(-1, 1)
+    centered = center(groups, config.baseline, lengths, batch.greedy_rewards)
+    advantages = rescale(centered, groups, config.scale, config.std_ddof, config.std_epsilon).view(-1, 1)
     if config.credit == "token":
         advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
-        if penalised:
+        if penalized:
             advantages = advantages - reward_to_go(penalties.to(advantages.dtype), mask)
     if config.scale == "whiten":
         advantages = masked_whiten(advantages.expand(mask.shape), batch.loss_mask, ddof=config.std_ddof)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from algos import advantages as advantage_pieces
-from algos.critic import value_loss
-from algos.estimator import Estimator, policy_loss
-from algos.kl import adapt_coefficient
-from algos.masked import masked_whiten
+from algos.pieces import advantages as advantage_pieces
+from algos.pieces.critic import value_loss
+from algos.pieces.estimator import Estimator, policy_loss
+from algos.pieces.kl import adapt_coefficient
+from algos.pieces.masked import masked_whiten
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def advantages(batch, config: Estimator) -> Tensor:
 
 
 def adapt(config: Estimator, metrics: dict[str, float], responses: int) -> Estimator:
-    """The settings for the next rollout batch: kl_coef steered towards kl_target, where there is one."""
+    """The settings for the next rollout batch: kl_coef steered toward kl_target, where there is one."""
     if config.kl_target is None:
         return config
     return replace(
@@ -40,14 +40,14 @@ class Algorithm:
 
     defaults    the algorithm's settings; their class says which settings there are
     objective   (log_ratio, logprobs, advantages, mask, config) -> what a token or response adds to the objective, and
-                the tensors whose shares are logged; see algos.estimator.policy_loss
+                the tensors whose shares are logged; see algos.pieces.estimator.policy_loss
     term        (config) -> the same as text, for `python -m algos describe`
     idea        one sentence; source: paper and section; relative: the nearest algorithm in the table
     advantages  (batch, config) -> (B, 1) or (B, T), no grad; by default from the settings baseline, scale and credit
     adapt       (config, metrics of the rollout batch, responses) -> the next rollout batch's config
     run         settings of the loop that belong to it, such as epochs; a run's own come after them, its rewards are
                 added to the study's
-    update      replaces the optimiser's step by one of its own (TRPO); see algos.trpo.trust_region_step
+    update      replaces the optimizer's step by one of its own (TRPO); see algos.trpo.trust_region_step
     measures_kl_after_update  asks for the metric kl_after_update, which costs a forward pass of the rollout batch
     preset_of   for an "as X" preset: the algorithm that it is a version of
     notes       for a preset: what is copied from where, and what is not
@@ -72,7 +72,7 @@ class Algorithm:
         return type(self.defaults)
 
     def loss(self, logprobs, old_logprobs, advantages, response_mask, config, totals, ref_logprobs=None, **others):
-        """Policy loss of one micro-batch, and metrics that add up; see algos.estimator.policy_loss."""
+        """Policy loss of one micro-batch, and metrics that add up; see algos.pieces.estimator.policy_loss."""
         return policy_loss(
             self.objective, logprobs, old_logprobs, advantages, response_mask, config, totals, ref_logprobs, **others
         )
@@ -85,5 +85,5 @@ class Algorithm:
         return targets.where(batch.response_mask, targets.new_zeros(()))
 
     def value_loss(self, values, old_values, returns, response_mask, config, totals):
-        """Critic loss of one micro-batch, and metrics that add up; see algos.critic.value_loss."""
+        """Critic loss of one micro-batch, and metrics that add up; see algos.pieces.critic.value_loss."""
         return value_loss(values, old_values, returns, response_mask, config, totals)

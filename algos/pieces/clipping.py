@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from algos.estimator import Estimator, at_least, needs_ratio
+from algos.pieces.estimator import Estimator, at_least, needs_ratio
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Clipped(Estimator):
 
 
 def clipped_objective(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, config: Clipped):
-    """min(ratio A, clip(ratio) A): (B, T), or (B, 1) where the ratio is one per response; to be maximised.
+    """min(ratio A, clip(ratio) A): (B, T), or (B, 1) where the ratio is one per response; to be maximized.
 
     The minimum removes the incentive to leave the range, it does not bound the ratio: with A < 0 and a ratio above
     the range the gradient flows, and grows. Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.

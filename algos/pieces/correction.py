@@ -9,8 +9,8 @@ Off-Policy RL Training" (truncation); IcePop, arXiv:2510.18855 (masks).
 import torch
 from torch import Tensor
 
-from algos.kl import log_ratio
-from algos.masked import masked_mean, masked_sum
+from algos.pieces.kl import log_ratio
+from algos.pieces.masked import masked_mean, masked_sum
 
 MODES = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 

@@ -1,12 +1,12 @@
-"""The critic's settings and its loss. Its advantages are algos.advantages.gae."""
+"""The critic's settings and its loss. Its advantages are algos.pieces.advantages.gae."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from algos.estimator import Estimator, at_least
-from algos.masked import masked_sum
+from algos.pieces.estimator import Estimator, at_least
+from algos.pieces.masked import masked_sum
 
 CRITICS = ("separate", "shared")
 HEADS = ("linear", "mlp")

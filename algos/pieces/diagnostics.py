@@ -1,13 +1,13 @@
 """What every policy loss reports about its ratios. No gradients, no effect on training.
 
-Metrics of micro-batches add up to those of the optimiser step, because each is divided by the step's totals;
+Metrics of micro-batches add up to those of the optimizer step, because each is divided by the step's totals;
 names that end in _min and _max combine by minimum and maximum.
 """
 
 import torch
 from torch import Tensor
 
-from algos.masked import masked_sum
+from algos.pieces.masked import masked_sum
 
 
 @torch.no_grad()

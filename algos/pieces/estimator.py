@@ -10,13 +10,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from algos import advantages as advantage_pieces
-from algos import correction as correction_pieces
-from algos import ratios
-from algos.aggregation import MODES, aggregate
-from algos.diagnostics import ratio_metrics
-from algos.kl import ESTIMATORS, kl_loss
-from algos.masked import masked_sum
+from algos.pieces import advantages as advantage_pieces
+from algos.pieces import correction as correction_pieces
+from algos.pieces import ratios
+from algos.pieces.aggregation import MODES, aggregate
+from algos.pieces.diagnostics import ratio_metrics
+from algos.pieces.kl import ESTIMATORS, kl_loss
+from algos.pieces.masked import masked_sum
 
 KEEP = ("all", "mixed_groups", "correct")
 
@@ -31,14 +31,16 @@ class Estimator:
     credit: str = "response"  # response: one advantage for all its tokens; token: a KL penalty counts from its token on
     # loss: ratio level and aggregation
     ratio: str = "token"  # token, sequence, sequence_token, product, none
-    aggregation: str = "seq-mean-token-mean"  # see algos/aggregation.py
+    aggregation: str = "seq-mean-token-mean"  # see algos/pieces/aggregation.py
     aggregation_length: int | None = None  # constant of seq-mean-token-sum-norm; null: max_response_tokens
     # KL to the frozen start
     kl_coef: float = 0.0  # 0: no KL term and no reference
     kl_in: str = "loss"  # loss or reward
     kl_estimator: str = "k3"  # k1, k2, k3, k3+ (value of k3, gradient of k2), full (whole vocabulary)
     kl_direction: str = "reverse"  # reverse: KL(policy || reference); forward, with full only: KL(reference || policy)
-    kl_ratio: bool = False  # multiply the KL loss by the token ratio: unbiased off-policy (arXiv:2512.02556)
+    kl_importance_weighted: bool = (
+        False  # multiply the KL loss by the token ratio: unbiased off-policy (arXiv:2512.02556)
+    )
     kl_target: float | None = None  # sequence KL that kl_coef is steered to (arXiv:1909.08593); null: kl_coef is fixed
     kl_horizon: int = 10_000  # responses over which kl_coef is steered
     # exploration and trust
@@ -113,15 +115,15 @@ class Estimator:
             )
         if self.kl_in == "reward" and self.kl_direction == "forward" and self.kl_coef:
             raise ValueError("kl_direction forward belongs into the loss, got kl_in reward")
-        if self.kl_in == "reward" and (self.kl_ratio or self.kl_estimator == "k3+"):
+        if self.kl_in == "reward" and (self.kl_importance_weighted or self.kl_estimator == "k3+"):
             raise ValueError(
-                f"kl_in reward carries no gradient: kl_ratio {self.kl_ratio} and kl_estimator {self.kl_estimator} "
-                "need kl_in loss"
+                f"kl_in reward carries no gradient: kl_importance_weighted {self.kl_importance_weighted} and "
+                f"kl_estimator {self.kl_estimator} need kl_in loss"
             )
-        if self.kl_ratio and self.kl_estimator not in ("k1", "k3"):
+        if self.kl_importance_weighted and self.kl_estimator not in ("k1", "k3"):
             raise ValueError(
-                f"kl_ratio makes k1 and k3 unbiased off-policy, got kl_estimator {self.kl_estimator}: full needs no "
-                "ratio, and with it k2 and k3+ have the gradient of no divergence"
+                f"kl_importance_weighted makes k1 and k3 unbiased off-policy, got kl_estimator {self.kl_estimator}: "
+                "full needs no ratio, and with it k2 and k3+ have the gradient of no divergence"
             )
         if self.kl_target is not None and not self.kl_coef:
             raise ValueError(f"kl_target {self.kl_target} steers kl_coef, which is 0: start it above 0")
@@ -161,25 +163,26 @@ class Estimator:
         )
         return 2 if grouped else 1
 
-    def warnings(self, optimiser_steps: int = 1) -> list[str]:
-        """What is possible but seldom meant, one sentence each; optimiser_steps per rollout batch."""
+    def warnings(self, optimizer_steps: int = 1) -> list[str]:
+        """What is possible but seldom meant, one sentence each; optimizer_steps per rollout batch."""
         found = []
-        if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_ratio:
+        if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_importance_weighted:
             found.append(
-                "k1 as a loss has no expected gradient: it adds noise and no regularisation; use k2 or kl_ratio."
+                "k1 as a loss has no expected gradient: it adds noise and no regularization; use k2 or "
+                "kl_importance_weighted."
             )
         if self.kl_coef and self.kl_in == "reward" and self.kl_estimator in ("k2", "k3", "full"):
             found.append(f"{self.kl_estimator} in the reward has the gradient of no divergence; use k1.")
-        if self.ratio == "none" and optimiser_steps > 1:
+        if self.ratio == "none" and optimizer_steps > 1:
             found.append(
-                f"ratio none with {optimiser_steps} optimiser steps per rollout batch: all but the first are "
+                f"ratio none with {optimizer_steps} optimizer steps per rollout batch: all but the first are "
                 "off-policy and not corrected."
             )
-        if self.ratio != "none" and optimiser_steps == 1:
-            found.append("with one optimiser step per rollout batch all ratios are 1: no clipping rule has any effect.")
+        if self.ratio != "none" and optimizer_steps == 1:
+            found.append("with one optimizer step per rollout batch all ratios are 1: no clipping rule has any effect.")
         spread = {"group_std": "group", "batch_std": "batch"}.get(self.scale)
-        centred = advantage_pieces.GROUP_BASELINES + (("batch_mean",) if spread == "batch" else ())
-        if spread and self.baseline not in centred:
+        centered = advantage_pieces.GROUP_BASELINES + (("batch_mean",) if spread == "batch" else ())
+        if spread and self.baseline not in centered:
             found.append(
                 f"scale {self.scale} with baseline {self.baseline}: where all rewards of the {spread} are equal, "
                 f"what is left of them is divided by std_epsilon, {self.std_epsilon:g}."
@@ -219,14 +222,14 @@ def policy_loss(
     entropies: Tensor | None = None,
     full_kl: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one micro-batch, and metrics that add up over the micro-batches of an optimiser step.
+    """Loss of one micro-batch, and metrics that add up over the micro-batches of an optimizer step.
 
-    objective               (log_ratio, logprobs, advantages, mask, config) -> what to maximise, (B, T) or (B, 1), and
+    objective               (log_ratio, logprobs, advantages, mask, config) -> what to maximize, (B, T) or (B, 1), and
                             a dict of tensors of that shape whose shares are logged
     logprobs, old_logprobs  (B, T)  log-probability of each sampled token, in nats; old: no grad
     advantages              (B, 1)  one per response, or (B, T) one per token; no grad
     response_mask           (B, T)  bool; what lies under False has no effect, not even NaN
-    totals                  counts over the whole optimiser step, so that cutting the step into micro-batches leaves
+    totals                  counts over the whole optimizer step, so that cutting the step into micro-batches leaves
                             the gradient unchanged
     ref_logprobs            (B, T)  under the frozen reference, no grad; needed for a sampled KL in the loss
     sampler_logprobs        (B, T)  as the sampler reported them, no grad; needed for a correction
@@ -274,7 +277,7 @@ def policy_loss(
 
 
 def share_of(x: Tensor, mask: Tensor, totals) -> Tensor:
-    """Mean over tokens of x (B, T), or over responses of x (B, 1), by the totals of the optimiser step."""
+    """Mean over tokens of x (B, T), or over responses of x (B, 1), by the totals of the optimizer step."""
     if x.shape[1] == 1:
         return masked_sum(x.float(), mask.any(dim=1, keepdim=True)) / totals.responses
     return masked_sum(x.float(), mask) / totals.response_tokens

@@ -57,8 +57,8 @@ SAMPLED = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3, "k3+": kl_k3_plus}
 def kl_loss(config, logprobs, ref_logprobs, full_kl, token_log_ratio, mask: Tensor) -> Tensor:
     """The KL term of the loss, per token (B, T), with gradient; 0 on padding.
 
-    kl_ratio multiplies by the ratio of new to old policy, with gradient through it: tokens come from the old policy,
-    and only so is the gradient that of the reverse KL (arXiv:2512.02556).
+    kl_importance_weighted multiplies by the ratio of new to old policy, with gradient through it: tokens come from the
+    old policy, and only so is the gradient that of the reverse KL (arXiv:2512.02556).
     """
     if config.kl_estimator == "full":
         if full_kl is None:
@@ -71,7 +71,7 @@ def kl_loss(config, logprobs, ref_logprobs, full_kl, token_log_ratio, mask: Tens
                 f"{config.kl_coef}"
             )
         kl = SAMPLED[config.kl_estimator](logprobs, ref_logprobs.detach(), mask)
-    return kl * token_log_ratio.exp() if config.kl_ratio else kl
+    return kl * token_log_ratio.exp() if config.kl_importance_weighted else kl
 
 
 def adapt_coefficient(kl_coef: float, sequence_kl: float, target: float, responses: int, horizon: int) -> float:

@@ -32,8 +32,8 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, ddof: int = 
     The sample variance (ddof=1) is that of TRL and verl.
     """
     mean = masked_mean(x, mask)
-    centred = torch.where(mask, x, mean) - mean
-    whitened = centred * torch.rsqrt(masked_var(x, mask, ddof) + 1e-8)
+    centered = torch.where(mask, x, mean) - mean
+    whitened = centered * torch.rsqrt(masked_var(x, mask, ddof) + 1e-8)
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask, whitened, torch.zeros_like(whitened))

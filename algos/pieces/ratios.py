@@ -9,8 +9,8 @@ none            no ratio: the objective is linear in the log-probabilities (REIN
 
 from torch import Tensor
 
-from algos.kl import log_ratio
-from algos.masked import masked_mean, masked_sum
+from algos.pieces.kl import log_ratio
+from algos.pieces.masked import masked_mean, masked_sum
 
 MAX_LOG_RATIO = 20.0
 

@@ -141,7 +141,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts over a whole optimiser step: what a micro-batch's sums are divided by."""
+    """Counts over a whole optimizer step: what a micro-batch's sums are divided by."""
 
     responses: int
     response_tokens: int

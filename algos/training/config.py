@@ -3,13 +3,14 @@
 import importlib.util
 from dataclasses import asdict, dataclass, field
 
-from algos import ALGORITHMS, Algorithm
-from algos.critic import WithCritic
+from algos import ALGORITHMS
 from algos.describe import with_length
-from algos.training.rules import RULES, RewardSettings
-from evaluation.settings import DTYPES, SettingsError, from_dict, one_of, positive, share
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.critic import WithCritic
+from algos.pieces.settings import DTYPES, SettingsError, from_dict, one_of, positive, share
+from algos.training.rewards.rules import RULES, RewardSettings
 
-OPTIMISERS = ("adamw", "adamw_8bit", "adafactor")
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
 TRAINERS = ("own", "trl")
 ENGINES = ("transformers", "vllm")
@@ -17,22 +18,22 @@ VLLM_MODES = ("colocated", "server")
 VLLM_TEMPERATURES = (0.01, 2.0)  # vLLM refuses or silently changes what is outside
 HEADS = ("linear", "mlp")
 REWARDS = {*RULES, "reward_model"}
-COMBINATIONS = ("sum", "gate", "normalise_each")
+COMBINATIONS = ("sum", "gate", "normalize_each")
 MINIBATCH_UNITS = ("responses", "prompts")
 OLD_LOGPROBS = ("sampler", "recomputed")
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
-OFFLOAD = ("optimiser", "critic", "reference", "reward_model")
+OFFLOAD = ("optimizer", "critic", "reference", "reward_model")
 OBJECTIVES = ("divergence", "policy_gradient")
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
-    """Optimiser, schedule and gradient clipping, for every stage."""
+class OptimizerConfig:
+    """Optimizer, schedule and gradient clipping, for every stage."""
 
     name: str = "adamw"  # adamw, adamw_8bit (moments in 8 bits) or adafactor (factored second moment, no first)
     learning_rate: float = 1.0e-4
     schedule: str = "constant"  # after the warm-up: constant, linear or cosine decay to 0
-    warmup_steps: int = 0  # optimiser steps of linear increase from 0
+    warmup_steps: int = 0  # optimizer steps of linear increase from 0
     adam_beta1: float = 0.9  # the three adam_ settings have no effect on adafactor
     adam_beta2: float = 0.999
     adam_epsilon: float = 1.0e-5  # deep learning's usual 1e-8 makes the first steps aggressive
@@ -41,7 +42,7 @@ class OptimiserConfig:
 
     def __post_init__(self):
         positive(self, "learning_rate", "adam_epsilon", "max_grad_norm")
-        one_of(self.name, OPTIMISERS, "name")
+        one_of(self.name, OPTIMIZERS, "name")
         if self.name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
             raise SettingsError("name: adamw_8bit needs bitsandbytes; pip install 'bitsandbytes>=0.50'.")
         one_of(self.schedule, SCHEDULES, "schedule")
@@ -71,7 +72,9 @@ class LoraSettings:
 class VllmConfig:
     """Where vLLM runs; without effect on any other engine."""
 
-    mode: str = "colocated"  # in the trainer's process; server: the process that `algos.training.vllm_engine` starts
+    mode: str = (
+        "colocated"  # in the trainer's process; server: the process that `algos.training.sampling.vllm_engine` starts
+    )
     gpu_memory_utilization: float = 0.3  # colocated on CUDA: share of the GPU for vLLM's weights and key-value cache
     sleep: bool = True  # colocated on CUDA: both leave the GPU while the trainer computes
     server_url: str | None = None  # server: such as http://127.0.0.1:8000
@@ -103,7 +106,7 @@ class RunConfig:
     budget_tokens: int | None = None  # end after the rollout batch that reaches this many generated tokens; null: steps
     prompts_per_step: int = 32  # P
     group_size: int = 8  # G, responses per prompt
-    minibatches: int = 4  # optimiser steps per rollout batch and epoch
+    minibatches: int = 4  # optimizer steps per rollout batch and epoch
     minibatch_of: str = "responses"  # what is shuffled into minibatches: responses, or prompts with all of theirs (the
     # same expected gradient, other noise), each of which is then computed once instead of once a minibatch
     epochs: int = 1  # passes over a rollout batch
@@ -118,12 +121,12 @@ class RunConfig:
     engine: str = "transformers"  # what samples: transformers, with the trainer's own model, or vllm, with a copy of it
     vllm: VllmConfig = field(default_factory=VllmConfig)
     rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})  # name -> weight
-    reward_combination: str = "sum"  # sum, gate or normalise_each: see rewards.combine
+    reward_combination: str = "sum"  # sum, gate or normalize_each: see rewards.combine
     reward_settings: RewardSettings = field(default_factory=RewardSettings)
     reward_scale_running: bool = False  # learned reward only: divided by the standard deviation of its scores so far
-    reward_clip: float | None = None  # learned reward only: its normalised score is clipped to +- this
+    reward_clip: float | None = None  # learned reward only: its normalized score is clipped to +- this
     missing_end_penalty: float = 0.0  # subtracted from a truncated response's reward (arXiv:2403.17031)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     critic_learning_rate: float | None = None  # null: the policy's
     device: str = "auto"  # auto: CUDA where there is one
     dtype: str = "float32"  # of weights and activations; bfloat16: with float32 masters, gradients and moments
@@ -133,7 +136,7 @@ class RunConfig:
     )
     compile: bool = False  # torch.compile of all passes but sampling: 10 % off each, after minutes of compiling
     lora: LoraSettings | None = None  # train adapters alone, without a second model as reference; null: all weights
-    offload: tuple[str, ...] = ()  # to the CPU while not needed: optimiser, critic, reference, reward_model; CUDA only
+    offload: tuple[str, ...] = ()  # to the CPU while not needed: optimizer, critic, reference, reward_model; CUDA only
     sample_every: int = 10  # steps between kept sample completions
 
     def __post_init__(self):
@@ -165,7 +168,7 @@ class RunConfig:
             "critic_learning_rate",
             "sample_every",
         )
-        smallest = self.algorithm_config.min_group
+        smallest = self.hparams.min_group
         if self.group_size < smallest:
             raise ValueError(
                 f"group_size must be at least {smallest} for {self.algorithm}, got {self.group_size}: "
@@ -185,10 +188,10 @@ class RunConfig:
             raise ValueError("rewards must name at least one reward")
         for name in self.rewards:
             one_of(name, REWARDS, "rewards")
-        if self.budget_tokens is not None and self.optimiser.schedule != "constant":
+        if self.budget_tokens is not None and self.optimizer.schedule != "constant":
             raise ValueError(
-                f"budget_tokens leaves the number of optimiser steps open, so optimiser.schedule must be constant, "
-                f"got {self.optimiser.schedule}"
+                f"budget_tokens leaves the number of optimizer steps open, so optimizer.schedule must be constant, "
+                f"got {self.optimizer.schedule}"
             )
         if self.algorithm_entry.update is not None and self.updates_per_step != 1:
             raise ValueError(
@@ -217,7 +220,7 @@ class RunConfig:
             return
         if self.trainer == "trl":
             raise SettingsError(
-                "engine: vllm belongs to trainer: own; TRL's trainer would sample, weigh and synchronise in its own "
+                "engine: vllm belongs to trainer: own; TRL's trainer would sample, weigh and synchronize in its own "
                 "way. Write engine: transformers, as a twin does by itself."
             )
         if importlib.util.find_spec("vllm") is None:
@@ -242,10 +245,10 @@ class RunConfig:
         if self.reward_combination != "sum" and len(self.rewards) < 2:
             named = ", ".join(self.rewards)
             raise ValueError(f"reward_combination {self.reward_combination} needs at least two rewards, got {named}")
-        if self.reward_combination == "normalise_each" and self.group_size < 2:
-            raise ValueError(f"reward_combination normalise_each needs group_size at least 2, got {self.group_size}")
-        if self.reward_combination == "normalise_each" and self.algorithm_config.baseline == "greedy":
-            raise ValueError("reward_combination normalise_each leaves the greedy response, a group of one, no reward")
+        if self.reward_combination == "normalize_each" and self.group_size < 2:
+            raise ValueError(f"reward_combination normalize_each needs group_size at least 2, got {self.group_size}")
+        if self.reward_combination == "normalize_each" and self.hparams.baseline == "greedy":
+            raise ValueError("reward_combination normalize_each leaves the greedy response, a group of one, no reward")
         overlong = self.reward_settings.overlong_tokens
         if "overlong" in self.rewards and overlong is not None and overlong >= self.max_response_tokens:
             raise ValueError(
@@ -259,7 +262,7 @@ class RunConfig:
 
     @property
     def updates_per_step(self) -> int:
-        """Optimiser steps per rollout batch."""
+        """Optimizer steps per rollout batch."""
         return self.epochs * self.minibatches
 
     @property
@@ -267,7 +270,7 @@ class RunConfig:
         return ALGORITHMS[self.algorithm]
 
     @property
-    def algorithm_config(self):
+    def hparams(self):
         """The algorithm's defaults, the run's settings over them."""
         defaults = self.algorithm_entry.defaults
         config = from_dict(type(defaults), {**asdict(defaults), **self.settings}, "settings")
@@ -275,15 +278,15 @@ class RunConfig:
 
     @property
     def needs_reward_model(self) -> bool:
-        return "reward_model" in self.rewards or getattr(self.algorithm_config, "critic_init", "") == "reward_model"
+        return "reward_model" in self.rewards or getattr(self.hparams, "critic_init", "") == "reward_model"
 
     def warnings(self) -> list[str]:
         """What is possible but seldom meant, one sentence each."""
-        return self.algorithm_config.warnings(self.updates_per_step)
+        return self.hparams.warnings(self.updates_per_step)
 
     def resolved(self) -> dict:
         """All settings, the algorithm's defaults filled in, for the record."""
-        return {**asdict(self), "settings": asdict(self.algorithm_config)}
+        return {**asdict(self), "settings": asdict(self.hparams)}
 
 
 @dataclass(frozen=True)
@@ -328,15 +331,15 @@ class SupervisedConfig:
     seed: int
     trainer: str = "own"  # own: this project's loop; trl: the same settings handed to TRL's SFTTrainer
     steps: int = 600
-    batch_size: int = 64  # examples per optimiser step
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(
+    batch_size: int = 64  # examples per optimizer step
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
             learning_rate=3.0e-3, schedule="cosine", warmup_steps=30, adam_epsilon=1.0e-8
         )
     )
     device: str = "auto"
     dtype: str = "float32"
-    log_every: int = 10  # optimiser steps between lines of metrics.jsonl
+    log_every: int = 10  # optimizer steps between lines of metrics.jsonl
 
     def __post_init__(self):
         positive(self, "steps", "batch_size", "log_every")
@@ -413,29 +416,29 @@ class ExpertIterationConfig:
 
 
 @dataclass(frozen=True)
-class DistilConfig:
-    """On-policy distillation: the student is trained towards the teacher, on its own text and on given text."""
+class DistillationConfig:
+    """On-policy distillation: the student is trained toward the teacher, on its own text and on given text."""
 
     seed: int
     trainer: str = "own"  # own: this project's loop; trl: the same settings handed to TRL's GKDTrainer
     objective: str = "divergence"  # or policy_gradient, with log P - log Q of each sampled token as its advantage
-    beta: float = 0.5  # of the divergence: 0 forward KL, 1 reverse KL, else the generalised JSD
+    beta: float = 0.5  # of the divergence: 0 forward KL, 1 reverse KL, else the generalized JSD
     on_policy_share: float = 0.5  # GKD's lambda: probability that a step trains on the student's own text
-    steps: int = 100  # optimiser steps
+    steps: int = 100  # optimizer steps
     prompts_per_step: int = 16
     responses: int = 4  # per prompt; a step on given text takes prompts_per_step x responses examples
     micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
     max_response_tokens: int = 48
     temperature: float = 1.0  # of sampling and of both distributions
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
             learning_rate=5.0e-4, schedule="cosine", warmup_steps=10, adam_epsilon=1.0e-8
         )
     )
     device: str = "auto"
     dtype: str = "float32"
-    log_every: int = 1  # optimiser steps between lines of metrics.jsonl
-    sample_every: int = 10  # optimiser steps between kept sample responses
+    log_every: int = 1  # optimizer steps between lines of metrics.jsonl
+    sample_every: int = 10  # optimizer steps between kept sample responses
 
     def __post_init__(self):
         positive(
@@ -475,9 +478,9 @@ class RewardModelConfig:
     freeze_backbone: bool = (
         False  # train the head alone; a run with a KL then loads one backbone for both, and runs it once
     )
-    centring: float = 0.01  # weight of (score_chosen + score_rejected)^2, which fixes the free offset
-    optimiser: OptimiserConfig = field(
-        default_factory=lambda: OptimiserConfig(
+    centering: float = 0.01  # weight of (score_chosen + score_rejected)^2, which fixes the free offset
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
             learning_rate=3.0e-4, schedule="linear", warmup_steps=10, adam_epsilon=1.0e-8
         )
     )
@@ -488,8 +491,8 @@ class RewardModelConfig:
         positive(self, "epochs", "prompts_per_batch")
         one_of(self.dtype, DTYPES, "dtype")
         one_of(self.head, HEADS, "head")
-        if self.centring < 0:
-            raise ValueError(f"centring must be at least 0, got {self.centring}")
+        if self.centering < 0:
+            raise ValueError(f"centering must be at least 0, got {self.centering}")
 
 
 def loaded_dtype(config) -> str:

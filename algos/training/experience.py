@@ -10,12 +10,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from algos.pieces.types import Rollouts
 from algos.training.config import RunConfig
-from algos.training.engines import Engine, Sampling, TransformersEngine
-from algos.training.record import Phases
-from algos.training.rewards import Rewards
-from algos.training.rollouts import decode
-from algos.training.types import Rollouts
+from algos.training.rewards.rewards import Rewards
+from algos.training.sampling.engines import Engine, Sampling, TransformersEngine
+from algos.training.sampling.sampler import decode
+from algos.training.stage.record import Phases
 
 Group = tuple[int, int]  # (round, index within the round)
 
@@ -63,7 +63,7 @@ class Sampler:
     ):
         self.config, self.settings, self.engine = (
             config,
-            config.algorithm_config,
+            config.hparams,
             engine or TransformersEngine(tokenizer),
         )
         self.problems, self.prompts, self.tokenizer, self.score = problems, prompts, tokenizer, score

@@ -14,19 +14,27 @@ from typing import Any
 import torch
 
 from algos.describe import estimator
-from algos.estimator import changed
-from algos.training import offload
-from algos.training.batch_metrics import batch_metrics, combine
+from algos.pieces.estimator import changed
+from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.types import make_batch
 from algos.training.config import RunConfig, parse
-from algos.training.critics import SeparateCritic, make_critic
-from algos.training.engines import RatioCanary, make_engine
 from algos.training.experience import Experience, Sampler
-from algos.training.lora import WithoutAdapters, add_adapters
-from algos.training.models import ScalarModel, encode_prompts, load_policy, load_tokenizer, resolve_device, save_policy
-from algos.training.optimise import make_optimiser
-from algos.training.packing import shares_prompts
-from algos.training.passes import compile_passes, recompute_activations
-from algos.training.record import (
+from algos.training.models.checkpoints import (
+    ScalarModel,
+    encode_prompts,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
+from algos.training.models.critics import SeparateCritic, make_critic
+from algos.training.models.lora import WithoutAdapters, add_adapters
+from algos.training.models.packing import shares_prompts
+from algos.training.models.passes import compile_passes, recompute_activations
+from algos.training.models.shared_pass import drop_equal_backbone
+from algos.training.rewards.rewards import Rewards, component_metrics
+from algos.training.sampling.engines import RatioCanary, make_engine
+from algos.training.stage.record import (
     Progress,
     Record,
     component_memory,
@@ -37,16 +45,15 @@ from algos.training.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.rewards import Rewards, component_metrics
-from algos.training.shared_pass import drop_equal_backbone
-from algos.training.trust_region import trust_region_update
-from algos.training.types import make_batch
-from algos.training.update import Learner, kept, kl_after_update, prepare, update, with_advantages
-from evaluation.settings import SettingsError, read_jsonl
+from algos.training.update import offload
+from algos.training.update.batch_metrics import batch_metrics, combine
+from algos.training.update.optimize import make_optimizer
+from algos.training.update.trust_region import trust_region_update
+from algos.training.update.update import Learner, kept, kl_after_update, prepare, update, with_advantages
 from evaluation.tasks import check_rows
 
-RATIO_TOLERANCE = 1e-3  # of the ratio on the first optimiser step, where only rounding may move it from 1
-# In bfloat16 a logit of 16 to 32 is a multiple of 1/8: the token's and the normaliser's off by one each are
+RATIO_TOLERANCE = 1e-3  # of the ratio on the first optimizer step, where only rounding may move it from 1
+# In bfloat16 a logit of 16 to 32 is a multiple of 1/8: the token's and the normalizer's off by one each are
 # exp(1/4) - 1 = 28 %. Measured between different paddings: at most 5 % (default cold start), 18 % (12 layers, 3 x
 # logits).
 RATIO_TOLERANCE_BFLOAT16 = 0.5
@@ -69,7 +76,7 @@ def train(
             f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems."
         )
     device = resolve_device(config.device)
-    algorithm, settings = config.algorithm_entry, config.algorithm_config
+    algorithm, settings = config.algorithm_entry, config.hparams
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     load_policy(policy_path, torch.device("cpu"), config.dtype)  # imports the model's code, so that it is not measured
@@ -102,7 +109,7 @@ def train(
     )
     phases = offload.make_phases(config, device, learner, reward_model)
     progress = Progress(config.budget_tokens or config.steps, name or config.algorithm)
-    generated = responses = optimiser_steps = 0
+    generated = responses = optimizer_steps = 0
     for step in range(config.steps):
         experience = collect(learner.policy, generator, phases)
         rollouts, components = experience.rollouts, experience.components
@@ -126,11 +133,11 @@ def train(
             after = kl_after_update(batch, learner, config) if algorithm.measures_kl_after_update else None
         check_first_ratio(updates[0], config.dtype)
         if not engine.exact:
-            with phases("synchronise"):
-                engine.synchronise(learner.policy)
+            with phases("synchronize"):
+                engine.synchronize(learner.policy)
         generated += experience.generated_tokens
         responses += experience.generated_responses
-        optimiser_steps += 0 if warming_up else len(updates)
+        optimizer_steps += 0 if warming_up else len(updates)
         step_seconds = dict(phases.step)
         metrics = {
             "reward": experience.rewards.mean(),
@@ -145,7 +152,7 @@ def train(
             **({} if after is None else {"kl_after_update": after}),
             "updates": len(updates),
             "kl_coef": settings.kl_coef,
-            **{name: value for name, (_, value) in changed(settings, config.algorithm_config).items()},  # as adapted
+            **{name: value for name, (_, value) in changed(settings, config.hparams).items()},  # as adapted
             "learning_rate": learning_rate,
             "generated_tokens": generated,
             "batch_tokens": experience.generated_tokens,
@@ -178,7 +185,7 @@ def train(
     record.finish(
         phase_seconds=phases.total,
         generated_tokens=generated,
-        optimiser_steps=optimiser_steps,
+        optimizer_steps=optimizer_steps,
         generated_responses=responses,
         memory=component_memory(**models),
         peak_memory=peak_memory(device, before),
@@ -186,8 +193,8 @@ def train(
 
 
 def make_learner(config: RunConfig, policy_path: str, reward_model_path: str | None, device) -> tuple[Learner, dict]:
-    """The models of a run with their optimisers; and all of them by name, as (model, optimiser or None)."""
-    settings = config.algorithm_config
+    """The models of a run with their optimizers; and all of them by name, as (model, optimizer or None)."""
+    settings = config.hparams
     policy = load_policy(policy_path, device, config.dtype)
     reward_model = load_reward_model(config, reward_model_path, device)
     if reward_model is not None and settings.needs_reference:
@@ -196,14 +203,14 @@ def make_learner(config: RunConfig, policy_path: str, reward_model_path: str | N
         add_adapters(policy, config.lora)
     total = config.steps * config.updates_per_step
     warmup = min(getattr(settings, "value_warmup", 0), config.steps - 1) * config.updates_per_step
-    learner = Learner(policy, *make_optimiser(policy, config.optimiser, total - warmup))
-    models = {"policy": (policy, learner.optimiser)}
+    learner = Learner(policy, *make_optimizer(policy, config.optimizer, total - warmup))
+    models = {"policy": (policy, learner.optimizer)}
     if settings.has_critic:
         learner.critic = make_critic(settings, policy, policy_path, reward_model_path, config.seed, config.dtype)
-        learner.critic_optimiser, learner.critic_scheduler = make_optimiser(
-            learner.critic, config.optimiser, total, config.critic_learning_rate
+        learner.critic_optimizer, learner.critic_scheduler = make_optimizer(
+            learner.critic, config.optimizer, total, config.critic_learning_rate
         )
-        models["critic"] = (learner.critic, learner.critic_optimiser)
+        models["critic"] = (learner.critic, learner.critic_optimizer)
     if settings.needs_reference:
         if config.lora is not None:
             learner.reference = WithoutAdapters(policy)
@@ -229,11 +236,11 @@ def load_reward_model(config: RunConfig, path: str | None, device) -> ScalarMode
 
 def backbones(models: dict) -> Iterator[tuple[Any, bool]]:
     """The backbones among a run's models, and whether each is trained; none of a head on another model's states."""
-    for model, optimiser in models.values():
+    for model, optimizer in models.values():
         model = model.model if isinstance(model, SeparateCritic) else model
         backbone = model.backbone if isinstance(model, ScalarModel) else getattr(model, "base_model", None)
         if backbone is not None:
-            yield backbone, optimiser is not None
+            yield backbone, optimizer is not None
 
 
 def arrange_passes(config: RunConfig, models: dict, device) -> None:
@@ -246,7 +253,7 @@ def arrange_passes(config: RunConfig, models: dict, device) -> None:
 
 
 def check_first_ratio(metrics: dict, dtype: str = "float32") -> None:
-    """Raise RuntimeError unless all ratios are 1 on the first optimiser step: old and new then come from one policy."""
+    """Raise RuntimeError unless all ratios are 1 on the first optimizer step: old and new then come from one policy."""
     if "ratio_max" not in metrics:  # the critic's warm-up
         return
     deviation = max(abs(float(metrics["ratio_max"]) - 1), abs(float(metrics["ratio_min"]) - 1))
@@ -278,7 +285,7 @@ def main() -> None:
     use_threads(args.threads)
     config = parse(RunConfig, load_settings(args.settings), "settings")
     if config.trainer == "trl":
-        from algos.training.trl_baseline import train as run
+        from algos.training.trl.baseline import train as run
     else:
         run = train
     run(config, args.policy, args.prompts, args.out, args.name, args.threads, args.reward_model)

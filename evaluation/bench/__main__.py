@@ -4,7 +4,7 @@ generation  sampling against transformers.generate
 grpo, ppo   a training step against TRL's trainer, in turns
 logits      memory of an update at a vocabulary of 151,936
 scaling     exponents of seconds in batch, group, length, width and threads
-settings    what each optimisation of a run is worth: time and memory, with and without
+settings    what each optimization of a run is worth: time and memory, with and without
 overhead    what a finished study spent on anything but its stages, and what starting a stage costs
 gpu         one shape on this device: memory by component and phase, tokens/s, MFU, against TRL
 targets     the table of targets, from what is in --out
@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from algos.pieces.settings import SettingsError, one_of
 from evaluation.bench import gpu, logits, output, overhead, parts, switches
-from evaluation.settings import SettingsError, one_of
 
 PARTS = ("generation", "grpo", "ppo", "logits", "scaling", "settings", "overhead", "gpu", "targets")
 

@@ -3,7 +3,7 @@
 Weights and prompts are random, lengths forced, nothing is downloaded. Each run has the device to itself; TRL samples
 with transformers, as ours does. What does not fit is recorded as out of memory; what is past the time budget, as such.
 By hand:
-    python -m evaluation.bench gpu --shape qwen2.5-0.5b --algorithms ppo ppo_shared grpo gspo --optimisers adamw
+    python -m evaluation.bench gpu --shape qwen2.5-0.5b --algorithms ppo ppo_shared grpo gspo --optimizers adamw
     python -m evaluation.bench gpu --shape toy --device cpu
 """
 
@@ -15,15 +15,15 @@ from collections.abc import Iterator
 
 import torch
 
+from algos.pieces.settings import SettingsError, one_of
 from algos.training.config import RunConfig, parse
-from algos.training.record import component_memory
+from algos.training.stage.record import component_memory
 from evaluation.bench.measure import machine_limits
 from evaluation.bench.output import row
 from evaluation.bench.parts import Bench, ratio_row, step_rows, work_of
 from evaluation.bench.steps import counted, in_turns
 from evaluation.bench.switches import merged
 from evaluation.bench.workload import SHAPES, Workload, synthetic_workload
-from evaluation.settings import SettingsError, one_of
 
 DTYPES = ("auto", "float32", "bfloat16")
 WARMUP = 1
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("gpu")
     group.add_argument("--shape", default="qwen2.5-0.5b", help=", ".join(SHAPES))
     group.add_argument("--algorithms", nargs="+", default=["grpo", "ppo"])
-    group.add_argument("--optimisers", nargs="+", default=["adamw"])
+    group.add_argument("--optimizers", nargs="+", default=["adamw"])
     group.add_argument("--prompts", type=int, default=8, help="per step")
     group.add_argument("--group", type=int, default=8, help="responses per prompt")
     group.add_argument("--prompt-tokens", type=int, default=256)
@@ -60,7 +60,7 @@ def check(args: argparse.Namespace) -> dict:
     return extra
 
 
-def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimiser: str) -> dict:
+def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimizer: str) -> dict:
     """Of one run of ours. dtype auto is resolved against what a run may be here."""
     micro = min(bench.settings(algorithm).get("micro_batch_size", 32), args.prompts * args.group)  # responses
     fixed = {
@@ -71,7 +71,7 @@ def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimis
         "micro_batch_size": micro,
         "micro_batch_tokens": micro * (args.prompt_tokens + args.response_tokens),  # the same for ours
         "steps": WARMUP + args.steps,
-        "optimiser": {"name": optimiser},
+        "optimizer": {"name": optimizer},
         "dtype": "float32" if args.dtype == "auto" else args.dtype,
     }
     settings = merged(merged(bench.settings(algorithm), fixed), check(args))
@@ -85,17 +85,17 @@ def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimis
 
 
 def rows(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
-    """All combinations of --algorithms and --optimisers, each beside TRL's trainer where TRL can do it."""
+    """All combinations of --algorithms and --optimizers, each beside TRL's trainer where TRL can do it."""
     ends = time.monotonic() + 60 * args.minutes
     check(args)
     torch.set_num_threads(bench.threads)
     workload = synthetic_workload(bench.folder(), SHAPES[args.shape], 4 * args.prompts, args.prompt_tokens)
     limits: dict[str, dict] = {}  # by dtype
     for algorithm in args.algorithms:
-        for optimiser in args.optimisers:
-            case = f"{args.shape} {algorithm} {optimiser}"
+        for optimizer in args.optimizers:
+            case = f"{args.shape} {algorithm} {optimizer}"
             try:
-                settings = run_settings(bench, args, algorithm, optimiser)
+                settings = run_settings(bench, args, algorithm, optimizer)
                 config = parse(RunConfig, settings, case)
             except SettingsError as error:
                 yield row(case, "not measured", None, note=str(error))

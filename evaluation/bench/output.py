@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from evaluation.settings import SettingsError, write_json
+from algos.pieces.settings import SettingsError, write_json
 
 COLUMNS = ("case", "quantity", "value", "low", "high", "unit", "note", "target")
 
@@ -72,7 +72,7 @@ def write(out: Path, part: str, rows: list[dict], facts: dict, finished: bool = 
 
 @cache
 def _environment() -> dict:
-    from algos.training.record import environment
+    from algos.training.stage.record import environment
 
     return environment()
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from algos.training.tracking import find_records
+from algos.pieces.settings import SettingsError
+from algos.training.stage.mirror import find_records
 from evaluation.bench.output import row
-from evaluation.settings import SettingsError
 
 STAMP = re.compile(r"^\[(\w{3} \w{3} +\d+ \d\d:\d\d:\d\d \d{4})\]$")  # Snakemake's, to the second
 START, FINISH = re.compile(r"^Job (\d+): "), re.compile(r"^Finished jobid: (\d+) ")
-LIGHT = ("evaluation.settings", "algos", "algos.training.train", "transformers.models.auto.modeling_auto")
+LIGHT = ("algos.pieces.settings", "algos", "algos.training.train", "transformers.models.auto.modeling_auto")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def import_rows() -> Iterator[dict]:
     """CPU seconds to import what a stage imports, cumulative, and the packages that take longest."""
     for module in LIGHT:
         code = f"from algos.training import record; record._start_quickly(); import {module}"
-        if module in ("evaluation.settings", "algos"):
+        if module in ("algos.pieces.settings", "algos"):
             code = f"import {module}"
         timed = f"import time; {code}; print(time.process_time())"
         seconds = min(float(_python("-c", timed).stdout.split()[-1]) for _ in range(2))

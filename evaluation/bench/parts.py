@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from algos.training.models import encode_prompt, load_policy, load_tokenizer, resolve_device
-from algos.training.rollouts import sample
+from algos.pieces.settings import read_jsonl
+from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
+from algos.training.sampling.sampler import sample
 from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, timed
 from evaluation.bench.output import row
 from evaluation.bench.steps import Loop, in_turns, median
 from evaluation.bench.work import StepWork, decode_bytes, generate_flops
 from evaluation.bench.workload import SHAPES, Shape, Workload, task_workload
-from evaluation.settings import read_jsonl
 from pipelines.study import Study, load
 
 PHASES = ("generate", "reward", "logprobs", "update")
@@ -110,8 +110,8 @@ def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict, element
 
 
 def work_of(config, workload: Workload, response: float) -> StepWork:
-    """TRL's GRPO has no pass for old log-probabilities either, where a rollout batch has one optimiser step."""
-    settings = config.algorithm_config
+    """TRL's GRPO has no pass for old log-probabilities either, where a rollout batch has one optimizer step."""
+    settings = config.hparams
     sampled = config.trainer == "own" and config.old_logprobs == "sampler" and config.dtype == "float32"
     sampled = sampled or (config.trainer == "trl" and not settings.has_critic and config.updates_per_step == 1)
     return StepWork(

@@ -15,9 +15,11 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from algos.training import record, train, trl_baseline
+from algos.training import train
 from algos.training.config import RunConfig, parse
-from algos.training.models import resolve_device
+from algos.training.models.checkpoints import resolve_device
+from algos.training.stage import record
+from algos.training.trl import baseline as trl_baseline
 from evaluation.bench.measure import wait
 from evaluation.bench.workload import Workload, random_model, word_tokenizer
 from evaluation.memory.live_tensors import LiveTensors
@@ -216,7 +218,7 @@ def in_turns(loops: dict[str, Loop], steps: int, warmup: int = 1, after_each=Non
 
 
 def counted(settings: dict, workload: Workload, out: Path, threads: int = 1, steps: int = 2) -> Loop:
-    """A loop after some steps with its live tensors counted: see peak_bytes. The second step has optimiser state."""
+    """A loop after some steps with its live tensors counted: see peak_bytes. The second step has optimizer state."""
     loop = Loop(settings, workload, out, threads, count=True)
     in_turns({"counted": loop}, steps, warmup=0)
     return loop

@@ -1,4 +1,4 @@
-"""What each optimisation of a run is worth: two runs that differ in it alone, a step of each in turn.
+"""What each optimization of a run is worth: two runs that differ in it alone, a step of each in turn.
 
 To add one: a line in SWITCHES. Settings that this commit's runs do not know are reported as such.
 """
@@ -6,10 +6,10 @@ To add one: a line in SWITCHES. Settings that this commit's runs do not know are
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from algos.pieces.settings import SettingsError
 from evaluation.bench.output import row
 from evaluation.bench.parts import Bench, ratio_row
 from evaluation.bench.steps import counted, in_turns
-from evaluation.settings import SettingsError
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ SWITCHES = (
     Switch("gradient_checkpointing", {"gradient_checkpointing": True}, {"gradient_checkpointing": False}),
     Switch("bfloat16", {"dtype": "bfloat16"}, {"dtype": "float32"}),
     Switch("torch.compile", {"compile": True}, {"compile": False}),
-    Switch("offload: optimiser", {"offload": ["optimiser"]}, {"offload": []}),
+    Switch("offload: optimizer", {"offload": ["optimizer"]}, {"offload": []}),
     Switch("lora, rank 8", {"lora": {"rank": 8, "alpha": 16.0}}, {"lora": None}),
-    Switch("adamw_8bit", {"optimiser": {"name": "adamw_8bit"}}, {"optimiser": {"name": "adamw"}}, shape=WIDE),
-    Switch("adafactor", {"optimiser": {"name": "adafactor"}}, {"optimiser": {"name": "adamw"}}, shape=WIDE),
+    Switch("adamw_8bit", {"optimizer": {"name": "adamw_8bit"}}, {"optimizer": {"name": "adamw"}}, shape=WIDE),
+    Switch("adafactor", {"optimizer": {"name": "adafactor"}}, {"optimizer": {"name": "adamw"}}, shape=WIDE),
     Switch("shared critic", {"settings": {"critic": "shared"}}, {"settings": {"critic": "separate"}}, "ppo"),
     Switch("critic of 1 layer", {"settings": {"critic_layers": 1}}, {"settings": {"critic_layers": None}}, "ppo"),
 )

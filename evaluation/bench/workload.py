@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from algos.training.models import encode_prompts, load_tokenizer, save_policy, train_tokenizer
+from algos.pieces.settings import from_dict, write_jsonl
+from algos.training.models.checkpoints import encode_prompts, load_tokenizer, save_policy, train_tokenizer
 from evaluation.data import PromptSettings
 from evaluation.memory.closed_form import QWEN, model_config, shape_config
-from evaluation.settings import from_dict, write_jsonl
 from evaluation.tasks import TaskSettings, load_task
 
 NEVER = "<|never|>"  # the end-of-sequence that no model can say

@@ -1,4 +1,4 @@
-"""Which estimators are biased, and how much: python -m algos.exact [--samples N] [--seed S] [--out FILE.csv]
+"""Which estimators are biased, and how much: python -m evaluation.bias.exact [--samples N] [--seed S] [--out FILE.csv]
 
 A toy policy small enough to enumerate. It may think or answer, an answer ends the response, and the third token is the
 last: seven responses of one to three tokens. The policy is a table of logits per prompt and prefix, so the policy
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from algos import ALGORITHMS
-from algos.advantages import per_minibatch
-from algos.algorithm import Algorithm
 from algos.describe import with_length
-from algos.estimator import Estimator
-from algos.kl import kl_full
-from algos.training.types import Batch, Totals
+from algos.pieces.advantages import per_minibatch
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.estimator import Estimator
+from algos.pieces.kl import kl_full
+from algos.pieces.types import Batch, Totals
 
 LENGTH, THINK, ANSWERS = 3, 0, (1, 2)
 TOLERANCE = 1.0e-9  # relative; float64 sums over some thousand batches leave about 1e-15
@@ -369,7 +369,7 @@ def measure(
     exact: Tensor | None = None,
     **settings,
 ) -> Bias:
-    """An algorithm with other settings, by enumeration; exact: by default the gradient of what it is to maximise."""
+    """An algorithm with other settings, by enumeration; exact: by default the gradient of what it is to maximize."""
     config = configured(algorithm, **settings)
     policies = policies or Policies.of(toy)
     prompts, responses, weights = enumerate_batches(toy, group_size, config.keep, policies.sampler)
@@ -404,7 +404,7 @@ def _is(name: str, *values) -> Callable[[Estimator, str], bool]:
 
 
 def _token_sum(config: Estimator) -> dict:
-    level = "token" if config.ratio.startswith("sequence") else config.ratio  # a length-normalised ratio is a mean, too
+    level = "token" if config.ratio.startswith("sequence") else config.ratio  # a length-normalized ratio is a mean, too
     return {"ratio": level, "aggregation": "seq-mean-token-sum"}
 
 
@@ -537,8 +537,8 @@ KL_TERMS = {
     },
     **{f"{kind} in loss": {"kl_in": "loss", "kl_estimator": kind} for kind in ("k1", "k2", "k3", "k3+", "full")},
     "full in loss, forward": {"kl_in": "loss", "kl_estimator": "full", "kl_direction": "forward"},
-    "ratio x k1 in loss": {"kl_in": "loss", "kl_estimator": "k1", "kl_ratio": True},
-    "ratio x k3 in loss": {"kl_in": "loss", "kl_estimator": "k3", "kl_ratio": True},
+    "ratio x k1 in loss": {"kl_in": "loss", "kl_estimator": "k1", "kl_importance_weighted": True},
+    "ratio x k3 in loss": {"kl_in": "loss", "kl_estimator": "k3", "kl_importance_weighted": True},
 }
 
 
@@ -632,7 +632,9 @@ def table(title: str, rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m algos.exact", description="Bias and variance of every estimator.")
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.bias.exact", description="Bias and variance of every estimator."
+    )
     parser.add_argument("--samples", type=int, default=200, help="sampled batches that check the enumeration; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of the toy's tables and of the sampled batches")
     parser.add_argument("--out", help="CSV file of all tables")

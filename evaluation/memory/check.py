@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from algos.training.config import LOGITS_AT_ONCE, OptimiserConfig, RunConfig
+from algos.pieces.settings import SettingsError
+from algos.training.config import LOGITS_AT_ONCE, OptimizerConfig, RunConfig
 from evaluation.memory.closed_form import QWEN, shape_config
 from evaluation.memory.dry_run import Workload, measure, measure_update, predict
-from evaluation.settings import SettingsError
 
 TOLERANCE = 0.1
 VOCABULARY = 151_936  # of Qwen2.5
@@ -28,7 +28,7 @@ class Case:
     algorithm: str = "grpo"
     settings: dict = field(default_factory=dict)
     rewards: dict = field(default_factory=lambda: RULES)
-    optimiser: str = "adamw"
+    optimizer: str = "adamw"
     dtype: str = "float32"
     checkpointing: bool = False
     hidden: int = 128
@@ -57,7 +57,7 @@ class Case:
             micro_batch_tokens=self.micro_batch_tokens,
             max_response_tokens=self.response_tokens,
             rewards=self.rewards,
-            optimiser=OptimiserConfig(name=self.optimiser),
+            optimizer=OptimizerConfig(name=self.optimizer),
             dtype=self.dtype,
             gradient_checkpointing=self.checkpointing,
             device="cpu",
@@ -74,8 +74,8 @@ CASES = {
     "grpo, rules": Case(),
     "grpo, reference and reward model": Case("grpo", KL, LEARNED),
     "gspo": Case("gspo"),
-    "grpo, adamw_8bit": Case(optimiser="adamw_8bit"),
-    "grpo, adafactor": Case(optimiser="adafactor"),
+    "grpo, adamw_8bit": Case(optimizer="adamw_8bit"),
+    "grpo, adafactor": Case(optimizer="adafactor"),
     "grpo, bfloat16": Case(dtype="bfloat16"),
     "grpo, checkpointing": Case(checkpointing=True, layers=6),
     "ppo, critic of 1 layer, bfloat16": Case("ppo", {"critic_layers": 1}, dtype="bfloat16"),
@@ -90,7 +90,7 @@ CASES = {
         hidden=64, vocabulary=VOCABULARY, prompts=4, logits_at_once=27 * VOCABULARY
     ),
     "ppo, vocabulary 151,936, adafactor": Case(
-        "ppo", KL, hidden=64, vocabulary=VOCABULARY, prompts=4, optimiser="adafactor"
+        "ppo", KL, hidden=64, vocabulary=VOCABULARY, prompts=4, optimizer="adafactor"
     ),
 }
 FAST = ("ppo, shared critic", "grpo, reference and reward model", "grpo, adafactor", "grpo, groups of 16")

@@ -11,21 +11,21 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
-from evaluation.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError, one_of
 
 GB = 1e9
 GIB = 2**30
 MODELS = ("policy", "critic", "reference", "reward_model")
-STATES = ("weights", "gradients", "optimiser", "master")
+STATES = ("weights", "gradients", "optimizer", "master")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per parameter of a trained model without its optimiser state, and of a frozen one."""
+    """Bytes per parameter of a trained model without its optimizer state, and of a frozen one."""
 
     weights: float
     gradients: float
-    master: float  # float32 copy that the optimiser updates
+    master: float  # float32 copy that the optimizer updates
     moments: float  # bytes of one AdamW moment
     frozen: float
 
@@ -36,25 +36,25 @@ PRECISIONS = {
     "mixed_float32_gradients": Precision(2, 4, 4, 4, 2),
     "bfloat16": Precision(2, 2, 0, 2, 2),  # loses small updates at a rate of 1e-6
 }
-OPTIMISER_BYTES = {  # per parameter; adafactor's n + m floats per n x m matrix round to 0
+OPTIMIZER_BYTES = {  # per parameter; adafactor's n + m floats per n x m matrix round to 0
     "adamw": lambda precision: 2 * precision.moments,
     "adamw_8bit": lambda precision: 2,
     "adafactor": lambda precision: 0,
 }
 
 
-def bytes_per_parameter(precision: str, optimiser: str) -> tuple[float, float]:
+def bytes_per_parameter(precision: str, optimizer: str) -> tuple[float, float]:
     """(t, f): bytes per trained and per frozen parameter. mixed with adamw is (16, 2)."""
     one_of(precision, PRECISIONS, "precision")
-    one_of(optimiser, OPTIMISER_BYTES, "optimizer")
+    one_of(optimizer, OPTIMIZER_BYTES, "optimizer")
     p = PRECISIONS[precision]
-    return p.weights + p.gradients + p.master + OPTIMISER_BYTES[optimiser](p), p.frozen
+    return p.weights + p.gradients + p.master + OPTIMIZER_BYTES[optimizer](p), p.frozen
 
 
 # the worked table: model states of four equal models
 
 ASSUMPTIONS = {  # (t, f)
-    "weights and gradients, no optimiser": (4, 2),
+    "weights and gradients, no optimizer": (4, 2),
     "bf16 weights only": (2, 2),
     "fp32 weights only": (4, 4),
     "AdamW mixed": (16, 2),
@@ -253,7 +253,7 @@ class Copies:
 
 
 def model_states(
-    copies: Copies, precision: str, optimiser: str, adafactor_share: float = 0.0, lora_share: float | None = None
+    copies: Copies, precision: str, optimizer: str, adafactor_share: float = 0.0, lora_share: float | None = None
 ) -> Counter:
     """Bytes by (model, state), gradients held in full.
 
@@ -261,7 +261,7 @@ def model_states(
     lora_share       trained parameters per parameter of the base, which is frozen and serves as the reference too; the
                      same for the critic
     """
-    t, f = bytes_per_parameter(precision, optimiser)
+    t, f = bytes_per_parameter(precision, optimizer)
     p, places = PRECISIONS[precision], Counter()
     for model in MODELS:
         size = getattr(copies, model)
@@ -276,9 +276,9 @@ def model_states(
             places[model, "gradients"] = trained * p.gradients
             places[model, "master"] = trained * p.master
             moments = t - p.weights - p.gradients - p.master
-            if optimiser == "adafactor":
+            if optimizer == "adafactor":
                 moments = 4 * adafactor_share
-            places[model, "optimiser"] = trained * moments
+            places[model, "optimizer"] = trained * moments
     return +places
 
 

@@ -1,7 +1,7 @@
 """One step of a run, phase by phase, under LiveTensors: measured on real tensors, predicted on weightless ones.
 
-Both run the project's own code, from make_learner to the optimiser step, on a model made from its config alone. The
-step is the second one, when the optimiser's state exists; prompts and responses have their full lengths, the most that
+Both run the project's own code, from make_learner to the optimizer step, on a model made from its config alone. The
+step is the second one, when the optimizer's state exists; prompts and responses have their full lengths, the most that
 the settings allow.
 """
 
@@ -21,15 +21,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from algos.training import rollouts as rollouts_module
+from algos.pieces.types import Rollouts, make_batch
 from algos.training.config import RunConfig
-from algos.training.kv_cache import SharedOut
-from algos.training.rewards import Rewards
-from algos.training.rollouts import _draw, sample
+from algos.training.models.kv_cache import SharedOut
+from algos.training.rewards.rewards import Rewards
+from algos.training.sampling import sampler as rollouts_module
+from algos.training.sampling.sampler import _draw, sample
 from algos.training.train import make_learner
-from algos.training.trust_region import trust_region_update
-from algos.training.types import Rollouts, make_batch
-from algos.training.update import minibatch_rows, prepare, update, with_advantages
+from algos.training.update.trust_region import trust_region_update
+from algos.training.update.update import minibatch_rows, prepare, update, with_advantages
 from evaluation.memory.closed_form import with_layers
 from evaluation.memory.live_tensors import LiveTensors, Peak
 from evaluation.memory.weightless import Weightless, tangible
@@ -87,7 +87,7 @@ def predict(workload: Workload, exact: bool = False) -> dict[str, Peak]:
     exact runs all of them, which for 28 layers takes a minute.
     """
     layers = workload.model.get_text_config().num_hidden_layers
-    if exact or layers <= FEW or getattr(workload.run.algorithm_config, "critic_layers", None) is not None:
+    if exact or layers <= FEW or getattr(workload.run.hparams, "critic_layers", None) is not None:
         return _predict(workload)
     less, few = (_predict(replace(workload, model=with_layers(workload.model, count))) for count in (FEW - 1, FEW))
     return {name: _extrapolated(less[name], few[name], layers - FEW) for name in few}
@@ -138,12 +138,12 @@ class _Step:
         self.workload, self.live, self.allocator = workload, live, allocator
         self.allocated: dict[str, int] = {}
         self.steps = 0
-        self.settings = run.algorithm_config
+        self.settings = run.hparams
         device = torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
         self.generator = torch.Generator(device).manual_seed(run.seed)
         self.learner, self.models = make_learner(run, "policy", str(folder), device)
-        for name, (model, optimiser) in self.models.items():
-            live.add_model(name, model, optimiser)
+        for name, (model, optimizer) in self.models.items():
+            live.add_model(name, model, optimizer)
         self.policy = self.learner.policy
 
         def prefilled(module, args, output):
@@ -179,14 +179,14 @@ class _Step:
             self.allocated[name] = max(allocated, self.allocated.get(name, 0))
 
     def warm_up(self) -> None:
-        """Give the optimisers the state that they have from their first step on."""
-        for _, optimiser in self.models.values():
-            if optimiser is not None:
-                parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        """Give the optimizers the state that they have from their first step on."""
+        for _, optimizer in self.models.values():
+            if optimizer is not None:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 for parameter in parameters:
                     parameter.grad = torch.zeros_like(parameter)
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
     def prompts(self, count: int) -> list[list[int]]:
         return [[1 + i % 7] * self.workload.prompt_tokens for i in range(count)]
@@ -201,7 +201,7 @@ class _Step:
         return Rollouts(self.prompts(prompts), run.group_size, ids, mask, zeros, cut, zeros.clone())
 
     def two_micro_batches(self, sequence: int) -> Rollouts:
-        """As many whole groups as fill two micro-batches of one optimiser step."""
+        """As many whole groups as fill two micro-batches of one optimizer step."""
         run = self.run
         self.run = replace(run, minibatches=1, epochs=1)
         rows = run.micro_batch_size

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from evaluation.figures import COLOURS, GREY, PART_SHADES, save
+from evaluation.figures import COLORS, GRAY, PART_SHADES, save
 from evaluation.memory.closed_form import MODELS, STATES
 from evaluation.memory.plan import Plan, plan_phases, unit_of
 
@@ -58,12 +58,12 @@ def draw(plan: Plan, out: Path) -> None:
     heights, left = np.arange(len(BARS))[::-1], np.zeros(len(BARS))
     for part in dict.fromkeys(row["part"] for row in sorted(table, key=_order)):
         widths = np.array([_bytes(table, setup, part) / unit for setup in BARS])
-        colour, alpha = _look(part)
+        color, alpha = _look(part)
         axis.barh(
             heights,
             widths,
             left=left,
-            color=colour,
+            color=color,
             alpha=alpha,
             height=0.68,
             edgecolor="white",
@@ -91,5 +91,5 @@ def _order(row: dict) -> int:
 def _look(part: str) -> tuple[str, float]:
     model, _, state = part.partition(": ")
     if state:
-        return COLOURS[[m.replace("_", " ") for m in MODELS].index(model)], PART_SHADES[state]
-    return (*COLOURS[4:7], GREY)[list(REST).index(part)], 1.0
+        return COLORS[[m.replace("_", " ") for m in MODELS].index(model)], PART_SHADES[state]
+    return (*COLORS[4:7], GRAY)[list(REST).index(part)], 1.0

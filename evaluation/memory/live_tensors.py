@@ -19,18 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CATEGORIES = (
     "weights",
     "gradients",
-    "optimiser",  # moments and the like
+    "optimizer",  # moments and the like
     "master",  # float32 copies of weights in fewer bits
     "activations",  # made by a forward pass
     "backward",  # made by a backward pass: gradients of activations, and those not yet added to the others
     "logits",  # anything with the vocabulary as its last dimension, its gradients too
     "kv_cache",
-    "workspace",  # made by an optimiser step and gone after it
+    "workspace",  # made by an optimizer step and gone after it
     "other",  # token ids, masks, rewards
 )
 COMPONENTS = ("policy", "critic", "reference", "reward_model", "")  # "": no model's
 
-MOMENTS = ("forward", "backward", "step")  # while autograd runs, while an optimiser steps, and all the rest
+MOMENTS = ("forward", "backward", "step")  # while autograd runs, while an optimizer steps, and all the rest
 
 Place = tuple[str, str]  # (component, category)
 
@@ -75,7 +75,7 @@ class LiveTensors(TorchDispatchMode):
     """Counts the bytes of all live storages while it is active.
 
     with LiveTensors(vocabulary=V) as live:
-        live.add_model("policy", model, optimiser)
+        live.add_model("policy", model, optimizer)
         with live.phase("update"):
             ...
     live.peaks["update"].by("category")
@@ -108,10 +108,10 @@ class LiveTensors(TorchDispatchMode):
             if tensor is not None:
                 self._count(tensor, (component, category), move=True)
 
-    def add_model(self, component: str, model, optimiser=None) -> None:
-        """Count a model's weights and buffers, and its gradients and optimiser state whenever they come to be.
+    def add_model(self, component: str, model, optimizer=None) -> None:
+        """Count a model's weights and buffers, and its gradients and optimizer state whenever they come to be.
 
-        Parameters of the optimiser that are not the model's count as its master copy.
+        Parameters of the optimizer that are not the model's count as its master copy.
         """
         owned = set()
 
@@ -128,24 +128,24 @@ class LiveTensors(TorchDispatchMode):
             if tensor.requires_grad:
                 self.add(component, "gradients", tensor.grad)
                 self._hooks.append(tensor.register_post_accumulate_grad_hook(gradient))
-        if optimiser is None:
+        if optimizer is None:
             return
 
         def state(*_) -> None:
             self._in_step = False
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if id(parameter) not in owned:
                         self.add(component, "master", parameter)
                         self.add(component, "gradients", parameter.grad)
-            for entry in optimiser.state.values():
-                self.add(component, "optimiser", *(x for x in entry.values() if isinstance(x, Tensor)))
+            for entry in optimizer.state.values():
+                self.add(component, "optimizer", *(x for x in entry.values() if isinstance(x, Tensor)))
 
         def stepping(*_) -> None:
             self._in_step = True
 
         state()
-        self._hooks += [optimiser.register_step_pre_hook(stepping), optimiser.register_step_post_hook(state)]
+        self._hooks += [optimizer.register_step_pre_hook(stepping), optimizer.register_step_post_hook(state)]
 
     def add_cache(self, component: str, cache) -> None:
         """Move a key-value cache's tensors, whatever object holds them, to kv_cache."""

@@ -19,14 +19,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError, one_of
 from algos.training.config import RunConfig, parse
 from evaluation.memory import closed_form as closed
 from evaluation.memory.closed_form import GB, MODELS, PRECISIONS, SETUPS, STATES
-from evaluation.settings import SettingsError, one_of
 
 GPUS = {"24 GB": 24, "80 GB": 80, "141 GB": 141}
 OFFLOAD = {  # what can wait in the CPU's memory, and the phases that it is needed in
-    "optimiser": ("update",),
+    "optimizer": ("update",),
     "critic": ("logprobs", "update"),
     "reference": ("logprobs",),
     "reward_model": ("reward",),
@@ -34,7 +34,7 @@ OFFLOAD = {  # what can wait in the CPU's memory, and the phases that it is need
 KL_COEF = 0.05  # of --reference yes where the algorithm has none
 CHOICES = {
     "precision": PRECISIONS,
-    "optimizer": closed.OPTIMISER_BYTES,
+    "optimizer": closed.OPTIMIZER_BYTES,
     "critic": ("separate", "shared"),
     "reference": ("default", "yes", "no"),
     "logits": ("chunked", "full"),
@@ -103,7 +103,7 @@ class Plan:
                 "max_prompt_tokens": self.prompt_tokens,
                 "max_response_tokens": self.response_tokens,
                 "rewards": {"correctness": 1.0, **({"reward_model": 1.0} if self.reward_model else {})},
-                "optimiser": {"name": self.optimizer},
+                "optimizer": {"name": self.optimizer},
                 "device": "cpu",
                 "dtype": "float32" if self.precision == "float32" else "bfloat16",
                 "gradient_checkpointing": self.checkpointing,
@@ -118,7 +118,7 @@ class Plan:
 
 def copies(run: RunConfig, parameters: float, backbone: float, head: float, critic_backbone=None) -> closed.Copies:
     """Parameters of each model of a run. critic_backbone gives those of a critic's backbone with so many layers."""
-    settings = run.algorithm_config
+    settings = run.hparams
     critic = 0.0
     if settings.has_critic:
         whole = backbone if settings.critic_layers is None else critic_backbone(settings.critic_layers)
@@ -195,7 +195,7 @@ def take_out(places: Counter, what: str, phase: str) -> None:
     """What is offloaded has no bytes in a phase that does not need it."""
     if phase not in OFFLOAD[what]:
         for model, state in list(places):
-            if state in ("optimiser", "master") if what == "optimiser" else model == what and state == "weights":
+            if state in ("optimizer", "master") if what == "optimizer" else model == what and state == "weights":
                 del places[model, state]
 
 
@@ -203,7 +203,7 @@ def _replace_states(places: Counter, states: Counter, plan: Plan) -> None:
     for model in MODELS:
         if plan.lora_rank is not None and model == "reference":
             places.pop((model, "weights"), None)
-        for state in ("optimiser", "master"):
+        for state in ("optimizer", "master"):
             places.pop((model, state), None)
             if states[model, state]:
                 places[model, state] = states[model, state]
@@ -338,7 +338,7 @@ def rules_text(plan: Plan, shape: closed.Shape) -> str:
 
 
 def flops_text(run: RunConfig, checkpointing: bool) -> str:
-    settings = run.algorithm_config
+    settings = run.hparams
     reward = "reward_model" in run.rewards
     old = run.old_logprobs != "sampler" or run.dtype != "float32"
     own_critic = settings.has_critic and settings.critic != "shared"
@@ -355,7 +355,7 @@ def flops_text(run: RunConfig, checkpointing: bool) -> str:
 def fits(plan: Plan, limit: float) -> bool:
     """Whether the peak is within the limit in bytes; states that are never less are looked at first."""
     states = plan_states(plan)
-    least = sum(states["policy", state] for state in ("weights", "gradients", "optimiser", "master"))
+    least = sum(states["policy", state] for state in ("weights", "gradients", "optimizer", "master"))
     return least <= limit and plan_peak(plan) <= limit
 
 

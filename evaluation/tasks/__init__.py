@@ -7,7 +7,7 @@ A task's load(config, sizes, seed) returns the splits train, dev, test and demon
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from evaluation.settings import SettingsError, from_dict, one_of
+from algos.pieces.settings import SettingsError, from_dict, one_of
 from evaluation.tasks import gsm8k, gsm_symbolic, word_problems
 from evaluation.tasks.rows import check_rows
 

@@ -20,10 +20,10 @@ MINUS = "\u2212"  # the typographer's minus sign
 MAX_DIGITS = 64  # a longer "number" is no answer, and arithmetic on it would only cost time
 
 
-def normalise(answer: str) -> str | None:
+def normalize(answer: str) -> str | None:
     """The canonical text of an answer: "1,234" -> "1234", "$18.00." -> "18", "\\frac{1}{2}" -> "1/2".
 
-    Returns None for a string that holds no single number. Idempotent: normalise(normalise(x)) == normalise(x).
+    Returns None for a string that holds no single number. Idempotent: normalize(normalize(x)) == normalize(x).
     """
     text = answer.strip().replace(MINUS, "-")
     boxed = re.fullmatch(r"\\boxed\{(.*)\}\.?", text)
@@ -54,28 +54,28 @@ def normalise(answer: str) -> str | None:
 
 
 def extract_strict(response: str) -> str | None:
-    """The first `#### <number>`, normalised; None where there is none."""
+    """The first `#### <number>`, normalized; None where there is none."""
     found = STRICT.search(response.replace(MINUS, "-"))
-    return normalise(found[1]) if found else None
+    return normalize(found[1]) if found else None
 
 
 def extract_flexible(response: str) -> str | None:
-    """The last number of the response, normalised; None where there is none."""
+    """The last number of the response, normalized; None where there is none."""
     for found in reversed(list(FLEXIBLE.finditer(response.replace(MINUS, "-")))):
-        answer = normalise(found[0])
+        answer = normalize(found[0])
         if answer is not None:
             return answer
     return None
 
 
 def gold_answer(solution: str) -> str | None:
-    """The answer of a worked solution: what follows its last `#### `, normalised; None if it has none."""
+    """The answer of a worked solution: what follows its last `#### `, normalized; None if it has none."""
     _, marker, tail = solution.rpartition("#### ")
-    return normalise(tail) if marker else None
+    return normalize(tail) if marker else None
 
 
 def is_correct(answer: str | None, gold: str) -> bool:
-    """True if an extracted answer is the gold one; both normalised. No answer is a wrong answer."""
+    """True if an extracted answer is the gold one; both normalized. No answer is a wrong answer."""
     if answer is None:
         return False
     if answer == gold:

@@ -6,8 +6,8 @@ line is replaced where it does not state the package's own answer.
 
 from dataclasses import dataclass
 
-from evaluation.answers import gold_answer, normalise
-from evaluation.settings import positive
+from algos.pieces.settings import positive
+from evaluation.tasks.answers import gold_answer, normalize
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class GSMSymbolicConfig:
 
 def _row(entry: dict) -> dict:
     solution = str(entry["metadata"].get("answer_cot") or "").strip()
-    if gold_answer(solution) != normalise(str(entry["answer"])):
+    if gold_answer(solution) != normalize(str(entry["answer"])):
         solution = f"{solution.rpartition('####')[0].strip() or solution}\n#### {entry['answer']}".strip()
     return {"question": entry["question"].strip(), "answer": solution}
 

@@ -1,7 +1,7 @@
 """What every data row must have."""
 
-from evaluation.answers import extract_strict, gold_answer, is_correct
-from evaluation.settings import SettingsError
+from algos.pieces.settings import SettingsError
+from evaluation.tasks.answers import extract_strict, gold_answer, is_correct
 
 
 def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:

@@ -9,13 +9,13 @@ A story of one to a few operations on one count, a chain of thought of one equat
 
 The demonstrations come from a fallible demonstrator: with probability wrong_step_share a step's result is wrong, a slip
 of the operation (7+5=2, 12-3=15, 4*2=6) that later steps continue from. That leaves reinforcement learning something to
-improve, and a reward model something to recognise. Arithmetic drills ("What is 7+5?"), always right, are mixed in.
+improve, and a reward model something to recognize. Arithmetic drills ("What is 7+5?"), always right, are mixed in.
 """
 
 import random
 from dataclasses import dataclass
 
-from evaluation.settings import positive, share
+from algos.pieces.settings import positive, share
 
 NAMES = ("Mia", "Tom", "Ana", "Sam", "Leo", "Eva", "Max", "Zoe")
 ITEMS = ("apples", "books", "coins", "cards", "shells", "pens", "stamps", "cups")

@@ -5,7 +5,7 @@ import torch
 from conftest import close, gradient
 
 from algos import cispo
-from algos.training.types import Totals
+from algos.pieces.types import Totals
 
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 

@@ -17,20 +17,20 @@ from conftest import NAN
 from torch import Tensor
 
 from algos import ALGORITHMS, FILES, cispo, describe, grpo, ppo, ppo_penalty
-from algos import advantages as pieces
-from algos.aggregation import MODES, aggregate
-from algos.algorithm import Algorithm
-from algos.clipping import clipped_objective
-from algos.correction import MODES as CORRECTIONS
-from algos.correction import weights
-from algos.critic import WithCritic
-from algos.estimator import Estimator
-from algos.ratios import LEVELS, PER_RESPONSE
+from algos.pieces import advantages as pieces
+from algos.pieces.aggregation import MODES, aggregate
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.clipping import clipped_objective
+from algos.pieces.correction import MODES as CORRECTIONS
+from algos.pieces.correction import weights
+from algos.pieces.critic import WithCritic
+from algos.pieces.estimator import Estimator
+from algos.pieces.ratios import LEVELS, PER_RESPONSE
+from algos.pieces.settings import from_dict
+from algos.pieces.types import Totals
 from algos.reinforce import reinforce_objective
-from algos.training.batch_metrics import reduce
 from algos.training.config import RunConfig
-from algos.training.types import Totals
-from evaluation.settings import from_dict
+from algos.training.update.batch_metrics import reduce
 
 INF = float("inf")
 
@@ -57,7 +57,7 @@ def tempered_objective(log_ratio, logprobs, advantages, mask, config):
 
 def sign_advantages(batch, config):
     """The sign of what the response's reward is above its group's mean."""
-    return pieces.centre(batch.rewards.view(-1, batch.group_size), config.baseline).sign().view(-1, 1)
+    return pieces.center(batch.rewards.view(-1, batch.group_size), config.baseline).sign().view(-1, 1)
 
 
 ADDED = {
@@ -70,7 +70,7 @@ VARIANTS = {
         "kl_coef": 0.05,
         "kl_in": "loss",
         "kl_estimator": "k3",
-        "kl_ratio": True,
+        "kl_importance_weighted": True,
         "entropy_coef": 0.02,
         "correction": "sequence_truncate",
     },
@@ -78,7 +78,7 @@ VARIANTS = {
         "kl_coef": 0.1,
         "kl_in": "loss",
         "kl_estimator": "full",
-        "kl_ratio": False,
+        "kl_importance_weighted": False,
         "correction": "sequence_mask",
     },
 }
@@ -427,8 +427,8 @@ def test_on_the_first_step_ratios_are_1_and_the_gradient_is_the_plain_policy_gra
 @every
 def test_without_advantage_the_policy_term_has_no_gradient(case):
     case = replace(case, config=replace(case.config, kl_coef=0.0, kl_target=None, entropy_coef=0.0))
-    penalised = case.algorithm.objective is ppo_penalty.penalised_objective  # its penalty is 0 only where it starts
-    b = batch(case, spread=0.0 if penalised else 0.3)
+    penalized = case.algorithm.objective is ppo_penalty.penalized_objective  # its penalty is 0 only where it starts
+    b = batch(case, spread=0.0 if penalized else 0.3)
     b.advantages = torch.zeros_like(b.advantages)
     assert (step(case, b).gradients["logprobs"] == 0).all()
 
@@ -501,7 +501,7 @@ def test_settings_survive_the_record(case, monkeypatch):
     assert from_dict(type(defaults), json.loads(json.dumps(asdict(defaults)))) == defaults
     run = from_dict(RunConfig, {"algorithm": case.name, "seed": 0, **case.algorithm.run})
     again = from_dict(RunConfig, json.loads(json.dumps(run.resolved())))
-    assert again.algorithm_config == run.algorithm_config == describe.with_length(defaults, run.max_response_tokens)
+    assert again.hparams == run.hparams == describe.with_length(defaults, run.max_response_tokens)
     assert again.resolved() == run.resolved()
 
 
@@ -556,8 +556,8 @@ KL = [
     {"kl_coef": 0.0},
     *({"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": estimator} for estimator in ("k1", "k2", "k3", "k3+", "full")),
     *({"kl_coef": 0.1, "kl_in": "reward", "kl_estimator": estimator} for estimator in ("k1", "k3", "k3+", "full")),
-    {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k1", "kl_ratio": True},
-    {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k2", "kl_ratio": True},
+    {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k1", "kl_importance_weighted": True},
+    {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k2", "kl_importance_weighted": True},
     {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "full", "kl_direction": "forward"},
     {"kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k3", "kl_direction": "forward"},
 ]

@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 import pytest
 
 from algos import ALGORITHMS
-from algos.estimator import Estimator
+from algos.pieces.estimator import Estimator
 
 HUANG = "arXiv:2403.17031, the hyperparameters of PPO"
 TRPO = "arXiv:1502.05477, section 8"
@@ -54,7 +54,7 @@ PUBLISHED = [  # algorithm, setting, value, source
 SHARED = [  # of every algorithm that has the setting and no line for it above
     ("std_ddof", 1, "TRL, verl and oat"),
     ("std_epsilon", 1.0e-6, "verl"),
-    ("kl_ratio", False, OURS),
+    ("kl_importance_weighted", False, OURS),
     ("kl_horizon", 10_000, "lm-human-preferences, the code of arXiv:1909.08593"),
     ("kl_target", None, OURS),
     ("entropy_coef", 0.0, OURS),

@@ -10,20 +10,21 @@ import torch
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos import distillation
-from algos.training import distil, expert_iteration
+from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.types import Rollouts, Totals, make_batch
 from algos.training.config import (
-    DistilConfig,
+    DistillationConfig,
     ExpertIterationConfig,
-    OptimiserConfig,
+    OptimizerConfig,
     RejectionConfig,
     SupervisedConfig,
 )
-from algos.training.logprobs import token_logits
-from algos.training.models import save_policy, train_tokenizer
-from algos.training.record import Phases
-from algos.training.types import Rollouts, Totals, make_batch
+from algos.training.models.checkpoints import save_policy, train_tokenizer
+from algos.training.models.logprobs import token_logits
+from algos.training.stage.record import Phases
+from algos.training.supervised import distillation as distill
+from algos.training.supervised import expert_iteration
 from evaluation.evaluate import graded
-from evaluation.settings import SettingsError, read_jsonl, write_jsonl
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -168,8 +169,8 @@ def test_micro_batches_do_not_change_the_gradient_or_the_metrics(settings):
     student, teacher, results = tiny_model(TOKENIZER), tiny_model(TOKENIZER, 1), []
     for size in (1, 3, 8):
         model, phases = copy.deepcopy(student), Phases()
-        config = DistilConfig(0, micro_batch_size=size, temperature=0.8, **settings)
-        metrics = distil.accumulate_gradients(batch, model, teacher, config, phases)
+        config = DistillationConfig(0, micro_batch_size=size, temperature=0.8, **settings)
+        metrics = distill.accumulate_gradients(batch, model, teacher, config, phases)
         results.append((metrics, gradients(model)))
         assert all(parameter.grad is None for parameter in teacher.parameters())
     mask, own, theirs = batch.response_mask, token_logits(student, batch) / 0.8, token_logits(teacher, batch) / 0.8
@@ -190,10 +191,12 @@ def test_micro_batches_do_not_change_the_gradient_or_the_metrics(settings):
 
 
 def test_steps_are_a_function_of_the_seed_and_follow_the_share():
-    texts = distil.Texts([[5]] * 10, [([5], [6])] * 24)
-    config = DistilConfig(0, steps=200, prompts_per_step=5, responses=4, on_policy_share=0.3)
-    steps = distil.schedule(config, texts)
-    assert steps == distil.schedule(replace(config, beta=1.0), texts) != distil.schedule(replace(config, seed=1), texts)
+    texts = distill.Texts([[5]] * 10, [([5], [6])] * 24)
+    config = DistillationConfig(0, steps=200, prompts_per_step=5, responses=4, on_policy_share=0.3)
+    steps = distill.schedule(config, texts)
+    assert (
+        steps == distill.schedule(replace(config, beta=1.0), texts) != distill.schedule(replace(config, seed=1), texts)
+    )
     assert 0.2 < sum(step.on_policy for step in steps) / 200 < 0.4
     asked = [row for step in steps if step.on_policy for row in step.rows]
     given = [row for step in steps if not step.on_policy for row in step.rows]
@@ -201,16 +204,16 @@ def test_steps_are_a_function_of_the_seed_and_follow_the_share():
     assert {len(step.rows) for step in steps if step.on_policy} == {5}
     assert {len(step.rows) for step in steps if not step.on_policy} == {20}
     for share in (0.0, 1.0):
-        assert {step.on_policy for step in distil.schedule(replace(config, on_policy_share=share), texts)} == {
+        assert {step.on_policy for step in distill.schedule(replace(config, on_policy_share=share), texts)} == {
             share == 1
         }
 
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="on_policy_share must be 1 for the policy gradient"):
-        DistilConfig(0, objective="policy_gradient")
+        DistillationConfig(0, objective="policy_gradient")
     with pytest.raises(ValueError, match="beta must be in"):
-        DistilConfig(0, beta=-0.1)
+        DistillationConfig(0, beta=-0.1)
     sampling, training = RejectionConfig(0), SupervisedConfig(0)
     with pytest.raises(ValueError, match=r"hint must contain \{answer\} once"):
         ExpertIterationConfig(sampling, training, hint="no place")
@@ -222,14 +225,14 @@ def test_settings_that_make_no_sense_are_refused():
 
 def test_models_of_different_vocabularies_are_refused():
     model = tiny_model(TOKENIZER)
-    distil.check_same_vocabulary(model, tiny_model(TOKENIZER, 1), TOKENIZER, tiny_tokenizer())
+    distill.check_same_vocabulary(model, tiny_model(TOKENIZER, 1), TOKENIZER, tiny_tokenizer())
     other = train_tokenizer(["some other text"] * 3, 90)
     with pytest.raises(SettingsError, match=r"must share a tokenizer, but \d+ of their tokens differ"):
-        distil.check_same_vocabulary(model, tiny_model(other), TOKENIZER, other)
+        distill.check_same_vocabulary(model, tiny_model(other), TOKENIZER, other)
     wider = tiny_model(TOKENIZER)
     wider.resize_token_embeddings(len(TOKENIZER) + 8)
     with pytest.raises(SettingsError, match="output heads of"):
-        distil.check_same_vocabulary(model, wider, TOKENIZER, TOKENIZER)
+        distill.check_same_vocabulary(model, wider, TOKENIZER, TOKENIZER)
 
 
 def problem(i: int) -> dict:
@@ -247,19 +250,19 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run_distil(folder, **settings):
-    config = DistilConfig(
+def run_distillation(folder, **settings):
+    config = DistillationConfig(
         0,
         prompts_per_step=4,
         responses=4,
         micro_batch_size=5,
         max_response_tokens=6,
-        optimiser=OptimiserConfig(learning_rate=1.0e-2),
+        optimizer=OptimizerConfig(learning_rate=1.0e-2),
         device="cpu",
         **settings,
     )
     paths = [str(folder / name) for name in ("student", "teacher", "train.jsonl", "train.jsonl", "out")]
-    distil.train(config, *paths)
+    distill.train(config, *paths)
     return json.loads((folder / "out" / "run.json").read_text()), read_jsonl(folder / "out" / "metrics.jsonl")
 
 
@@ -267,7 +270,7 @@ def run_distil(folder, **settings):
     "settings", [{"beta": 0.0}, {"beta": 1.0}, {"objective": "policy_gradient"}], ids=["forward", "reverse", "policy"]
 )
 def test_the_student_comes_to_write_what_the_teacher_finds_likely(folder, settings):
-    record, lines = run_distil(folder, steps=25, on_policy_share=1.0, **settings)
+    record, lines = run_distillation(folder, steps=25, on_policy_share=1.0, **settings)
     assert all(line["on_policy"] == 1 for line in lines)
     for metric in ("reverse_kl", "forward_kl"):
         first, last = ([line[metric] for line in part] for part in (lines[:5], lines[-5:]))
@@ -281,16 +284,16 @@ def test_the_student_comes_to_write_what_the_teacher_finds_likely(folder, settin
 
 
 def test_given_text_is_trained_on_at_the_other_steps(folder):
-    record, lines = run_distil(folder, steps=6, on_policy_share=0.5)
+    record, lines = run_distillation(folder, steps=6, on_policy_share=0.5)
     assert {line["on_policy"] for line in lines} == {0, 1}
     assert all(("accuracy" in line) == line["on_policy"] for line in lines)
     assert record["generated_responses"] == 16 * sum(line["on_policy"] for line in lines)
     again = (folder / "out" / "checkpoint" / "model.safetensors").read_bytes()
-    run_distil(folder, steps=6, on_policy_share=0.5)
+    run_distillation(folder, steps=6, on_policy_share=0.5)
     assert (folder / "out" / "checkpoint" / "model.safetensors").read_bytes() == again
     with pytest.raises(SettingsError, match=r"on_policy_share is 0\.5: .*--data"):
-        config, out = DistilConfig(0, prompts_per_step=4), str(folder / "out")
-        distil.train(config, str(folder / "student"), str(folder / "teacher"), str(folder / "train.jsonl"), None, out)
+        config, out = DistillationConfig(0, prompts_per_step=4), str(folder / "out")
+        distill.train(config, str(folder / "student"), str(folder / "teacher"), str(folder / "train.jsonl"), None, out)
 
 
 def test_the_hint_stands_behind_the_question_in_text_and_in_chat():
@@ -317,7 +320,7 @@ def answering(table):
 
 
 def expert_config(folder, **settings):
-    training = SupervisedConfig(0, steps=2, batch_size=4, device="cpu", optimiser=OptimiserConfig(learning_rate=1.0e-2))
+    training = SupervisedConfig(0, steps=2, batch_size=4, device="cpu", optimizer=OptimizerConfig(learning_rate=1.0e-2))
     sampling = RejectionConfig(0, prompts=8, responses=4, max_per_prompt=2, device="cpu")
     return ExpertIterationConfig(sampling, training, **settings)
 

@@ -3,7 +3,7 @@ import torch
 from conftest import close, gradient
 
 from algos import grpo
-from algos.training.types import Totals
+from algos.pieces.types import Totals
 
 PLAIN = grpo.GRPOConfig(std_epsilon=0.0)
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)

@@ -25,9 +25,9 @@ from algos import (
     sapo,
     trpo,
 )
-from algos.advantages import gae, per_minibatch
-from algos.kl import kl_full, kl_k1, kl_loss
-from algos.training.types import Totals
+from algos.pieces.advantages import gae, per_minibatch
+from algos.pieces.kl import kl_full, kl_k1, kl_loss
+from algos.pieces.types import Totals
 
 ROWS, COLUMNS, GROUP = 8, 6, 4
 
@@ -136,7 +136,7 @@ def lengths(batch):
 
 
 def test_on_policy_grpo_gspo_gmpo_sapo_and_cispo_have_one_gradient(batch):
-    """-A / (T_i B) for each token: the algorithms differ from the second optimiser step on."""
+    """-A / (T_i B) for each token: the algorithms differ from the second optimizer step on."""
     mean = {"aggregation": "seq-mean-token-mean"}
     expected = run(batch, grpo.ALGORITHM, batch.old_logprobs)
     advantages = grpo.ALGORITHM.advantages(batch, grpo.ALGORITHM.defaults)
@@ -232,15 +232,15 @@ def test_ppo_with_a_constant_critic_is_reinforce_with_that_baseline(batch):
 
 
 def test_ppo_with_a_critic_of_zero_is_reinforce_pp(batch):
-    """Reward to go of the penalised token rewards, whitened over the batch, clipped."""
+    """Reward to go of the penalized token rewards, whitened over the batch, clipped."""
     batch.values = torch.where(batch.response_mask, 0.0, torch.nan).double()
     same(run(batch, ppo_variants.MONTE_CARLO, kl_coef=0.01), run(batch, reinforce_pp.ALGORITHM, kl_coef=0.01))
 
 
 def test_reinforce_pp_baseline_is_the_group_mean_whitened_over_the_tokens(batch):
-    """By hand: mean and sample variance over the list of all valid tokens' centred rewards."""
-    centred = (batch.rewards.view(-1, GROUP) - batch.rewards.view(-1, GROUP).mean(1, keepdim=True)).view(-1, 1)
-    tokens = centred.expand(ROWS, COLUMNS)[batch.response_mask]
+    """By hand: mean and sample variance over the list of all valid tokens' centered rewards."""
+    centered = (batch.rewards.view(-1, GROUP) - batch.rewards.view(-1, GROUP).mean(1, keepdim=True)).view(-1, 1)
+    tokens = centered.expand(ROWS, COLUMNS)[batch.response_mask]
     expected = (tokens - tokens.mean()) / (tokens.var() + 1e-8).sqrt()
     got = reinforce_pp.BASELINE.advantages(batch, reinforce_pp.BASELINE.defaults)
     torch.testing.assert_close(got[batch.response_mask], expected)
@@ -280,7 +280,7 @@ def test_the_full_kl_is_the_expectation_of_k1_in_value_and_with_the_ratio_in_gra
     logits, ref, old = (torch.randn(4, 3, dtype=torch.float64, generator=generator) for _ in range(3))
     q, b = torch.log_softmax(ref, dim=1), torch.log_softmax(old, dim=1)
     everywhere = torch.ones(4, 3, dtype=torch.bool)
-    config = grpo.GRPOConfig(kl_coef=1.0, kl_estimator="k1", kl_ratio=True)
+    config = grpo.GRPOConfig(kl_coef=1.0, kl_estimator="k1", kl_importance_weighted=True)
 
     def exact(z):
         return kl_full(torch.log_softmax(z, dim=1), q).sum()
@@ -305,7 +305,8 @@ def test_the_ratio_on_the_kl_term_is_one_in_the_first_step_in_value_and_not_in_g
     """On-policy rho k3 has k3's value; its gradient is k3 grad log pi + grad k3 = k1's coefficient: log p - log q."""
     zero = torch.zeros(ROWS, 1, dtype=torch.float64)
     with_ratio, without = (
-        run(batch, grpo.ALGORITHM, batch.old_logprobs, zero, kl_coef=1.0, kl_ratio=ratio) for ratio in (True, False)
+        run(batch, grpo.ALGORITHM, batch.old_logprobs, zero, kl_coef=1.0, kl_importance_weighted=ratio)
+        for ratio in (True, False)
     )
     torch.testing.assert_close(with_ratio[0], without[0])
     coefficient = (batch.old_logprobs - batch.ref_logprobs) / (lengths(batch) * ROWS)

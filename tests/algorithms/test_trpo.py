@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import close
 
-from algos.kl import kl_full
+from algos.pieces.kl import kl_full
 from algos.trpo import TRPOConfig, conjugate_gradient, full_step, trust_region_step
 
 G, H = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([[2.0, 0.0], [0.0, 4.0]], dtype=torch.float64)

@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct, normalise
+from evaluation.tasks.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct, normalize
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ from evaluation.answers import extract_flexible, extract_strict, gold_answer, ha
         ("3 or 4", None),
     ],
 )
-def test_normalise(raw, expected):
-    assert normalise(raw) == expected
+def test_normalize(raw, expected):
+    assert normalize(raw) == expected
     if expected is not None:
-        assert normalise(normalise(raw)) == normalise(raw)
+        assert normalize(normalize(raw)) == normalize(raw)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from algos.training.models import encode_prompts, load_policy, load_tokenizer
-from algos.training.record import Record
-from algos.training.rollouts import sample
+from algos.pieces.settings import SettingsError, read_jsonl
+from algos.training.models.checkpoints import encode_prompts, load_policy, load_tokenizer
+from algos.training.sampling.sampler import sample
+from algos.training.stage.record import Record
 from evaluation.bench import __main__ as command
 from evaluation.bench import gpu, output, overhead, parts, steps, switches
 from evaluation.bench.measure import exponent, ratio_of_medians
 from evaluation.bench.work import StepWork, body_parameters, decode_bytes, forward_flops, head_parameters
 from evaluation.bench.workload import SHAPES, Shape, random_model, synthetic_workload, task_workload, word_tokenizer
-from evaluation.settings import SettingsError, read_jsonl
 
 TASK = {"name": "word_problems"}
 
@@ -242,10 +242,10 @@ def test_a_folder_without_stages_is_refused(tmp_path):
 
 
 def test_a_switchs_settings_are_merged_into_the_runs():
-    run = {"optimiser": {"name": "adamw", "learning_rate": 1.0}, "steps": 3, "lora": None}
-    changed = {"optimiser": {"name": "adafactor"}, "lora": {"rank": 2}}
+    run = {"optimizer": {"name": "adamw", "learning_rate": 1.0}, "steps": 3, "lora": None}
+    changed = {"optimizer": {"name": "adafactor"}, "lora": {"rank": 2}}
     assert switches.merged(run, changed) == {
-        "optimiser": {"name": "adafactor", "learning_rate": 1.0},
+        "optimizer": {"name": "adafactor", "learning_rate": 1.0},
         "steps": 3,
         "lora": {"rank": 2},
     }
@@ -317,7 +317,7 @@ def test_the_gpu_script_on_the_cpu(tmp_path, monkeypatch, capsys):
     for row in rows:
         by_case.setdefault(row["case"], {})[row["quantity"]] = row["value"]
     ours = by_case["toy grpo adamw, ours"]
-    assert {"step_seconds", "update_mfu", "peak_bytes_update", "policy_weights", "policy_optimiser"} <= set(ours)
+    assert {"step_seconds", "update_mfu", "peak_bytes_update", "policy_weights", "policy_optimizer"} <= set(ours)
     assert "step_seconds" in by_case["toy grpo adamw, trl"] and by_case["toy grpo adamw"]["ratio"] > 0
     assert by_case["toy ppo_shared adamw, ours"]["critic_parameters"] == SHAPES["toy"].hidden_size + 1
     assert "not measured" in by_case["toy ppo_shared adamw, trl"]  # which has no shared critic

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from algos import ALGORITHMS, exact
-from algos.exact import LENGTH, PLAIN, UNCLIPPED, Policies, gradient_of, measure, relative
+from algos import ALGORITHMS
+from evaluation.bias import exact
+from evaluation.bias.exact import LENGTH, PLAIN, UNCLIPPED, Policies, gradient_of, measure, relative
 
 TOY = exact.make_toy()
 BINARY = exact.make_toy(binary=True)
@@ -234,8 +235,8 @@ def test_k1_in_the_reward_has_the_gradient_of_the_kl_of_whole_responses(credit):
         ("full", "reverse", {}),
         ("k3", "forward", {}),
         ("full", "forward", {"kl_direction": "forward"}),
-        ("k1", "reverse", {"kl_ratio": True}),
-        ("k3", "reverse", {"kl_ratio": True}),
+        ("k1", "reverse", {"kl_importance_weighted": True}),
+        ("k3", "reverse", {"kl_importance_weighted": True}),
     ],
 )
 def test_a_kl_loss_has_a_partial_gradient_per_prefix(kind, direction, settings):
@@ -270,22 +271,26 @@ def test_off_policy_only_the_ratio_or_the_whole_vocabulary_keeps_a_kl_loss_exact
         mean = exact.kl_gradient(TOY, policies, kl_in="loss", kl_estimator=kind, **settings)
         return relative(mean, prefix(FAR))
 
-    assert gap("k1", kl_ratio=True) < EXACT and gap("k3", kl_ratio=True) < EXACT and gap("full") < EXACT
+    assert (
+        gap("k1", kl_importance_weighted=True) < EXACT
+        and gap("k3", kl_importance_weighted=True) < EXACT
+        and gap("full") < EXACT
+    )
     assert gap("k2") > 0.01 and gap("k3") > 0.01 and gap("k3+") > 0.01
 
 
-def test_rloo_with_its_kl_ascends_the_regularised_objective():
+def test_rloo_with_its_kl_ascends_the_regularized_objective():
     coef = ALGORITHMS["rloo"].defaults.kl_coef
-    regularised = gradient_of(exact.expected_reward(TOY), TOY.logits) - coef * WHOLE
-    found = measure(ALGORITHMS["rloo"], TOY, G, exact=regularised, kl_coef=coef)
+    regularized = gradient_of(exact.expected_reward(TOY), TOY.logits) - coef * WHOLE
+    found = measure(ALGORITHMS["rloo"], TOY, G, exact=regularized, kl_coef=coef)
     assert coef > 0 and found.bias < EXACT
 
 
 @pytest.mark.parametrize("critic", exact.CRITICS)
-def test_monte_carlo_ppo_with_kl_in_the_reward_ascends_the_regularised_objective(critic):
-    regularised = gradient_of(exact.expected_reward(TOY), TOY.logits) - 0.05 * WHOLE
+def test_monte_carlo_ppo_with_kl_in_the_reward_ascends_the_regularized_objective(critic):
+    regularized = gradient_of(exact.expected_reward(TOY), TOY.logits) - 0.05 * WHOLE
     settings = {"scale": "none", "aggregation": "seq-mean-token-sum", "gae_lambda": 1.0, "kl_coef": 0.05}
-    assert measure(ALGORITHMS["ppo"], TOY, 1, critic, exact=regularised, **settings).bias < EXACT
+    assert measure(ALGORITHMS["ppo"], TOY, 1, critic, exact=regularized, **settings).bias < EXACT
 
 
 def test_the_entropy_bonus_is_that_of_the_prefixes():

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from algos.training.config import OptimiserConfig
-from algos.training.optimise import make_optimiser, optimiser_step
+from algos.pieces.settings import SettingsError
+from algos.training.config import OptimizerConfig
+from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.memory import check, dry_run, figure
 from evaluation.memory import closed_form as model
 from evaluation.memory import plan as memory
 from evaluation.memory.live_tensors import LiveTensors
 from evaluation.memory.weightless import Weightless
-from evaluation.settings import SettingsError
 
 # closed forms
 
@@ -89,7 +89,7 @@ def test_activations_logits_and_cache_of_known_shapes():
         assert shape.logits_bytes(8192) / model.GB == pytest.approx(logits, rel=0.005)
         assert 65536 * shape.kv_bytes_per_token() / model.GB == pytest.approx(cache, rel=0.01)
     moments = model.model_states(model.Copies(model.named_shape("llama-2-7b").parameters), "mixed", "adamw")
-    assert moments["policy", "optimiser"] / model.GB == pytest.approx(53.9, rel=0.001)
+    assert moments["policy", "optimizer"] / model.GB == pytest.approx(53.9, rel=0.001)
     assert 4 * model.named_shape("llama-2-7b").adafactor_floats / 1e6 == pytest.approx(11.3, abs=0.05)
     assert 8 * model.named_shape("qwen2.5-0.5b").parameters / model.GB == pytest.approx(3.95, abs=0.005)
 
@@ -98,7 +98,7 @@ def test_model_states_add_up_to_the_table():
     """PPO with four models at 16/2: 252 GB."""
     states = model.model_states(model.Copies(7e9, 7e9, 7e9, 7e9), "mixed", "adamw")
     assert states.total() == 252e9
-    assert states["policy", "weights"] == 14e9 and states["critic", "optimiser"] == 56e9
+    assert states["policy", "weights"] == 14e9 and states["critic", "optimizer"] == 56e9
     lora = model.model_states(model.Copies(7e9, 0, 7e9), "mixed", "adamw", lora_share=0.01)
     assert lora.total() == pytest.approx(7e9 * (2 + 16 * 0.01))  # the base is the reference
 
@@ -153,8 +153,8 @@ def test_a_training_step_by_hand(weightless):
     """
     with Weightless() if weightless else nullcontext(), LiveTensors() as live:
         linear = torch.nn.Linear(5, 3, bias=False)
-        optimiser = torch.optim.AdamW(linear.parameters(), lr=0.1, fused=True)
-        live.add_model("policy", linear, optimiser)
+        optimizer = torch.optim.AdamW(linear.parameters(), lr=0.1, fused=True)
+        live.add_model("policy", linear, optimizer)
         assert live.bytes == 60
         with live.phase("update"):
             outputs = linear(torch.ones(4, 5))
@@ -166,11 +166,11 @@ def test_a_training_step_by_hand(weightless):
             loss.backward()
             del loss
             assert +live.places == {("policy", "weights"): 60, ("policy", "gradients"): 60}
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        assert +live.places == {("policy", "weights"): 60, ("policy", "optimiser"): 124}  # two moments and the step
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        assert +live.places == {("policy", "weights"): 60, ("policy", "optimizer"): 124}  # two moments and the step
         assert live.peaks["update"].start_bytes == 60
-        # the optimiser's step: weights, gradients, moments and step; the backward pass takes less than the sum of all
+        # the optimizer's step: weights, gradients, moments and step; the backward pass takes less than the sum of all
         assert live.peaks["update"].moments["step"][0] == 60 + 60 + 124
         assert live.peaks["update"].bytes <= 60 + 80 + 48 + 4 + 4 + 48 + 48 + 60
 
@@ -210,13 +210,13 @@ def test_categories_and_components_follow_the_tensors():
 
 def test_master_copies_and_their_gradients_have_places_of_their_own():
     linear = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
-    optimiser, scheduler = make_optimiser(linear, OptimiserConfig(), 10)
+    optimizer, scheduler = make_optimizer(linear, OptimizerConfig(), 10)
     with LiveTensors() as live:
-        live.add_model("policy", linear, optimiser)
+        live.add_model("policy", linear, optimizer)
         with live.phase("update") as peak:
             linear(torch.ones(2, 4, dtype=torch.bfloat16)).sum().backward()
-            optimiser_step(linear, optimiser, scheduler, 1.0)
-    assert +live.places == {("policy", "weights"): 32, ("policy", "master"): 64, ("policy", "optimiser"): 132}
+            optimizer_step(linear, optimizer, scheduler, 1.0)
+    assert +live.places == {("policy", "weights"): 32, ("policy", "master"): 64, ("policy", "optimizer"): 132}
     assert max(places["policy", "gradients"] for _, places in peak.moments.values()) == 64
 
 
@@ -312,7 +312,7 @@ def test_the_peaks_of_a_model_in_a_folder(monkeypatch, tmp_path):
     text = memory.phases_text(plan, phases)
     assert "policy: gradients" in text and "The peak is that of update" in text
     shape = memory.plan_shape(plan.model)
-    assert phases["update"]["policy", "optimiser"] == pytest.approx(8 * shape.parameters, rel=1e-3)
+    assert phases["update"]["policy", "optimizer"] == pytest.approx(8 * shape.parameters, rel=1e-3)
     monkeypatch.setattr(model, "SHAPES", {})  # without the known shapes: they take seconds
     assert "does not fit" not in memory.fits_text(plan)
 

@@ -3,10 +3,10 @@ import re
 
 import pytest
 
-from evaluation.answers import gold_answer
+from algos.pieces.settings import SettingsError, from_dict, read_jsonl
 from evaluation.data import PromptSettings, write_splits
-from evaluation.settings import SettingsError, from_dict, read_jsonl
 from evaluation.tasks import TASKS, TaskSettings, check_rows, load_task
+from evaluation.tasks.answers import gold_answer
 
 SMALL = {"train": 60, "dev": 10, "test": 20, "demonstrations": 200}
 

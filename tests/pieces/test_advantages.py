@@ -8,8 +8,8 @@ import torch
 from conftest import NAN, close, fixture_a
 
 from algos import grpo, ppo, reinforce, reinforce_pp, rloo
-from algos.advantages import (
-    centre,
+from algos.pieces.advantages import (
+    center,
     from_critic,
     gae,
     group_advantages,
@@ -22,7 +22,7 @@ from algos.advantages import (
     reward_to_go,
     token_rewards,
 )
-from algos.masked import masked_mean, masked_var
+from algos.pieces.masked import masked_mean, masked_var
 
 TOKEN_REWARDS = torch.tensor([[0.0, 0.0693147, 1.0], [0.0223144, 0.0, 0.0]], dtype=torch.float64)
 
@@ -52,7 +52,7 @@ def test_golden_group_advantages(group, ddof, expected):
 
 
 def test_golden_mean_only():  # Dr. GRPO
-    close(rescale(centre(rewards([1, 0, 0, 0]), "group_mean"), rewards([1, 0, 0, 0]), "none"), [[0.75, *[-0.25] * 3]])
+    close(rescale(center(rewards([1, 0, 0, 0]), "group_mean"), rewards([1, 0, 0, 0]), "none"), [[0.75, *[-0.25] * 3]])
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 0.0])
@@ -61,8 +61,8 @@ def test_equal_rewards_give_exactly_zero_whatever_they_are(scale, epsilon):
     for reward in (0.0, 1.0, 0.1, 1 / 3, 1e6):  # the mean of equal floats may be off by an ulp
         equal = torch.full((1, 7), reward)
         for baseline in ("group_mean", "leave_one_out", "batch_mean", "length_weighted"):
-            centred = centre(equal, baseline, lengths=torch.arange(1.0, 8.0)[None])
-            assert (rescale(centred, equal, scale, 1, epsilon) == 0).all()
+            centered = center(equal, baseline, lengths=torch.arange(1.0, 8.0)[None])
+            assert (rescale(centered, equal, scale, 1, epsilon) == 0).all()
 
 
 def test_adding_a_constant_or_scaling_all_rewards_of_a_group_changes_nothing():
@@ -76,7 +76,7 @@ def test_adding_a_constant_or_scaling_all_rewards_of_a_group_changes_nothing():
 def test_a_group_of_one_is_refused(baseline):
     ones = torch.tensor([[1.0], [0.0]])
     with pytest.raises(ValueError, match="at least 2"):
-        centre(ones, baseline, lengths=torch.ones(2, 1))
+        center(ones, baseline, lengths=torch.ones(2, 1))
     with pytest.raises(ValueError, match="at least 2"):
         group_advantages(ones)
     with pytest.raises(ValueError, match="at least 2"):
@@ -90,7 +90,7 @@ def test_a_group_of_one_has_no_spread_to_divide_by(scale):
 
 
 def test_a_group_of_empty_responses_has_no_lengths_to_weigh_by():  # 0 / 0 would be NaN: the baseline is 0
-    got = centre(rewards([1, 0], [1, 0]), "length_weighted", lengths=rewards([0, 0], [1, 3]))
+    got = center(rewards([1, 0], [1, 0]), "length_weighted", lengths=rewards([0, 0], [1, 3]))
     close(got, [[1.0, 0.0], [0.75, -0.25]])
 
 
@@ -108,12 +108,12 @@ def test_a_group_of_empty_responses_has_no_lengths_to_weigh_by():  # 0 / 0 would
 def test_baselines_by_hand(baseline, expected):
     lengths = torch.tensor([[1.0, 3.0], [2.0, 2.0]], dtype=torch.float64)
     greedy = torch.tensor([0.5, 1.0], dtype=torch.float64)
-    close(centre(rewards([1, 0], [1, 0.5]), baseline, lengths, greedy), expected)
+    close(center(rewards([1, 0], [1, 0.5]), baseline, lengths, greedy), expected)
 
 
 def test_the_greedy_baseline_needs_greedy_rewards():
     with pytest.raises(ValueError, match="greedy responses, got None"):
-        centre(rewards([1, 0]), "greedy")
+        center(rewards([1, 0]), "greedy")
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_the_greedy_baseline_needs_greedy_rewards():
     [([1, 0.5, 0, 0.5], [2 / 3, 0.0, -2 / 3, 0.0]), ([1, 0, 0, 0], [1.0, -1 / 3, -1 / 3, -1 / 3])],
 )
 def test_golden_leave_one_out(group, expected):
-    close(centre(rewards(group), "leave_one_out"), [expected])
+    close(center(rewards(group), "leave_one_out"), [expected])
 
 
 def test_the_batchs_standard_deviation_by_hand():  # sample std of 1, 0, 1, 1 is 0.5
     both = rewards([1, 0], [1, 1])
-    close(rescale(centre(both, "group_mean"), both, "batch_std", 1, 0.0), [[1.0, -1.0], [0.0, 0.0]])
+    close(rescale(center(both, "group_mean"), both, "batch_std", 1, 0.0), [[1.0, -1.0], [0.0, 0.0]])
 
 
 def test_the_standard_deviation_of_the_others_by_hand():  # without the first: 0, 0, 1, mean 1/3, squares 2/3
@@ -135,7 +135,7 @@ def test_the_standard_deviation_of_the_others_by_hand():  # without the first: 0
     assert (leave_one_out_std(rewards([1, 0]), 1) == 0).all()
     # the others of the first do not vary: its 1 - 0 is not divided; the others' -1/3 is divided by sqrt(2/9)
     odd = rewards([1, 0, 0, 0])
-    got = rescale(centre(odd, "leave_one_out"), odd, "leave_one_out_std", 0, 0.0)
+    got = rescale(center(odd, "leave_one_out"), odd, "leave_one_out_std", 0, 0.0)
     close(got, [[1.0, *[-1 / 3 / (2 / 9) ** 0.5] * 3]])
 
 
@@ -144,7 +144,7 @@ def test_others_that_are_equal_have_no_spread_however_floats_round(others):
     """In float32 the mean of their squares less the square of their mean may leave 4e-8: an advantage of thousands."""
     odd = torch.tensor([[1.1, *[others] * 6]])
     assert leave_one_out_std(odd, 0)[0, 0] == 0
-    got = rescale(centre(odd, "leave_one_out"), odd, "leave_one_out_std", 0)
+    got = rescale(center(odd, "leave_one_out"), odd, "leave_one_out_std", 0)
     assert got[0, 0].item() == pytest.approx(1.1 - others)
 
 
@@ -323,7 +323,7 @@ def test_advantages_and_returns_carry_no_gradient_and_rows_may_be_swapped(a):
 )
 def test_the_epsilon_is_added_to_every_standard_deviation(scale, expected):
     group = rewards([1, 0, 0, 1])
-    close(rescale(centre(group, "group_mean"), group, scale, 1, 0.5), [expected])
+    close(rescale(center(group, "group_mean"), group, scale, 1, 0.5), [expected])
 
 
 def test_the_epsilon_is_added_to_the_standard_deviation_of_step_rewards():

@@ -1,12 +1,12 @@
-"""What weighs how much in an optimiser step: section 6."""
+"""What weighs how much in an optimizer step: section 6."""
 
 import pytest
 import torch
 from conftest import close, gradient
 
 from algos import grpo
-from algos.aggregation import MODES, aggregate
-from algos.training.types import Totals
+from algos.pieces.aggregation import MODES, aggregate
+from algos.pieces.types import Totals
 
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 

@@ -5,8 +5,8 @@ import torch
 from conftest import close, gradient
 
 from algos import grpo
-from algos.clipping import Clipped, clipped_objective
-from algos.training.types import Totals
+from algos.pieces.clipping import Clipped, clipped_objective
+from algos.pieces.types import Totals
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)

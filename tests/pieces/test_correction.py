@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import close, gradient
 
-from algos import grpo, gspo, ratios
-from algos.correction import gap_metrics, weights
-from algos.training.types import Totals
+from algos import grpo, gspo
+from algos.pieces import ratios
+from algos.pieces.correction import gap_metrics, weights
+from algos.pieces.types import Totals
 
 SAMPLER, TRAINER = (
     torch.tensor([row], dtype=torch.float64).log() for row in ([0.2, 0.1, 0.5, 0.9], [0.3, 0.25, 0.4, 0.1])

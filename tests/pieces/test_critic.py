@@ -5,8 +5,8 @@ import torch
 from conftest import close, fixture_a, gradient
 
 from algos import ppo
-from algos.critic import explained_variance
-from algos.training.types import Totals
+from algos.pieces.critic import explained_variance
+from algos.pieces.types import Totals
 
 NAN = float("nan")
 VALUES = torch.tensor([[0.7, 0.35, 0.65], [0.45, 0.5, NAN]], dtype=torch.float64)

@@ -11,9 +11,9 @@ import torch
 from conftest import NAN, close
 
 from algos import grpo, ppo, reinforce
-from algos.kl import ESTIMATORS, adapt_coefficient, kl_full, kl_k1, kl_k2, kl_k3, kl_k3_plus, kl_loss
-from algos.masked import masked_mean
-from algos.training.types import Totals
+from algos.pieces.kl import ESTIMATORS, adapt_coefficient, kl_full, kl_k1, kl_k2, kl_k3, kl_k3_plus, kl_loss
+from algos.pieces.masked import masked_mean
+from algos.pieces.types import Totals
 
 P, Q, B = (torch.tensor(p, dtype=torch.float64) for p in ([0.5, 0.3, 0.2], [0.25, 0.25, 0.5], [0.4, 0.4, 0.2]))
 ALL = torch.ones(3, dtype=torch.bool)
@@ -89,7 +89,7 @@ def test_golden_expected_gradients_in_the_reward(estimator, expected):
 
 
 @pytest.mark.parametrize(
-    "estimator, kl_ratio, expected",
+    "estimator, kl_importance_weighted, expected",
     [
         ("k3", False, [0.2166667, 0.0766667, -0.2933333]),  # neither divergence: the tokens are the old policy's
         ("k2", False, [0.1937942, 0.0228498, -0.2166440]),
@@ -97,8 +97,10 @@ def test_golden_expected_gradients_in_the_reward(estimator, expected):
         ("k3", True, REVERSE),
     ],
 )
-def test_golden_expected_gradients_off_policy(estimator, kl_ratio, expected):  # tokens from b = [0.4, 0.4, 0.2]
-    config = grpo.GRPOConfig(kl_estimator=estimator, kl_ratio=kl_ratio, kl_coef=1.0)
+def test_golden_expected_gradients_off_policy(
+    estimator, kl_importance_weighted, expected
+):  # tokens from b = [0.4, 0.4, 0.2]
+    config = grpo.GRPOConfig(kl_estimator=estimator, kl_importance_weighted=kl_importance_weighted, kl_coef=1.0)
     close(logits_gradient(lambda logp: (B * kl_loss(config, logp, Q.log(), None, logp - B.log(), ALL)).sum()), expected)
 
 

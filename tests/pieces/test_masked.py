@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from algos.masked import masked_mean, masked_sum, masked_var, masked_whiten
+from algos.pieces.masked import masked_mean, masked_sum, masked_var, masked_whiten
 
 NAN = float("nan")
 X = torch.tensor([[1.0, 2.0, NAN], [6.0, NAN, NAN]])

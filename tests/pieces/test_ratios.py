@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import close
 
-from algos import ratios
-from algos.diagnostics import ratio_metrics
+from algos.pieces import ratios
+from algos.pieces.diagnostics import ratio_metrics
 
 
 def test_golden_token_ratios(a):

@@ -2,8 +2,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from algos.training.config import OptimiserConfig, RunConfig, SupervisedConfig
-from evaluation.settings import SettingsError, from_dict, read_jsonl
+from algos.pieces.settings import SettingsError, from_dict, read_jsonl
+from algos.training.config import OptimizerConfig, RunConfig, SupervisedConfig
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def test_values_and_defaults():
 
 def test_a_part_of_a_nested_section_keeps_the_rest_of_that_sections_defaults():
     assert from_dict(Outer, {"name": "a", "inner": {"y": 3}}).inner == Inner(5.0, 3.0)
-    got = from_dict(SupervisedConfig, {"seed": 0, "optimiser": {"learning_rate": 0.5}}).optimiser
+    got = from_dict(SupervisedConfig, {"seed": 0, "optimizer": {"learning_rate": 0.5}}).optimizer
     assert (got.learning_rate, got.schedule) == (0.5, "cosine")
 
 
@@ -78,7 +78,7 @@ def test_every_mistake_is_named_with_its_place(values, message):
         ({"algorithm": "grpo", "settings": {"critic_head": "mlp"}}, "critic_head is no setting of grpo, which has"),
         ({"algorithm": "grpo", "budget_tokens": 0}, "budget_tokens must be above 0, got 0"),
         (
-            {"algorithm": "grpo", "budget_tokens": 100, "optimiser": {"schedule": "linear"}},
+            {"algorithm": "grpo", "budget_tokens": 100, "optimizer": {"schedule": "linear"}},
             "schedule must be constant, got linear",
         ),
         ({"algorithm": "dapo", "group_size": 1}, "group_size must be at least 2 for dapo, got 1"),
@@ -103,14 +103,14 @@ def test_a_reward_model_is_needed_for_the_reward_or_for_the_critics_start():
 
 def test_the_constant_length_is_the_limit_of_responses_unless_it_is_set():
     run = RunConfig("dr_grpo", 0, max_response_tokens=33)
-    assert run.algorithm_config.aggregation_length == 33
-    assert RunConfig("dr_grpo", 0, {"aggregation_length": 50}).algorithm_config.aggregation_length == 50
-    assert RunConfig("grpo", 0).algorithm_config.aggregation_length is None
+    assert run.hparams.aggregation_length == 33
+    assert RunConfig("dr_grpo", 0, {"aggregation_length": 50}).hparams.aggregation_length == 50
+    assert RunConfig("grpo", 0).hparams.aggregation_length is None
 
 
 def test_resolved_settings_hold_the_algorithms_defaults():
     assert RunConfig("gspo", 0, {"clip_high": 0.1}).resolved()["settings"]["clip_low"] == 3.0e-4
-    assert RunConfig("ppo", 0).resolved()["optimiser"]["learning_rate"] == OptimiserConfig().learning_rate
+    assert RunConfig("ppo", 0).resolved()["optimizer"]["learning_rate"] == OptimizerConfig().learning_rate
 
 
 def test_a_bad_line_of_a_data_file_is_named(tmp_path):

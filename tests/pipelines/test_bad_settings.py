@@ -13,11 +13,11 @@ import yaml
 from conftest import fixture_a
 
 from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import RunConfig
-from evaluation.settings import SettingsError, from_dict
 from pipelines.study import KL_SETTINGS, Study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEFAULT = yaml.safe_load((ROOT / "pipelines" / "config.yaml").read_text())
 OFFSPRING = ("preferences", "reward_model", "rejection_sampling", "distillation")
 
@@ -86,7 +86,7 @@ REFUSED = [
     # KL
     *((settings("grpo", **{name: value}), f"runs.x.settings: {name} without effect, as kl_coef is 0: .* set kl_coef")
       for name, value in (
-          ("kl_estimator", "k3"), ("kl_in", "loss"), ("kl_direction", "reverse"), ("kl_ratio", True),
+          ("kl_estimator", "k3"), ("kl_in", "loss"), ("kl_direction", "reverse"), ("kl_importance_weighted", True),
           ("kl_horizon", 100), ("kl_target", None),
       )),
     (settings("grpo", kl_in="loss", kl_estimator="k3", kl_coef=0.0), "settings: kl_estimator, kl_in without effect"),
@@ -97,8 +97,11 @@ REFUSED = [
         settings("ppo", kl_direction="forward", kl_estimator="full", kl_coef=0.1),
         "kl_direction forward belongs into the loss, got kl_in reward",
     ),
-    (settings("ppo", kl_ratio=True, kl_coef=0.1), "kl_in reward carries no gradient: kl_ratio True"),
-    (settings("grpo", kl_ratio=True, kl_coef=0.1, kl_estimator="k2"), "kl_ratio makes k1 and k3 .* kl_estimator k2"),
+    (settings("ppo", kl_importance_weighted=True, kl_coef=0.1), "kl_in reward carries no gradient: kl_importance_w"),
+    (
+        settings("grpo", kl_importance_weighted=True, kl_coef=0.1, kl_estimator="k2"),
+        "kl_importance_weighted makes k1 and k3 .* kl_estimator k2",
+    ),
     (settings("ppo", kl_estimator="k3+", kl_coef=0.1), "kl_in reward carries no gradient: .* kl_estimator k3+"),
     (settings("grpo", kl_coef=-0.1), "kl_coef must be at least 0, got -0.1"),
     (settings("grpo", kl_coef=0.1, kl_horizon=0), "kl_horizon must be at least 1, got 0"),
@@ -133,8 +136,8 @@ REFUSED = [
     ({"algorithm": "rlo"}, "algorithm: 'rlo' is unknown. Did you mean 'rloo'"),
     ({"algorithm": "rloo", "group_size": 1}, "group_size must be at least 2 for rloo, got 1: a response is compared"),
     (
-        {"algorithm": "grpo", "budget_tokens": 1000, "optimiser": {"schedule": "linear"}},
-        "budget_tokens leaves the number .* optimiser.schedule must be constant, got linear",
+        {"algorithm": "grpo", "budget_tokens": 1000, "optimizer": {"schedule": "linear"}},
+        "budget_tokens leaves the number .* optimizer.schedule must be constant, got linear",
     ),
     ({"algorithm": "grpo", "minibatch_of": "groups"}, "minibatch_of: 'groups' is unknown"),
     (
@@ -277,10 +280,10 @@ WARNED = [
     (settings("ppo", kl_coef=0.1, kl_estimator="k2"), "k2 in the reward has the gradient of no divergence"),
     (settings("ppo", kl_coef=0.1, kl_estimator="k3"), "k3 in the reward has the gradient of no divergence"),
     (settings("grpo", ratio="product"), "ratio product explodes or vanishes with length"),
-    ({"algorithm": "reinforce", "minibatches": 4}, "ratio none with 4 optimiser steps per rollout batch"),
-    ({"algorithm": "rloo", "epochs": 3}, "ratio none with 3 optimiser steps per rollout batch"),
+    ({"algorithm": "reinforce", "minibatches": 4}, "ratio none with 4 optimizer steps per rollout batch"),
+    ({"algorithm": "rloo", "epochs": 3}, "ratio none with 3 optimizer steps per rollout batch"),
     *(
-        ({"algorithm": name, "minibatches": 1}, "with one optimiser step per rollout batch all ratios are 1")
+        ({"algorithm": name, "minibatches": 1}, "with one optimizer step per rollout batch all ratios are 1")
         for name in ("grpo", "ppo", "gspo", "cispo", "gmpo", "sapo", "ppo_penalty", "grpo_as_trl")
     ),
     (settings("grpo", baseline="none"), "scale group_std with baseline none: where all rewards of the group are equal"),
@@ -290,7 +293,7 @@ WARNED = [
     ),
 ]
 UNWARNED = [
-    settings("grpo", kl_coef=0.1, kl_estimator="k1", kl_ratio=True),
+    settings("grpo", kl_coef=0.1, kl_estimator="k1", kl_importance_weighted=True),
     settings("grpo", kl_coef=0.1, kl_estimator="k2"),
     settings("ppo", kl_coef=0.1),
     settings("lite_ppo", baseline="batch_mean"),

@@ -9,7 +9,7 @@ import pytest
 from algos import ALGORITHMS
 from algos.__main__ import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEFAULT = str(ROOT / "pipelines" / "config.yaml")
 
 

@@ -8,7 +8,7 @@ import pytest
 from algos import ALGORITHMS
 from algos.describe import equation
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "algos" / "README.md").read_text(encoding="utf-8")
 SECTIONS = {part.split("\n", 1)[0].strip(): part for part in PAGE.split("\n### ")[1:]}
 
@@ -38,9 +38,7 @@ def test_metrics_to_watch_are_names_of_metrics(name):
     found = re.search(r"- \*\*Watch\*\*: (.*?)\n- ", SECTIONS[name], re.S)
     if not found:  # presets share their algorithm's
         return
-    sources = "".join(
-        path.read_text(encoding="utf-8") for path in [*PROJECT.glob("algos/*.py"), *PROJECT.glob("algos/training/*.py")]
-    )
+    sources = "".join(path.read_text(encoding="utf-8") for path in PROJECT.glob("algos/**/*.py"))
     for metric in re.findall(r"[a-z]+_[a-z_0-9]+", found[1]):
         parts = (metric, metric.removeprefix("reward_"), metric.removesuffix("_min"), metric.removesuffix("_max"))
         assert any(f'"{part}"' in sources for part in parts), metric

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from algos.pieces.settings import SettingsError
 from algos.training import config as stages
 from evaluation.data import PromptSettings
 from evaluation.evaluate import EvaluationConfig
-from evaluation.settings import SettingsError
 from evaluation.tasks import TaskSettings
 from pipelines.study import SCHEMA, Study, load
 
-PIPELINES = Path(__file__).parents[1] / "pipelines"
+PIPELINES = Path(__file__).parents[2] / "pipelines"
 SMOKE = yaml.safe_load((PIPELINES / "studies" / "smoke.yaml").read_text())
 
 
@@ -59,9 +59,9 @@ def test_the_smoke_study_has_the_default_studys_keys():
         ("task.test", 0, "test must be above 0"),
         ("rl.learning_rate", 1.0, "rl, key: 'learning_rate' is unknown"),
         (
-            "rl.optimiser.learning_rate",
+            "rl.optimizer.learning_rate",
             "1e-4",
-            "rl.optimiser.learning_rate must be of type number, got '1e-4'. YAML reads 1e-4 as text; write 1.0e-04",
+            "rl.optimizer.learning_rate must be of type number, got '1e-4'. YAML reads 1e-4 as text; write 1.0e-04",
         ),
         ("rl.group_size", 1, "runs.grpo: group_size must be at least 2 for grpo, got 1"),
         ("rl.minibatches", 5, "must be a multiple of minibatches, got 5"),
@@ -88,7 +88,7 @@ def test_the_smoke_study_has_the_default_studys_keys():
             "rejection_sampling.sampling.prompts is 121, but task.train is 120",
         ),
         ("rl.prompts_per_step", 200, "prompts_per_step is 200, but task.train is 120"),
-        ("rl.optimiser.adam_beta1", 2.0, "adam_beta1 must be at least 0 and below 1, got 2.0"),
+        ("rl.optimizer.adam_beta1", 2.0, "adam_beta1 must be at least 0 and below 1, got 2.0"),
         ("results", "my results", "results: 'my results' does not match"),
         ("seeds", [0.0], r"seeds must be a list of whole numbers, got \[0.0\]"),
         ("base_model.path", "./nothing", "neither a folder nor a hub id"),
@@ -134,8 +134,8 @@ def test_a_key_that_yaml_reads_as_a_truth_value_is_named():
 def test_commands_carry_all_settings_so_that_changed_defaults_count():
     study = Study(SMOKE, "smoke")
     assert study.resolved("gspo", 1)["settings"]["std_epsilon"] == 1.0e-4
-    assert study.resolved("gspo", 1)["optimiser"]["adam_beta1"] == 0.9 and study.resolved("gspo", 1)["seed"] == 1
-    assert study.resolved("cold_start")["optimiser"]["schedule"] == "cosine"
+    assert study.resolved("gspo", 1)["optimizer"]["adam_beta1"] == 0.9 and study.resolved("gspo", 1)["seed"] == 1
+    assert study.resolved("cold_start")["optimizer"]["schedule"] == "cosine"
     for stage in ("base_model", "student", "preferences", "reward_model", "accept", "evaluation", "rejection_sft"):
         assert study.resolved(stage)
     written_out = changed("rl.temperature", 1.0)  # the default
@@ -162,9 +162,9 @@ def test_a_twin_differs_from_its_run_in_the_trainer_alone():
 
 
 def test_a_runs_own_settings_win_and_nested_ones_merge():
-    study = Study(changed("runs.grpo.optimiser", {"adam_epsilon": 1.0e-8}), "x")
+    study = Study(changed("runs.grpo.optimizer", {"adam_epsilon": 1.0e-8}), "x")
     run = study.run("grpo", 3)
-    assert run["optimiser"] == {"learning_rate": 1.0e-4, "adam_epsilon": 1.0e-8} and run["seed"] == 3
+    assert run["optimizer"] == {"learning_rate": 1.0e-4, "adam_epsilon": 1.0e-8} and run["seed"] == 3
 
 
 def test_runs_alone_are_a_study():
@@ -201,18 +201,18 @@ def test_offspring_and_their_twins_are_evaluated_and_reported():
 
 def test_students_and_rounds_share_what_all_stages_share():
     config = changed("rl.max_response_tokens", 31)
-    config["on_policy_distillation"]["training"]["optimiser"] = {"learning_rate": 1.0e-3, "warmup_steps": 1}
-    config["on_policy_distillation"]["runs"]["student_gkd"]["optimiser"] = {"warmup_steps": 2}
+    config["on_policy_distillation"]["training"]["optimizer"] = {"learning_rate": 1.0e-3, "warmup_steps": 1}
+    config["on_policy_distillation"]["runs"]["student_gkd"]["optimizer"] = {"warmup_steps": 2}
     config["on_policy_distillation"]["runs"]["student_reverse_kl"] = {"beta": 1.0}
     study = Study(config, "x")
     student, rounds = study.resolved("student_gkd", 3), study.resolved("expert_iteration", 3)
     assert student["seed"] == rounds["sampling"]["seed"] == rounds["training"]["seed"] == 3
     assert student["max_response_tokens"] == rounds["sampling"]["max_response_tokens"] == 31
-    assert (student["optimiser"]["learning_rate"], student["optimiser"]["warmup_steps"]) == (1.0e-3, 2)
+    assert (student["optimizer"]["learning_rate"], student["optimizer"]["warmup_steps"]) == (1.0e-3, 2)
     other = study.resolved("student_reverse_kl", 3)
-    assert other["optimiser"]["warmup_steps"] == 1 and {**other, "beta": 0.5, "optimiser": 0} == {
+    assert other["optimizer"]["warmup_steps"] == 1 and {**other, "beta": 0.5, "optimizer": 0} == {
         **student,
-        "optimiser": 0,
+        "optimizer": 0,
     }
 
 
@@ -225,8 +225,12 @@ def test_the_schema_knows_exactly_the_settings_that_the_stages_know():
         (properties["base_model"], stages.ModelConfig, set()),
         (properties["cold_start"], stages.SupervisedConfig, {*placed, "trainer"}),
         (properties["expert_iteration"], stages.ExpertIterationConfig, set()),
-        (properties["on_policy_distillation"]["properties"]["training"], stages.DistilConfig, {*placed, "trainer"}),
-        (properties["cold_start"]["properties"]["optimiser"], stages.OptimiserConfig, set()),
+        (
+            properties["on_policy_distillation"]["properties"]["training"],
+            stages.DistillationConfig,
+            {*placed, "trainer"},
+        ),
+        (properties["cold_start"]["properties"]["optimizer"], stages.OptimizerConfig, set()),
         (properties["preferences"], stages.PreferenceConfig, placed),
         (properties["reward_model"], stages.RewardModelConfig, placed),
         (properties["rl"]["properties"]["reward_settings"], stages.RewardSettings, set()),

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from algos.training.models import save_policy
-from evaluation.settings import write_jsonl
+from algos.pieces.settings import write_jsonl
+from algos.training.models.checkpoints import save_policy
 from pipelines import warm
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 STARTER = "from pipelines import warm; warm.start(); import os; print(os.environ[warm.SOCKET], flush=True); input()"
 SETTINGS = {"algorithm": "grpo", "seed": 0, "steps": 2, "prompts_per_step": 2, "group_size": 2, "device": "cpu"}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from algos.pieces.settings import read_jsonl
 from evaluation.report import write as write_report
-from evaluation.settings import read_jsonl
 from pipelines.study import load
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 STUDY = "pipelines/studies/smoke.yaml"
 PARTS = (".gitignore", "Snakefile", "README.md", "pyproject.toml", "pipelines", "algos", "evaluation")
 OFFSPRING = [
@@ -92,7 +92,7 @@ def test_every_run_has_its_files(tree):
         folder = results(tree) / "runs" / run / "seed0"
         record = json.loads((folder / "run.json").read_text())
         assert record["status"] == "finished" and record["packages"]["torch"] and record["command"][1] == "-m"
-        assert set(record["memory"]["policy"]) == {"parameters", "weights", "gradients", "optimiser", "master"}
+        assert set(record["memory"]["policy"]) == {"parameters", "weights", "gradients", "optimizer", "master"}
         assert read_jsonl(folder / "metrics.jsonl")
         assert (folder / "checkpoint" / "model.safetensors").is_file() and not list(folder.rglob("*.bin"))
         responses = read_jsonl(folder / "evaluation" / "responses.jsonl")
@@ -126,7 +126,7 @@ def test_every_rl_run_logs_what_it_promises(tree, run):
         } <= set(line)
     assert run == "trl_ppo" or all("entropy" in line for line in lines)  # TRL's PPO averages its own over padding
     assert lines[-1]["generated_tokens"] == record["generated_tokens"] and record["generated_responses"] == 48
-    assert record["optimiser_steps"] == 12 and read_jsonl(folder / "samples.jsonl")
+    assert record["optimizer_steps"] == 12 and read_jsonl(folder / "samples.jsonl")
     assert {
         "advantage_baseline",
         "advantage_divisor",
@@ -156,8 +156,8 @@ def test_components_are_those_of_the_algorithm(tree):
     memory = json.loads((results(tree) / "runs" / "ppo_rm" / "seed0" / "run.json").read_text())["memory"]
     policy = memory["policy"]
     assert policy["weights"] == policy["gradients"] == 4 * policy["parameters"]
-    assert policy["optimiser"] == pytest.approx(8 * policy["parameters"], rel=0.01)
-    assert memory["reference"]["gradients"] == memory["reward_model"]["optimiser"] == 0
+    assert policy["optimizer"] == pytest.approx(8 * policy["parameters"], rel=0.01)
+    assert memory["reference"]["gradients"] == memory["reward_model"]["optimizer"] == 0
 
 
 def test_runs_share_prompts_and_first_responses(tree):

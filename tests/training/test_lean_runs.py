@@ -9,23 +9,24 @@ import torch
 from test_training import loop  # noqa: F401
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
-from algos.training import offload, reward_model
-from algos.training.config import LoraSettings, OptimiserConfig, RewardModelConfig, RunConfig
-from algos.training.critics import SeparateCritic, make_critic
-from algos.training.logprobs import token_logprobs
-from algos.training.lora import WithoutAdapters, add_adapters
-from algos.training.models import ScalarModel, load_policy, save_policy, train_tokenizer
-from algos.training.optimise import make_optimiser, optimiser_step
-from algos.training.packing import shares_prompts
-from algos.training.passes import compile_passes, recompute_activations
-from algos.training.record import component_memory
-from algos.training.rewards import Rewards
-from algos.training.rollouts import sample
-from algos.training.shared_pass import drop_equal_backbone
+from algos.pieces.settings import SettingsError, from_dict, write_jsonl
+from algos.pieces.types import Rollouts, make_batch
+from algos.training.config import LoraSettings, OptimizerConfig, RewardModelConfig, RunConfig
+from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy, train_tokenizer
+from algos.training.models.critics import SeparateCritic, make_critic
+from algos.training.models.logprobs import token_logprobs
+from algos.training.models.lora import WithoutAdapters, add_adapters
+from algos.training.models.packing import shares_prompts
+from algos.training.models.passes import compile_passes, recompute_activations
+from algos.training.models.shared_pass import drop_equal_backbone
+from algos.training.rewards import reward_model
+from algos.training.rewards.rewards import Rewards
+from algos.training.sampling.sampler import sample
+from algos.training.stage.record import component_memory
 from algos.training.train import make_learner, train
-from algos.training.types import Rollouts, make_batch
-from algos.training.update import Learner, accumulate_gradients, prepare, with_advantages
-from evaluation.settings import SettingsError, from_dict, write_jsonl
+from algos.training.update import offload
+from algos.training.update.optimize import make_optimizer, optimizer_step
+from algos.training.update.update import Learner, accumulate_gradients, prepare, with_advantages
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()
@@ -71,9 +72,9 @@ def step_gradients(change) -> dict[str, torch.Tensor]:
         change(backbone)
     config = run_config(settings={"entropy_coef": 0.1})
     learner = Learner(policy, None, None, SeparateCritic(critic))
-    batch, _ = prepare(batch_of(), learner, config, config.algorithm_config)
-    batch = with_advantages(batch, config.algorithm_entry, config.algorithm_config)
-    metrics = accumulate_gradients(batch, learner, config, config.algorithm_config)
+    batch, _ = prepare(batch_of(), learner, config, config.hparams)
+    batch = with_advantages(batch, config.algorithm_entry, config.hparams)
+    metrics = accumulate_gradients(batch, learner, config, config.hparams)
     assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
     return gradients(policy) | {f"critic.{k}": v for k, v in gradients(critic).items()}
 
@@ -140,13 +141,13 @@ def test_adapters_start_without_effect_and_their_reference_is_the_start():
     before = token_logprobs(start, batch, 1.0)[0]
     assert torch.equal(token_logprobs(policy, batch, 1.0)[0], before)
     reference = WithoutAdapters(policy)
-    config = run_config("grpo", {"kl_coef": 0.1}, optimiser=OptimiserConfig(learning_rate=0.05))
-    learner = Learner(policy, *make_optimiser(policy, config.optimiser, 1), reference=reference)
-    ready, _ = prepare(batch, learner, config, config.algorithm_config)
+    config = run_config("grpo", {"kl_coef": 0.1}, optimizer=OptimizerConfig(learning_rate=0.05))
+    learner = Learner(policy, *make_optimizer(policy, config.optimizer, 1), reference=reference)
+    ready, _ = prepare(batch, learner, config, config.hparams)
     assert torch.equal(ready.old_logprobs, ready.ref_logprobs)  # a KL of exactly 0
-    ready = with_advantages(ready, config.algorithm_entry, config.algorithm_config)
-    accumulate_gradients(ready, learner, config, config.algorithm_config)
-    optimiser_step(policy, learner.optimiser, learner.scheduler, None)
+    ready = with_advantages(ready, config.algorithm_entry, config.hparams)
+    accumulate_gradients(ready, learner, config, config.hparams)
+    optimizer_step(policy, learner.optimizer, learner.scheduler, None)
     assert not torch.equal(token_logprobs(policy, batch, 1.0)[0], before)
     assert torch.equal(token_logprobs(reference, batch, 1.0)[0], before)
     frozen = dict(start.named_parameters())
@@ -160,7 +161,7 @@ def test_only_adapters_are_trained_and_counted():
     """Rank 2 in 7 layers of each of 2 blocks: 2 (16 + 16) in q, k, v, o, 2 (16 + 32) in the three of the MLP."""
     policy = adapted()
     trained = 2 * (4 * 2 * 32 + 3 * 2 * 48)
-    memory = component_memory(policy=(policy, make_optimiser(policy, OptimiserConfig(), 1)[0]))["policy"]
+    memory = component_memory(policy=(policy, make_optimizer(policy, OptimizerConfig(), 1)[0]))["policy"]
     assert memory["gradients"] == 4 * trained
     assert memory["parameters"] == trained + sum(p.numel() for p in tiny_model(TOKENIZER).parameters())
     some = adapted(settings=LoraSettings(rank=2, targets=("q_proj", "v_proj")))
@@ -210,7 +211,7 @@ def test_no_second_model_is_loaded_for_the_reference(folder):
 
 def critic_of(folder, **settings):
     policy = load_policy(folder / "policy", CPU)
-    config = run_config("ppo", settings).algorithm_config
+    config = run_config("ppo", settings).hparams
     return make_critic(config, policy, str(folder / "policy"), None, 0, "float32"), policy
 
 
@@ -267,7 +268,7 @@ def judged(folder, config, joint: bool, rollouts):
     judge = Rewards(config, TOKENIZER, head, learner.layout(config), learner.reference if joint else None)
     scores = judge.learned(rollouts)
     batch = make_batch(replace(rollouts, ref_logprobs=judge.ref_logprobs), REWARDS, TOKENIZER.pad_token_id)
-    batch, _ = prepare(batch, learner, config, config.algorithm_config)
+    batch, _ = prepare(batch, learner, config, config.hparams)
     return scores, batch.ref_logprobs, len(passes), component_memory(**models)
 
 
@@ -344,7 +345,7 @@ def test_offloading_changes_nothing_and_every_phase_has_what_it_needs(folder, mo
     write_jsonl(folder / "train.jsonl", rows)
     save_policy(tiny_model(TOKENIZER, 3, torch.float32), TOKENIZER, folder / "policy")  # not the reward model's
     found = []
-    for names in ((), ("optimiser", "critic", "reference", "reward_model")):
+    for names in ((), ("optimizer", "critic", "reference", "reward_model")):
         config = run_config(
             "ppo",
             {"kl_coef": 0.1},
@@ -353,7 +354,7 @@ def test_offloading_changes_nothing_and_every_phase_has_what_it_needs(folder, mo
             max_response_tokens=8,
             dtype=dtype,
             offload=names,
-            optimiser=OptimiserConfig(learning_rate=1e-2),
+            optimizer=OptimizerConfig(learning_rate=1e-2),
         )
         if names:
             Absent.sent = []
@@ -377,7 +378,7 @@ def test_offloading_changes_nothing_and_every_phase_has_what_it_needs(folder, mo
 
 
 def test_where_each_phase_wants_what(folder):
-    config = run_config("ppo", {"kl_coef": 0.1}, offload=("optimiser", "critic", "reference", "reward_model"))
+    config = run_config("ppo", {"kl_coef": 0.1}, offload=("optimizer", "critic", "reference", "reward_model"))
     learner, _ = make_learner(config, str(folder / "policy"), None, CPU)
     monkey = pytest.MonkeyPatch()
     monkey.setattr(offload, "worthwhile", lambda device: True)
@@ -395,7 +396,7 @@ def test_where_each_phase_wants_what(folder):
 
     wanted = {
         "generate": set(),
-        "synchronise": set(),
+        "synchronize": set(),
         "reward": set(),
         "logprobs": {"critic", "reference"},
         "update": {"critic"},
@@ -408,7 +409,7 @@ def test_where_each_phase_wants_what(folder):
 
 
 @pytest.mark.parametrize(
-    "kl_in, wanted", [("loss", {"optimiser", "critic", "reference"}), ("reward", {"optimiser", "critic"})]
+    "kl_in, wanted", [("loss", {"optimizer", "critic", "reference"}), ("reward", {"optimizer", "critic"})]
 )
 def test_a_full_kl_in_the_loss_needs_the_reference_while_updating(folder, monkeypatch, kl_in, wanted):
     config = run_config("ppo", {"kl_coef": 0.1, "kl_estimator": "full", "kl_in": kl_in}, offload=("reference",))
@@ -418,7 +419,7 @@ def test_a_full_kl_in_the_loss_needs_the_reference_while_updating(folder, monkey
 
 
 def test_on_the_cpu_offloading_has_no_effect_and_says_so(loop, capsys):  # noqa: F811
-    record, _ = loop("grpo", steps=1, offload=("optimiser",))
+    record, _ = loop("grpo", steps=1, offload=("optimizer",))
     assert "warning: offload has no effect on the CPU" in capsys.readouterr().out
     assert record["warnings"][-1] == "offload has no effect on the CPU, where everything is already."
     assert "offload" not in record["phase_seconds"]
@@ -436,7 +437,7 @@ def test_the_loop_runs_with_all_of_them(loop, algorithm):  # noqa: F811
         dtype="bfloat16",
         gradient_checkpointing=True,
         lora=LoraSettings(rank=4),
-        optimiser=OptimiserConfig("adamw", learning_rate=1e-2),
+        optimizer=OptimizerConfig("adamw", learning_rate=1e-2),
     )
     assert record["status"] == "finished" and all(line["grad_norm"] > 0 for line in lines)
     assert lines[0]["kl_to_ref_sequence"] == 0 and lines[1]["kl_to_ref_sequence"] != 0
@@ -454,7 +455,7 @@ REFUSED = [
         "gradient_checkpointing must be false, got",
     ),
     ({"algorithm": "trpo", "minibatches": 1, "compile": True}, "trpo needs second .* compile must be false, got true"),
-    ({"algorithm": "grpo", "offload": ["policy"]}, "offload: 'policy' is unknown.* Allowed: critic, optimiser, ref"),
+    ({"algorithm": "grpo", "offload": ["policy"]}, "offload: 'policy' is unknown.* Allowed: critic, optimizer, ref"),
     ({"algorithm": "grpo", "lora": {"rank": 0}}, "lora: rank must be above 0, got 0"),
     ({"algorithm": "grpo", "lora": {"ranks": 2}}, "lora, key: 'ranks' is unknown. Did you mean 'rank'"),
     (

@@ -8,16 +8,16 @@ import torch
 from tiny import random_rollouts, tiny_model, tiny_tokenizer
 from torch import nn
 
-from algos.training.config import OptimiserConfig, RunConfig
-from algos.training.critics import SeparateCritic
-from algos.training.logprobs import token_logprobs, token_values
-from algos.training.models import ScalarModel, load_policy, save_policy
-from algos.training.optimise import make_optimiser, master_of, optimiser_step
-from algos.training.record import component_memory
+from algos.pieces.settings import SettingsError, from_dict
+from algos.pieces.types import make_batch
+from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy
+from algos.training.models.critics import SeparateCritic
+from algos.training.models.logprobs import token_logprobs, token_values
+from algos.training.stage.record import component_memory
 from algos.training.train import RATIO_TOLERANCE_BFLOAT16, check_first_ratio
-from algos.training.types import make_batch
-from algos.training.update import Learner, accumulate_gradients, prepare, with_advantages
-from evaluation.settings import SettingsError, from_dict
+from algos.training.update.optimize import make_optimizer, master_of, optimizer_step
+from algos.training.update.update import Learner, accumulate_gradients, prepare, with_advantages
 
 NAMES = ["adamw", "adamw_8bit", "adafactor"]
 CPU = torch.device("cpu")
@@ -33,28 +33,28 @@ def weight(dtype=torch.bfloat16) -> nn.Module:
     return module
 
 
-def step(module, optimiser, scheduler, gradients=(1.0,)):
+def step(module, optimizer, scheduler, gradients=(1.0,)):
     for gradient in gradients:
         (module.weight * gradient).sum().backward()
-    return optimiser_step(module, optimiser, scheduler, None)
+    return optimizer_step(module, optimizer, scheduler, None)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_update_is_lost_to_plain_bfloat16_and_kept_by_its_master(name):
     """Steps of 1e-4 from 1, where bfloat16 is spaced by 2^-8 below: 40 of them are one spacing."""
-    config = OptimiserConfig(name, learning_rate=1e-4)
+    config = OptimizerConfig(name, learning_rate=1e-4)
     plain = weight()
     if name == "adamw":
-        optimiser = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=0.0)
         for _ in range(40):
             plain.weight.sum().backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
         assert (plain.weight == 1).all()
     module, reference = weight(), weight(torch.float32)
-    optimisers = [(m, *make_optimiser(m, config, 40)) for m in (module, reference)]
+    optimizers = [(m, *make_optimizer(m, config, 40)) for m in (module, reference)]
     for _ in range(40):
-        for each in optimisers:
+        for each in optimizers:
             step(*each)
     torch.testing.assert_close(master_of(module.weight), reference.weight, rtol=0, atol=1e-6)
     torch.testing.assert_close(reference.weight.mean().item(), 1 - 40e-4, rtol=0, atol=1e-4)
@@ -64,12 +64,12 @@ def test_a_small_update_is_lost_to_plain_bfloat16_and_kept_by_its_master(name):
 def test_gradients_add_up_in_float32():
     """1 and 100 times 2^-9: bfloat16 sums stay at 1, the master's gradient is 1 + 100/512. The clipped norm is its."""
     module = weight()
-    optimiser, scheduler = make_optimiser(module, OptimiserConfig(), 1)
+    optimizer, scheduler = make_optimizer(module, OptimizerConfig(), 1)
     for gradient in [1.0] + [2.0**-9] * 100:
         (module.weight * gradient).sum().backward()
         assert module.weight.grad is None
     assert (master_of(module.weight).grad == 1 + 100 / 512).all()
-    norm = optimiser_step(module, optimiser, scheduler, 1.0)
+    norm = optimizer_step(module, optimizer, scheduler, 1.0)
     assert norm == pytest.approx(64 * (1 + 100 / 512)) and master_of(module.weight).grad is None
 
 
@@ -77,24 +77,24 @@ def test_gradients_add_up_in_float32():
 def test_bytes_per_parameter(name, moments):
     """Section 9.1: 2 for the weights, 4 for gradients, 4 for masters, 8 for AdamW's moments."""
     module = weight()
-    optimiser, scheduler = make_optimiser(module, OptimiserConfig(name), 1)
-    step(module, optimiser, scheduler)
-    memory = component_memory(policy=(module, optimiser))["policy"]
+    optimizer, scheduler = make_optimizer(module, OptimizerConfig(name), 1)
+    step(module, optimizer, scheduler)
+    memory = component_memory(policy=(module, optimizer))["policy"]
     shares = {part: round(memory[part] / 64**2, 1) for part in memory}
-    expected = {"weights": 2, "gradients": 4, "master": 4, "optimiser": moments}
-    assert shares == {"parameters": 1, **expected} | ({"optimiser": 0.1} if name == "adafactor" else {})
+    expected = {"weights": 2, "gradients": 4, "master": 4, "optimizer": moments}
+    assert shares == {"parameters": 1, **expected} | ({"optimizer": 0.1} if name == "adafactor" else {})
     plain = weight(torch.float32)
-    optimiser, scheduler = make_optimiser(plain, OptimiserConfig(name), 1)
-    step(plain, optimiser, scheduler)
-    assert component_memory(policy=(plain, optimiser))["policy"]["master"] == 0
+    optimizer, scheduler = make_optimizer(plain, OptimizerConfig(name), 1)
+    step(plain, optimizer, scheduler)
+    assert component_memory(policy=(plain, optimizer))["policy"]["master"] == 0
 
 
-def test_a_second_optimiser_goes_on_from_the_masters_of_the_first():
+def test_a_second_optimizer_goes_on_from_the_masters_of_the_first():
     """As in expert iteration without a restart: nothing is rounded away between the rounds."""
     module, master = weight(), None
     for rounds in (1, 2):
-        optimiser, scheduler = make_optimiser(module, OptimiserConfig(learning_rate=1e-4), 1)
-        step(module, optimiser, scheduler, (1.0, 2.0))
+        optimizer, scheduler = make_optimizer(module, OptimizerConfig(learning_rate=1e-4), 1)
+        step(module, optimizer, scheduler, (1.0, 2.0))
         assert master is None or master_of(module.weight) is master
         master = master_of(module.weight)
         torch.testing.assert_close(master.mean().item(), 1 - rounds * 1e-4, rtol=0, atol=1e-6)
@@ -102,18 +102,18 @@ def test_a_second_optimiser_goes_on_from_the_masters_of_the_first():
 
 def test_float32_weights_have_no_masters_and_no_hooks():
     module = weight(torch.float32)
-    optimiser, _ = make_optimiser(module, OptimiserConfig(), 1)
+    optimizer, _ = make_optimizer(module, OptimizerConfig(), 1)
     module.weight.sum().backward()
     assert master_of(module.weight) is module.weight and module.weight.grad is not None
-    assert optimiser.param_groups[0]["params"] == [module.weight]
+    assert optimizer.param_groups[0]["params"] == [module.weight]
 
 
 def test_checkpoints_are_the_masters_in_float32(tmp_path):
     save_policy(tiny_model(TOKENIZER, 0, torch.float32), TOKENIZER, tmp_path / "start")
     policy = load_policy(tmp_path / "start", CPU, "bfloat16")
-    optimiser, scheduler = make_optimiser(policy, OptimiserConfig(learning_rate=1e-5), 1)
+    optimizer, scheduler = make_optimizer(policy, OptimizerConfig(learning_rate=1e-5), 1)
     policy(torch.tensor([[5, 6, 7]])).logits.float().square().mean().backward()
-    optimiser_step(policy, optimiser, scheduler, 1.0)
+    optimizer_step(policy, optimizer, scheduler, 1.0)
     save_policy(policy, TOKENIZER, tmp_path / "end")
     loaded = load_policy(tmp_path / "end", CPU)
     assert json.loads((tmp_path / "end" / "config.json").read_text())["dtype"] == "float32"
@@ -169,15 +169,13 @@ def test_the_masters_gradients_are_those_of_float32_up_to_rounding(models, algor
             micro_batch_size=3,
             dtype=str(dtype).split(".")[1],
         )
-        learner = Learner(policy, *make_optimiser(policy, config.optimiser, 1))
+        learner = Learner(policy, *make_optimizer(policy, config.optimizer, 1))
         if algorithm == "ppo":
             learner.critic = critic
-            make_optimiser(critic, config.optimiser, 1)
-        batch, _ = prepare(
-            make_batch(ROLLOUTS, REWARDS, TOKENIZER.pad_token_id), learner, config, config.algorithm_config
-        )
-        batch = with_advantages(batch, config.algorithm_entry, config.algorithm_config)
-        metrics = accumulate_gradients(batch, learner, config, config.algorithm_config)
+            make_optimizer(critic, config.optimizer, 1)
+        batch, _ = prepare(make_batch(ROLLOUTS, REWARDS, TOKENIZER.pad_token_id), learner, config, config.hparams)
+        batch = with_advantages(batch, config.algorithm_entry, config.hparams)
+        metrics = accumulate_gradients(batch, learner, config, config.hparams)
         check_first_ratio(metrics, config.dtype)
         parts = [learner.policy] + ([learner.critic] if learner.critic else [])
         found[dtype] = torch.cat([master_of(p).grad.flatten() for part in parts for p in part.parameters()])

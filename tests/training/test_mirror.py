@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from algos.training import tracking
+from algos.training.stage import mirror as tracking
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def results(tmp_path):
                 {
                     "stage": stage,
                     "status": "finished",
-                    "settings": {"optimiser": {"learning_rate": 0.1}},
+                    "settings": {"optimizer": {"learning_rate": 0.1}},
                     "estimator": {"ratio_level": "token"},
                     "packages": {"torch": "2"},
                     "commit": "abc",
@@ -66,7 +66,7 @@ def test_everything_is_mirrored_once_and_what_is_new_is_added(results, uri):
     assert (summary["stages"], summary["errors"]) == (2, [])
     run = runs(uri)["runs/grpo/seed0"]
     assert history(uri, run, "reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
-    assert run.data.params["optimiser.learning_rate"] == "0.1" and run.data.params["estimator.ratio_level"] == "token"
+    assert run.data.params["optimizer.learning_rate"] == "0.1" and run.data.params["estimator.ratio_level"] == "token"
     assert (
         run.data.params["package.torch"] == "2" and run.data.tags["commit"] == "abc" and run.info.status == "FINISHED"
     )
@@ -131,7 +131,7 @@ def test_a_store_that_was_deleted_is_made_anew(results, uri, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "algos.training.tracking",
+        "algos.training.stage.mirror",
         "--results",
         str(results),
         "--uri",

@@ -1,4 +1,4 @@
-"""The optimisers: what each keeps in memory, and Adafactor's step by hand."""
+"""The optimizers: what each keeps in memory, and Adafactor's step by hand."""
 
 import importlib.util
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training import config as settings
-from algos.training.config import OptimiserConfig
-from algos.training.optimise import OPTIMISERS, make_optimiser, optimiser_step
-from algos.training.record import component_memory
-from evaluation.settings import SettingsError, from_dict
+from algos.training.config import OptimizerConfig
+from algos.training.stage.record import component_memory
+from algos.training.update.optimize import OPTIMIZERS, make_optimizer, optimizer_step
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 NAMES = ["adamw", "adafactor", *(["adamw_8bit"] if HAS_BITSANDBYTES else [])]
@@ -24,32 +24,32 @@ def matrix(values) -> nn.Module:
 
 
 def one_step(module: nn.Module, gradient, **options):
-    """The optimiser after one step with the given gradient on the module's weight."""
-    optimiser, _ = make_optimiser(module, OptimiserConfig(**options), total_steps=1)
+    """The optimizer after one step with the given gradient on the module's weight."""
+    optimizer, _ = make_optimizer(module, OptimizerConfig(**options), total_steps=1)
     module.weight.grad = torch.as_tensor(gradient)
-    optimiser.step()
-    return optimiser
+    optimizer.step()
+    return optimizer
 
 
-def test_every_name_has_its_optimiser():
-    assert set(OPTIMISERS) == set(settings.OPTIMISERS)
-    with pytest.raises(SettingsError, match=r"optimiser: name: 'adam' is unknown. Did you mean 'adamw'"):
-        from_dict(OptimiserConfig, {"name": "adam"}, "optimiser")
+def test_every_name_has_its_optimizer():
+    assert set(OPTIMIZERS) == set(settings.OPTIMIZERS)
+    with pytest.raises(SettingsError, match=r"optimizer: name: 'adam' is unknown. Did you mean 'adamw'"):
+        from_dict(OptimizerConfig, {"name": "adam"}, "optimizer")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_descends_and_follows_the_schedule(name):
     torch.manual_seed(0)
     model = nn.Linear(64, 64)
-    config = OptimiserConfig(name, learning_rate=0.01, schedule="linear")
-    optimiser, scheduler = make_optimiser(model, config, total_steps=20)
+    config = OptimizerConfig(name, learning_rate=0.01, schedule="linear")
+    optimizer, scheduler = make_optimizer(model, config, total_steps=20)
     inputs, losses, rates = torch.randn(32, 64), [], []
     for _ in range(20):
         loss = (model(inputs) - inputs).square().mean()
         loss.backward()
         losses.append(loss.item())
         rates.append(scheduler.get_last_lr()[0])
-        optimiser_step(model, optimiser, scheduler, None)
+        optimizer_step(model, optimizer, scheduler, None)
     assert losses[-1] < 0.7 * losses[0]
     assert rates[0] == 0.01 and rates[-1] == pytest.approx(0.0005)
 
@@ -85,11 +85,11 @@ def test_adafactors_rate_is_the_one_that_is_set_whatever_the_weights_size():
         torch.testing.assert_close(module.weight.data, expected)
 
 
-def state_bytes(module, optimiser) -> int:
-    return component_memory(policy=(module, optimiser))["policy"]["optimiser"]
+def state_bytes(module, optimizer) -> int:
+    return component_memory(policy=(module, optimizer))["policy"]["optimizer"]
 
 
-def test_bytes_of_optimiser_state():
+def test_bytes_of_optimizer_state():
     """An n x m matrix: 2 n m floats under AdamW, n + m under Adafactor; besides one scalar each, step count and RMS."""
     n, m = 30, 20
     gradient = torch.randn(n, m, generator=torch.Generator().manual_seed(0))
@@ -105,12 +105,12 @@ def test_what_parameters_share_is_counted_once_and_other_models_state_is_not():
     """The 8-bit AdamW keeps one table of 256 values per moment for all tensors."""
     first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     both = nn.ModuleList([first, second])
-    optimiser = torch.optim.SGD(both.parameters())
+    optimizer = torch.optim.SGD(both.parameters())
     table = torch.zeros(256)
     for layer in both:
-        optimiser.state[layer.weight] = {"step": 1, "state1": torch.zeros(4, dtype=torch.uint8), "qmap1": table}
-    assert state_bytes(both, optimiser) == 2 * 4 + 4 * 256
-    assert state_bytes(first, optimiser) == 4 + 4 * 256
+        optimizer.state[layer.weight] = {"step": 1, "state1": torch.zeros(4, dtype=torch.uint8), "qmap1": table}
+    assert state_bytes(both, optimizer) == 2 * 4 + 4 * 256
+    assert state_bytes(first, optimizer) == 4 + 4 * 256
 
 
 @pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")
@@ -118,12 +118,12 @@ def test_8_bit_moments_take_a_quarter():
     """128 x 128: two bytes per element, a float32 scale per block of 256 and moment, one table per moment."""
     module = nn.Module()
     module.weight = nn.Parameter(torch.zeros(128, 128))
-    optimiser = one_step(module, torch.randn(128, 128), name="adamw_8bit")
-    assert state_bytes(module, optimiser) == 2 * (128 * 128 + 4 * 64 + 4 * 256)
+    optimizer = one_step(module, torch.randn(128, 128), name="adamw_8bit")
+    assert state_bytes(module, optimizer) == 2 * (128 * 128 + 4 * 64 + 4 * 256)
 
 
 def test_without_bitsandbytes_8_bit_is_refused_with_advice(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"optimiser: name: adamw_8bit needs bitsandbytes; pip install"):
-        from_dict(OptimiserConfig, {"name": "adamw_8bit"}, "optimiser")
-    from_dict(OptimiserConfig, {"name": "adafactor"}, "optimiser")
+    with pytest.raises(SettingsError, match=r"optimizer: name: adamw_8bit needs bitsandbytes; pip install"):
+        from_dict(OptimizerConfig, {"name": "adamw_8bit"}, "optimizer")
+    from_dict(OptimizerConfig, {"name": "adafactor"}, "optimizer")

@@ -8,11 +8,11 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from algos.training.kv_cache import compacted
-from algos.training.logprobs import hidden_states, token_logprobs
-from algos.training.packing import Layout, plain, shared_row, shares_prompts
-from algos.training.rollouts import sample
-from algos.training.types import Batch, make_batch
+from algos.pieces.types import Batch, make_batch
+from algos.training.models.kv_cache import compacted
+from algos.training.models.logprobs import hidden_states, token_logprobs
+from algos.training.models.packing import Layout, plain, shared_row, shares_prompts
+from algos.training.sampling.sampler import sample
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12], [20] * 7]
@@ -121,7 +121,7 @@ def test_every_response_is_in_one_micro_batch_within_the_limits(batch, limits, s
     assert sorted(rows) == list(range(12))
 
 
-def test_a_response_changes_nothing_in_its_neighbours(batch):
+def test_a_response_changes_nothing_in_its_neighbors(batch):
     model = tiny_model(TOKENIZER)
     assert shares_prompts(model.base_model)
     ids, responses = batch.sequence_ids.clone(), batch.response_ids.clone()

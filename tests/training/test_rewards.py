@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny import TEXTS, random_rollouts, tiny_model, tiny_tokenizer
 
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import RunConfig
-from algos.training.models import ScalarModel, encode_prompt, train_tokenizer
-from algos.training.rewards import Rewards, RunningStd, combine, component_metrics
-from algos.training.rules import RewardSettings
-from evaluation.settings import SettingsError, from_dict
+from algos.training.models.checkpoints import ScalarModel, encode_prompt, train_tokenizer
+from algos.training.rewards.rewards import Rewards, RunningStd, combine, component_metrics
+from algos.training.rewards.rules import RewardSettings
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -83,24 +83,24 @@ def test_the_gate_by_hand():
     assert combine(PARTS, {"correctness": -1.0, "format": 0.5}, "gate", 2).tolist() == [-0.5, 0, -1, 0]
 
 
-def test_normalising_each_component_by_hand():
+def test_normalizing_each_component_by_hand():
     """A pair x, x - 1 has mean x - 1/2 and sample standard deviation 1 / sqrt(2); where both are equal there is 0.
 
     In the first group only correctness differs, in the second correctness and, with weight 0.1, repetition.
     """
     unit = 0.5 / (0.5**0.5 + 1e-4)
-    got = combine(PARTS, WEIGHTS, "normalise_each", 2)
+    got = combine(PARTS, WEIGHTS, "normalize_each", 2)
     torch.testing.assert_close(got, torch.tensor([unit, -unit, 1.1 * unit, -1.1 * unit]))
     equal = {"correctness": torch.full((6,), 0.1), "format": torch.full((6,), 0.7)}
-    assert combine(equal, {"correctness": 1.0, "format": 1.0}, "normalise_each", 3).tolist() == [0] * 6
+    assert combine(equal, {"correctness": 1.0, "format": 1.0}, "normalize_each", 3).tolist() == [0] * 6
 
 
-def test_normalising_each_tells_apart_what_the_sum_makes_equal():
-    """GDPO's example: rewards (0, 1) and (0, 2) are the same two advantages after one normalisation of the sum."""
+def test_normalizing_each_tells_apart_what_the_sum_makes_equal():
+    """GDPO's example: rewards (0, 1) and (0, 2) are the same two advantages after one normalization of the sum."""
     one = {"correctness": torch.tensor([0.0, 1.0]), "format": torch.tensor([0.0, 0.0])}
     both = {"correctness": torch.tensor([0.0, 1.0]), "format": torch.tensor([0.0, 1.0])}
     weights = {"correctness": 1.0, "format": 1.0}
-    first, second = (combine(parts, weights, "normalise_each", 2) for parts in (one, both))
+    first, second = (combine(parts, weights, "normalize_each", 2) for parts in (one, both))
     torch.testing.assert_close(second, 2 * first)
 
 
@@ -142,7 +142,7 @@ def learned(reward_model, **settings) -> Rewards:
     return Rewards(run(rewards={"reward_model": 1.0}, **settings), TOKENIZER, reward_model)
 
 
-def test_learned_rewards_are_normalised_clipped_and_low_for_partial_responses(reward_model):
+def test_learned_rewards_are_normalized_clipped_and_low_for_partial_responses(reward_model):
     rollouts = random_rollouts(TOKENIZER, PROMPTS, 4, LENGTHS)
     raw = learned(reward_model).learned(rollouts)
     reward_model.offset, reward_model.gain = raw.mean().item(), 1 / raw.std().item()
@@ -168,21 +168,21 @@ def test_running_scale_divides_by_the_spread_so_far_and_does_not_shift(reward_mo
     [
         ({"reward_combination": "mean"}, "reward_combination: 'mean' is unknown"),
         ({"reward_combination": "gate"}, "gate needs at least two rewards, got correctness"),
-        ({"reward_combination": "normalise_each"}, "normalise_each needs at least two rewards, got correctness"),
+        ({"reward_combination": "normalize_each"}, "normalize_each needs at least two rewards, got correctness"),
         (
             {
                 "algorithm": "ppo",
                 "rewards": {"correctness": 1, "format": 1},
-                "reward_combination": "normalise_each",
+                "reward_combination": "normalize_each",
                 "group_size": 1,
             },
-            "normalise_each needs group_size at least 2, got 1",
+            "normalize_each needs group_size at least 2, got 1",
         ),
         (
             {
                 "algorithm": "remax",
                 "rewards": {"correctness": 1, "format": 1},
-                "reward_combination": "normalise_each",
+                "reward_combination": "normalize_each",
             },
             "leaves the greedy response",
         ),
@@ -207,15 +207,15 @@ def test_the_rules_settings_are_recorded_with_their_defaults():
     [
         ({"reward_scale_running": True}, "reward_scale_running"),
         (
-            {"rewards": {"correctness": 1, "format": 1}, "reward_combination": "normalise_each"},
-            "normalise_each is not handed to TRL",
+            {"rewards": {"correctness": 1, "format": 1}, "reward_combination": "normalize_each"},
+            "normalize_each is not handed to TRL",
         ),
-        ({"algorithm": "ppo", "optimiser": {"name": "adafactor"}}, "got optimiser.name adafactor; use adamw"),
+        ({"algorithm": "ppo", "optimizer": {"name": "adafactor"}}, "got optimizer.name adafactor; use adamw"),
     ],
 )
 def test_trl_twins_refuse_what_trl_cannot_do(settings, message):
     pytest.importorskip("trl")
-    from algos.training.trl_baseline import check
+    from algos.training.trl.baseline import check
 
     with pytest.raises(SettingsError, match=message):
         check(run(trainer="trl", **settings))

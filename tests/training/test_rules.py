@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from algos.training.rules import RULES, Response, RewardSettings, levenshtein, script, words_by_script
+from algos.training.rewards.rules import RULES, Response, RewardSettings, levenshtein, script, words_by_script
 
 
 def response(text="", **known) -> Response:
@@ -143,7 +143,7 @@ HOSTILE = [
     "<think>" * 3000,
     "<think>" + " " * 20000 + "</think>" + "\n" * 20000 + "<answer>",
     "\ufffd\ud800\x00\u202e",
-    "a\u0301\u0323" * 8000,  # stacked marks: normalising the whole text would sort them in quadratic time
+    "a\u0301\u0323" * 8000,  # stacked marks: normalizing the whole text would sort them in quadratic time
     "\\(" * 10000 + "$a" * 10000 + "`" * 9999,
     "####" * 5000 + " " * 20000 + "x",
     "#### " + "9" * 20000,

@@ -7,13 +7,13 @@ import time
 import pytest
 from tiny import TEXTS, tiny_tokenizer
 
-from algos.training.models import encode_prompt, encode_prompts
-from algos.training.record import start_up_seconds
-from evaluation.settings import SettingsError
+from algos.pieces.settings import SettingsError
+from algos.training.models.checkpoints import encode_prompt, encode_prompts
+from algos.training.stage.record import start_up_seconds
 from evaluation.statistics import student
 
 IMPORTS = """
-from algos.training import record
+from algos.training.stage import record
 record._start_quickly()
 import algos.training.train, evaluation.evaluate
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
@@ -56,7 +56,9 @@ def test_a_record_knows_how_long_its_process_took_to_start():
 
 
 def test_a_library_that_needs_more_gets_it():
-    code = (
-        "from algos.training import record; record._start_quickly(); record.show_all_packages(); import scipy, sklearn"
-    )
+    code = """
+from algos.training.stage import record
+record._start_quickly(); record.show_all_packages()
+import scipy, sklearn
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

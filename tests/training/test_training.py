@@ -12,11 +12,10 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
 from algos import ALGORITHMS, ppo
-from algos.training.batch_metrics import batch_metrics, combine
-from algos.training.config import OptimiserConfig, RunConfig
-from algos.training.critics import SeparateCritic, SharedCritic
-from algos.training.logprobs import in_micro_batches, token_logprobs, token_values
-from algos.training.models import (
+from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.types import Totals, make_batch
+from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.models.checkpoints import (
     ScalarModel,
     check_causal_lm,
     encode_prompt,
@@ -25,17 +24,18 @@ from algos.training.models import (
     resolve_device,
     save_policy,
 )
-from algos.training.optimise import schedule
-from algos.training.packing import Layout, shared_row, shares_prompts
-from algos.training.preferences import preference_row
-from algos.training.rejection import accept
-from algos.training.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
-from algos.training.rollouts import decode, sample
-from algos.training.supervised import as_batch, example_batches
+from algos.training.models.critics import SeparateCritic, SharedCritic
+from algos.training.models.logprobs import in_micro_batches, token_logprobs, token_values
+from algos.training.models.packing import Layout, shared_row, shares_prompts
+from algos.training.rewards.preferences import preference_row
+from algos.training.rewards.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
+from algos.training.sampling.sampler import decode, sample
+from algos.training.supervised.rejection_sampling import accept
+from algos.training.supervised.sft import as_batch, example_batches
 from algos.training.train import check_first_ratio, train
-from algos.training.types import Totals, make_batch
-from algos.training.update import Learner, accumulate_gradients, prepare, with_advantages
-from evaluation.settings import SettingsError, read_jsonl, write_jsonl
+from algos.training.update.batch_metrics import batch_metrics, combine
+from algos.training.update.optimize import schedule
+from algos.training.update.update import Learner, accumulate_gradients, prepare, with_advantages
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -218,8 +218,8 @@ def test_golden_bradley_terry_loss():
     chosen, rejected = torch.tensor([1.5, 0.2, 2.0]), torch.tensor([0.5, 0.7, -1.0])
     assert bradley_terry_loss(chosen, rejected).item() == pytest.approx(0.4453087, abs=1e-6)
     assert pair_accuracy(chosen, rejected) == pytest.approx(2 / 3)
-    centred = bradley_terry_loss(chosen, rejected, centring=0.01) - bradley_terry_loss(chosen, rejected)
-    assert centred.item() == pytest.approx(0.0193667, abs=1e-6)
+    centered = bradley_terry_loss(chosen, rejected, centering=0.01) - bradley_terry_loss(chosen, rejected)
+    assert centered.item() == pytest.approx(0.0193667, abs=1e-6)
     for d, expected in ((0.0, 0.6931472), (1.0, 0.3132617), (2.0, 0.1269280), (-1.0, 1.3132617)):
         score = torch.tensor([d], requires_grad=True)
         loss = bradley_terry_loss(score, torch.zeros(1))
@@ -302,7 +302,7 @@ def test_the_ratio_is_one_on_the_first_step_and_the_layout_does_not_change_the_g
     results = []
     for layout, share in LAYOUTS:
         config = RunConfig(algorithm, 0, settings, prompts_per_step=2, group_size=4, minibatches=1, **layout)
-        chosen, entry = config.algorithm_config, config.algorithm_entry
+        chosen, entry = config.hparams, config.algorithm_entry
         critic = ScalarModel(tiny_model(TOKENIZER, 2).base_model, "linear", 0.3, torch.Generator().manual_seed(0))
         reference = tiny_model(TOKENIZER, 1)
         learner = Learner(copy.deepcopy(model), None, None, reference=reference, share_prompts=share)
@@ -341,10 +341,10 @@ def test_totals_count_no_empty_response():
 
 
 def test_schedules():
-    linear = OptimiserConfig(schedule="linear", warmup_steps=2)
+    linear = OptimizerConfig(schedule="linear", warmup_steps=2)
     assert [round(schedule(linear, s, 6), 3) for s in range(7)] == [0.333, 0.667, 1.0, 0.75, 0.5, 0.25, 0.0]
-    assert schedule(OptimiserConfig(schedule="cosine"), 5, 10) == pytest.approx(0.5)
-    assert schedule(OptimiserConfig(), 9, 10) == 1.0
+    assert schedule(OptimizerConfig(schedule="cosine"), 5, 10) == pytest.approx(0.5)
+    assert schedule(OptimizerConfig(), 9, 10) == 1.0
 
 
 def test_supervised_batches_pass_over_all_examples_before_repeating():

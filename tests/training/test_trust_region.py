@@ -9,15 +9,15 @@ from tiny import random_rollouts, tiny_model, tiny_tokenizer
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from algos.kl import kl_full
-from algos.training import trust_region
-from algos.training.config import OptimiserConfig, RunConfig
-from algos.training.critics import SeparateCritic
-from algos.training.logprobs import token_logits
-from algos.training.models import ScalarModel
-from algos.training.optimise import make_optimiser
-from algos.training.types import make_batch
-from algos.training.update import Learner, prepare, with_advantages
+from algos.pieces.kl import kl_full
+from algos.pieces.types import make_batch
+from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.models.checkpoints import ScalarModel
+from algos.training.models.critics import SeparateCritic
+from algos.training.models.logprobs import token_logits
+from algos.training.update import trust_region
+from algos.training.update.optimize import make_optimizer
+from algos.training.update.update import Learner, prepare, with_advantages
 
 TOKENIZER = tiny_tokenizer()
 
@@ -33,22 +33,22 @@ def setup(size: int = 3, **settings):
         minibatches=1,
         micro_batch_size=size,
         temperature=0.8,
-        optimiser=OptimiserConfig(learning_rate=1e-3),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
     )
     policy = tiny_model(TOKENIZER)
     head = ScalarModel(tiny_model(TOKENIZER, 2).base_model, "linear", 0.3, torch.Generator().manual_seed(0))
     critic = SeparateCritic(head)
     learner = Learner(
-        policy, *make_optimiser(policy, config.optimiser, 1), critic, *make_optimiser(critic, config.optimiser, 1)
+        policy, *make_optimizer(policy, config.optimizer, 1), critic, *make_optimizer(critic, config.optimizer, 1)
     )
     rollouts = random_rollouts(TOKENIZER, [[5, 6, 7, 8, 9], [10, 11, 12]], 4, [4, 7, 1, 5, 6, 3, 7, 2])
     batch = make_batch(rollouts, torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 1]), TOKENIZER.pad_token_id)
-    batch, _ = prepare(batch, learner, config, config.algorithm_config)
-    return with_advantages(batch, config.algorithm_entry, config.algorithm_config), learner, config
+    batch, _ = prepare(batch, learner, config, config.hparams)
+    return with_advantages(batch, config.algorithm_entry, config.hparams), learner, config
 
 
 def region(batch, learner, config):
-    return trust_region.TrustRegion(batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0))
+    return trust_region.TrustRegion(batch, learner, config, config.hparams, torch.Generator().manual_seed(0))
 
 
 def test_the_fisher_product_is_that_of_the_explicit_hessian():
@@ -122,7 +122,7 @@ def test_an_update_keeps_the_bound_improves_the_surrogate_and_trains_the_critic(
     before = region(batch, learner, config)  # remembers the old policy
     start, _ = before.evaluate()
     (metrics,) = trust_region.trust_region_update(
-        batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0), False
+        batch, learner, config, config.hparams, torch.Generator().manual_seed(0), False
     )
     _, kl = before.evaluate()
     assert 0 < kl <= 1e-3 and kl == pytest.approx(metrics["line_search_kl"], rel=1e-4)
@@ -137,7 +137,7 @@ def test_an_update_that_finds_no_step_leaves_the_policy_exactly_as_it_was(monkey
     before = copy.deepcopy(learner.policy.state_dict())
     monkeypatch.setattr(trust_region.TrustRegion, "evaluate", lambda self: (0.0, 1.0))
     (metrics,) = trust_region.trust_region_update(
-        batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0), False
+        batch, learner, config, config.hparams, torch.Generator().manual_seed(0), False
     )
     assert metrics["step_fraction"] == 0 and metrics["grad_norm"] > 0
     assert all(torch.equal(x, before[name]) for name, x in learner.policy.state_dict().items())
@@ -146,9 +146,7 @@ def test_an_update_that_finds_no_step_leaves_the_policy_exactly_as_it_was(monkey
 def test_warming_up_trains_the_critic_alone():
     batch, learner, config = setup()
     policy, critic = (copy.deepcopy(x.state_dict()) for x in (learner.policy, learner.critic))
-    trust_region.trust_region_update(
-        batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0), True
-    )
+    trust_region.trust_region_update(batch, learner, config, config.hparams, torch.Generator().manual_seed(0), True)
     assert all(torch.equal(x, policy[name]) for name, x in learner.policy.state_dict().items())
     assert any(not torch.equal(x, critic[name]) for name, x in learner.critic.state_dict().items())
 
@@ -159,7 +157,7 @@ def test_advantages_are_whitened_by_minibatch_where_that_is_the_scale():
     for scale in ("whiten", "whiten_minibatch", "none"):
         batch, learner, config = setup(scale=scale)
         (metrics,) = trust_region.trust_region_update(
-            batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0), False
+            batch, learner, config, config.hparams, torch.Generator().manual_seed(0), False
         )
         norms.append(metrics["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5) != pytest.approx(norms[2], rel=1e-2)

@@ -1,4 +1,4 @@
-"""(4-6) From a rollout batch to optimiser steps, on a tiny transformer: who moves, by what, and when it stops."""
+"""(4-6) From a rollout batch to optimizer steps, on a tiny transformer: who moves, by what, and when it stops."""
 
 import copy
 from dataclasses import replace
@@ -7,16 +7,17 @@ import pytest
 import torch
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
-from algos.kl import kl_full
-from algos.training import update as stage
-from algos.training.config import OptimiserConfig, RunConfig
-from algos.training.critics import SeparateCritic, SharedCritic, make_critic
-from algos.training.logprobs import policy_outputs, token_logprobs, token_values
-from algos.training.models import ScalarModel, load_policy, save_policy
-from algos.training.optimise import make_optimiser
-from algos.training.rollouts import sample
-from algos.training.types import make_batch
-from algos.training.update import (
+from algos.pieces.kl import kl_full
+from algos.pieces.settings import SettingsError
+from algos.pieces.types import make_batch
+from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy
+from algos.training.models.critics import SeparateCritic, SharedCritic, make_critic
+from algos.training.models.logprobs import policy_outputs, token_logprobs, token_values
+from algos.training.sampling.sampler import sample
+from algos.training.update import update as stage
+from algos.training.update.optimize import make_optimizer
+from algos.training.update.update import (
     Learner,
     accumulate_gradients,
     kept,
@@ -26,7 +27,6 @@ from algos.training.update import (
     update,
     with_advantages,
 )
-from evaluation.settings import SettingsError
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -41,8 +41,8 @@ def run_config(algorithm: str, settings: dict | None = None, **changes) -> RunCo
 
 def learner_of(config: RunConfig, reference: bool = False) -> Learner:
     policy = tiny_model(TOKENIZER)
-    learner = Learner(policy, *make_optimiser(policy, config.optimiser, 10))
-    settings = config.algorithm_config
+    learner = Learner(policy, *make_optimizer(policy, config.optimizer, 10))
+    settings = config.hparams
     if settings.has_critic:
         if settings.critic == "shared":
             learner.critic = SharedCritic(policy, settings.critic_head, settings.critic_detach)
@@ -51,7 +51,7 @@ def learner_of(config: RunConfig, reference: bool = False) -> Learner:
         else:
             model = tiny_model(TOKENIZER, 2).base_model
             learner.critic = SeparateCritic(ScalarModel(model, "linear", 0.3, torch.Generator().manual_seed(0)))
-        learner.critic_optimiser, learner.critic_scheduler = make_optimiser(learner.critic, config.optimiser, 10)
+        learner.critic_optimizer, learner.critic_scheduler = make_optimizer(learner.critic, config.optimizer, 10)
     if reference:
         learner.reference = tiny_model(TOKENIZER, 1).requires_grad_(False)
     return learner
@@ -61,8 +61,8 @@ def ready(config: RunConfig, learner: Learner, rollouts=None, **changes):
     """A batch with everything that the losses need."""
     rollouts = rollouts or random_rollouts(TOKENIZER, PROMPTS, 4, LENGTHS)
     batch = replace(make_batch(rollouts, REWARDS, TOKENIZER.pad_token_id), **changes)
-    batch, _ = prepare(batch, learner, config, config.algorithm_config)
-    return with_advantages(batch, config.algorithm_entry, config.algorithm_config)
+    batch, _ = prepare(batch, learner, config, config.hparams)
+    return with_advantages(batch, config.algorithm_entry, config.hparams)
 
 
 def state(module) -> dict[str, torch.Tensor]:
@@ -74,7 +74,7 @@ def moved(module, before: dict[str, torch.Tensor]) -> bool:
 
 
 def policy_gradient(config: RunConfig, learner: Learner, batch) -> dict[str, torch.Tensor]:
-    accumulate_gradients(batch, learner, config, config.algorithm_config)
+    accumulate_gradients(batch, learner, config, config.hparams)
     return gradients(learner.policy)
 
 
@@ -98,15 +98,15 @@ def test_minibatches_of_prompts_hold_all_of_their_responses():
 
 
 def test_while_warming_up_the_critic_alone_is_trained():
-    config = run_config("ppo", {"value_warmup": 1}, minibatches=2, optimiser=OptimiserConfig(learning_rate=1e-3))
+    config = run_config("ppo", {"value_warmup": 1}, minibatches=2, optimizer=OptimizerConfig(learning_rate=1e-3))
     learner = learner_of(config)
     batch, generator = ready(config, learner), torch.Generator().manual_seed(0)
     policy, critic = state(learner.policy), state(learner.critic)
-    steps = update(batch, learner, config, config.algorithm_config, generator, warming_up=True)
+    steps = update(batch, learner, config, config.hparams, generator, warming_up=True)
     assert not moved(learner.policy, policy) and moved(learner.critic, critic)
     assert len(steps) == 2 and all("value_loss" in step and "policy_loss" not in step for step in steps)
     assert learner.scheduler.last_epoch == 0 and learner.critic_scheduler.last_epoch == 2
-    update(batch, learner, config, config.algorithm_config, generator)
+    update(batch, learner, config, config.hparams, generator)
     assert moved(learner.policy, policy)
 
 
@@ -129,7 +129,7 @@ def test_the_value_loss_reaches_the_backbone_only_of_a_shared_critic_that_is_not
 def test_a_shared_critic_that_is_warming_up_leaves_the_backbone_alone():
     config = run_config("ppo_shared", {"value_warmup": 1})
     learner = learner_of(config)
-    accumulate_gradients(ready(config, learner), learner, config, config.algorithm_config, warming_up=True)
+    accumulate_gradients(ready(config, learner), learner, config, config.hparams, warming_up=True)
     assert not gradients(learner.policy) and gradients(learner.critic)
 
 
@@ -153,7 +153,7 @@ def folder(tmp_path):
 
 def critic_of(folder, seed: int = 0, reward_model: bool = True, **settings):
     policy = load_policy(folder / "policy", torch.device("cpu"))
-    config = run_config("ppo", settings).algorithm_config
+    config = run_config("ppo", settings).hparams
     path = str(folder / "reward_model") if reward_model else None
     return make_critic(config, policy, str(folder / "policy"), path, seed, "float32"), policy
 
@@ -196,14 +196,14 @@ def drifting(settings: dict, **changes):
         "grpo",
         {"clip_low": 1e6, "clip_high": 1e6, **settings},
         epochs=6,
-        optimiser=OptimiserConfig(learning_rate=3e-2),
+        optimizer=OptimizerConfig(learning_rate=3e-2),
         **changes,
     )
     learner = learner_of(config)
     generator = torch.Generator().manual_seed(0)
     rollouts = sample(learner.policy, TOKENIZER, PROMPTS, 4, 12, 1.0, generator)
     batch = ready(config, learner, rollouts)
-    return update(batch, learner, config, config.algorithm_config, generator)
+    return update(batch, learner, config, config.hparams, generator)
 
 
 def test_updates_end_once_the_kl_to_the_old_policy_exceeds_one_and_a_half_times_its_target():
@@ -222,9 +222,9 @@ def test_the_wrong_sign_would_never_end_them():
 
 
 def test_without_drift_all_updates_are_made():
-    config = run_config("grpo", {"target_kl": 1e-4}, epochs=3, optimiser=OptimiserConfig(learning_rate=1e-12))
+    config = run_config("grpo", {"target_kl": 1e-4}, epochs=3, optimizer=OptimizerConfig(learning_rate=1e-12))
     learner = learner_of(config)
-    steps = update(ready(config, learner), learner, config, config.algorithm_config, torch.Generator().manual_seed(0))
+    steps = update(ready(config, learner), learner, config, config.hparams, torch.Generator().manual_seed(0))
     assert len(steps) == 3
 
 
@@ -300,15 +300,15 @@ def test_what_is_kept():
     truncated = torch.tensor([True, False, False, True])
     correct = torch.tensor([1.0, 1.0, 0.0, 0.0])
     grpo, masked, raft = (
-        run_config(name, settings).algorithm_config
+        run_config(name, settings).hparams
         for name, settings in (("grpo", {}), ("grpo", {"mask_truncated": True}), ("raft", {}))
     )
     assert kept(grpo, truncated, correct, 2) is None
     assert kept(masked, truncated, correct, 2).tolist() == [False, True, True, False]
     assert kept(raft, truncated, correct, 2).tolist() == [True, True, False, False]
-    both = run_config("raft", {"mask_truncated": True}).algorithm_config
+    both = run_config("raft", {"mask_truncated": True}).hparams
     assert kept(both, truncated, correct, 2).tolist() == [False, True, False, False]
-    dapo = run_config("dapo", {}).algorithm_config
+    dapo = run_config("dapo", {}).hparams
     assert (
         kept(dapo, truncated, correct, 2).tolist() == [False] * 4
     )  # two groups of one kind, which only fill the batch
@@ -317,11 +317,11 @@ def test_what_is_kept():
 
 def test_the_kl_after_the_updates_is_that_of_the_moved_policy():
     """0 before any step; afterwards mean of ratio - 1 - log ratio over the tokens that count."""
-    config = run_config("ppo_penalty", {}, optimiser=OptimiserConfig(learning_rate=1e-3))
+    config = run_config("ppo_penalty", {}, optimizer=OptimizerConfig(learning_rate=1e-3))
     learner = learner_of(config)
     batch = ready(config, learner)
     assert kl_after_update(batch, learner, config) == pytest.approx(0, abs=1e-9)
-    update(batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0))
+    update(batch, learner, config, config.hparams, torch.Generator().manual_seed(0))
     with torch.no_grad():
         log_ratio = (token_logprobs(learner.policy, batch, 1.0)[0] - batch.old_logprobs)[batch.response_mask]
     expected = (log_ratio.exp() - 1 - log_ratio).mean().item()
@@ -334,7 +334,7 @@ def test_responses_that_are_not_kept_count_neither_in_the_loss_nor_in_its_diviso
     config = run_config("raft", micro_batch_size=size)
     learner = learner_of(config)
     batch = ready(config, learner, keep=REWARDS == 1)
-    metrics = accumulate_gradients(batch, learner, config, config.algorithm_config)
+    metrics = accumulate_gradients(batch, learner, config, config.hparams)
     rows = (REWARDS == 1).nonzero().squeeze(1)
     loss = -batch.old_logprobs[rows][batch.response_mask[rows]].mean()
     assert float(metrics["policy_loss"]) == pytest.approx(loss.item(), abs=1e-6)
@@ -347,11 +347,11 @@ def test_responses_that_are_not_kept_count_neither_in_the_loss_nor_in_its_diviso
 
 
 def test_a_minibatch_without_anything_kept_is_a_step_without_a_gradient():
-    config = run_config("raft", optimiser=OptimiserConfig(learning_rate=1e-2))
+    config = run_config("raft", optimizer=OptimizerConfig(learning_rate=1e-2))
     learner = learner_of(config)
     before = state(learner.policy)
     batch = ready(config, learner, keep=torch.zeros(8, dtype=torch.bool))
-    (step,) = update(batch, learner, config, config.algorithm_config, torch.Generator().manual_seed(0))
+    (step,) = update(batch, learner, config, config.hparams, torch.Generator().manual_seed(0))
     assert step["grad_norm"] == 0 and not moved(learner.policy, before)
 
 
@@ -362,7 +362,7 @@ def test_minibatches_are_whitened_apart_where_that_is_the_scale(monkeypatch):
     )
     config = run_config("ppo", {"scale": "whiten_minibatch"}, minibatches=2)
     learner = learner_of(config)
-    update(ready(config, learner), learner, config, config.algorithm_config, torch.Generator().manual_seed(0))
+    update(ready(config, learner), learner, config, config.hparams, torch.Generator().manual_seed(0))
     for part in seen:
         inside = part.advantages[part.response_mask]
         assert inside.mean().item() == pytest.approx(0, abs=1e-5) and inside.std().item() == pytest.approx(1, abs=1e-4)

@@ -14,14 +14,16 @@ import torch
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError
+from algos.pieces.types import Rollouts, Totals, make_batch
 from algos.reinforce import reinforce_objective
-from algos.training import trl_settings
-from algos.training.config import LoraSettings, OptimiserConfig, RunConfig
-from algos.training.logprobs import policy_outputs, token_logprobs, token_values
-from algos.training.models import ScalarModel
-from algos.training.packing import Layout, shares_prompts
-from algos.training.reward_model import bradley_terry_loss, score_examples
-from algos.training.trl_settings import (
+from algos.training.config import LoraSettings, OptimizerConfig, RunConfig
+from algos.training.models.checkpoints import ScalarModel
+from algos.training.models.logprobs import policy_outputs, token_logprobs, token_values
+from algos.training.models.packing import Layout, shares_prompts
+from algos.training.rewards.reward_model import bradley_terry_loss, score_examples
+from algos.training.trl import options as trl_settings
+from algos.training.trl.options import (
     TRL_STD_EPSILON,
     check,
     grpo_arguments,
@@ -30,9 +32,7 @@ from algos.training.trl_settings import (
     rloo_arguments,
     twin_of,
 )
-from algos.training.types import Rollouts, Totals, make_batch
-from algos.training.update import kept, with_advantages
-from evaluation.settings import SettingsError
+from algos.training.update.update import kept, with_advantages
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -54,7 +54,7 @@ REWARDS = [1.0, 0, 0, 1, 0, 0, 0.5, 1]
 CASES = {
     "grpo": ("grpo", {"clip_high": 0.28}, "grpo", "clip_fraction", 0.3),
     "grpo_kl": ("grpo", {"clip_low": 0.1, "clip_high": 0.1, "kl_coef": 0.04}, "grpo", "clip_fraction", 0.3),
-    "grpo_kl_ratio": ("grpo", {"kl_coef": 0.5, "kl_ratio": True}, "grpo", "clip_fraction", 0.3),
+    "grpo_kl_ratio": ("grpo", {"kl_coef": 0.5, "kl_importance_weighted": True}, "grpo", "clip_fraction", 0.3),
     "grpo_two_sided": ("grpo", {"ratio_cap": 1.25}, "grpo", "clip_fraction", 0.6),
     "grpo_token_sum": ("grpo", {"aggregation": "seq-mean-token-sum"}, "luspo", "clip_fraction", 0.3),
     "gspo": ("gspo", {"clip_low": 0.03, "clip_high": 0.04, "kl_coef": 0.04}, "grpo", "clip_fraction", 0.05),
@@ -136,7 +136,7 @@ def test_advantages_loss_and_gradient(case, tmp_path):
         minibatches=2 if expected_loss == "bnpo" else 1,
         max_response_tokens=max(LENGTHS),
     )
-    run, entry = config.algorithm_config, config.algorithm_entry
+    run, entry = config.hparams, config.algorithm_entry
     tokenizer = tiny_tokenizer()
     model, reference = tiny_model(tokenizer), tiny_model(tokenizer, 1)
     trainer = make_trainer(config, model, reference, tokenizer, tmp_path)
@@ -233,7 +233,7 @@ RLOO = {**GRPO, "baseline": "leave_one_out", "scale": "none", "ratio": "product"
         ("grpo", {**GRPO, "ratio": "product"}, {}, r"no such ratio \(its RLOO: product\), got product"),
         ("grpo", {**GRPO, "kl_coef": 0.1, "kl_estimator": "k2"}, {}, "got k2; set settings.kl_estimator to k3"),
         ("grpo", {**GRPO, "kl_coef": 0.1, "kl_in": "reward", "kl_estimator": "k1"}, {}, "kl_in to loss"),
-        ("gspo", {**GRPO, "kl_coef": 0.1, "kl_ratio": True}, {}, "kl_ratio to false"),
+        ("gspo", {**GRPO, "kl_coef": 0.1, "kl_importance_weighted": True}, {}, "kl_importance_weighted to false"),
         ("ppo_adaptive_kl", PPO, {}, "got 2; set settings.kl_target to null"),
         ("grpo", {**GRPO, "target_kl": 0.1}, {}, "target_kl to null"),
         ("dapo", GRPO, {}, "got mixed_groups; set settings.keep to all"),
@@ -326,8 +326,8 @@ def test_these_algorithms_have_a_twin(algorithm):
 def test_a_setting_that_is_in_no_table_is_refused(monkeypatch):
     """So that a new one cannot be dropped in silence, whatever its value."""
     check(run_of("grpo", {**GRPO, "kl_coef": 0.1}))
-    monkeypatch.delitem(trl_settings.GROUP, "kl_ratio")
-    with pytest.raises(SettingsError, match="GRPOTrainer has no kl_ratio; train grpo without it"):
+    monkeypatch.delitem(trl_settings.GROUP, "kl_importance_weighted")
+    with pytest.raises(SettingsError, match="GRPOTrainer has no kl_importance_weighted; train grpo without it"):
         check(run_of("grpo", {**GRPO, "kl_coef": 0.1}))
 
 
@@ -370,8 +370,8 @@ def test_standard_deviations_epsilon_is_in_trls_source():
     assert "advantages / (std_rewards + 1e-4)" in inspect.getsource(GRPOTrainer) and TRL_STD_EPSILON == 1e-4
 
 
-@pytest.mark.parametrize("centring", [0.0, 0.1])
-def test_loss_and_gradient_of_the_reward_model(centring, tmp_path):
+@pytest.mark.parametrize("centering", [0.0, 0.1])
+def test_loss_and_gradient_of_the_reward_model(centering, tmp_path):
     """TRL's RewardTrainer on the same pairs; its classification head on the same backbone is our linear head."""
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification
@@ -395,7 +395,7 @@ def test_loss_and_gradient_of_the_reward_model(centring, tmp_path):
         model=theirs,
         args=RewardConfig(
             output_dir=str(tmp_path / "out"),
-            center_rewards_coefficient=centring or None,
+            center_rewards_coefficient=centering or None,
             report_to=[],
             use_cpu=True,
             bf16=False,
@@ -411,10 +411,10 @@ def test_loss_and_gradient_of_the_reward_model(centring, tmp_path):
     assert shares_prompts(model.backbone)
     examples = [(ids[:2], ids[2:]) for ids in chosen + rejected]
     scores = score_examples(model, examples, tokenizer.pad_token_id, CPU, Layout(share_prompts=True))
-    loss = bradley_terry_loss(*scores.chunk(2), centring=centring)
+    loss = bradley_terry_loss(*scores.chunk(2), centering=centering)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
-    assert abs(bradley_terry_loss(*scores.chunk(2)).item() - loss.item()) > 1e-3 or not centring
+    assert abs(bradley_terry_loss(*scores.chunk(2)).item() - loss.item()) > 1e-3 or not centering
     got = {name.replace("backbone.", "model."): gradient for name, gradient in gradients(model).items()}
     assert got.pop("score.bias").abs() >= 0
     close(got, gradients(theirs))
@@ -449,7 +449,7 @@ def test_four_ppo_steps_have_trls_losses_and_gradients(kl, tmp_path):
         minibatches=1,
         epochs=steps,
         max_response_tokens=24,
-        optimiser=OptimiserConfig(max_grad_norm=None),
+        optimizer=OptimizerConfig(max_grad_norm=None),
     )
     captured = {}
 
@@ -469,9 +469,9 @@ def test_four_ppo_steps_have_trls_losses_and_gradients(kl, tmp_path):
                 captured["rewards"] = scores
                 return SimpleNamespace(hidden_states=[scores[:, None, None].expand(-1, input_ids.shape[1], 1).clone()])
 
-    optimiser = torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=rate)
+    optimizer = torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=rate)
     seen = []
-    optimiser.register_step_pre_hook(lambda *_: seen.append((gradients(policy), gradients(critic))))
+    optimizer.register_step_pre_hook(lambda *_: seen.append((gradients(policy), gradients(critic))))
     rows = [{"input_ids": p} for p in PROMPTS for _ in range(24)]
     trainer = PPOTrainer(
         args=PPOConfig(**ppo_arguments(config, str(tmp_path), CPU)),
@@ -481,7 +481,7 @@ def test_four_ppo_steps_have_trls_losses_and_gradients(kl, tmp_path):
         reward_model=Reward(),
         value_model=critic,
         train_dataset=Dataset.from_list(rows),
-        optimizers=(optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)),
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
     )
 
     def generate(model, queries, *args):
@@ -503,7 +503,7 @@ def test_four_ppo_steps_have_trls_losses_and_gradients(kl, tmp_path):
     assert len(seen) == steps
 
     batch = as_our_batch(captured, tokenizer)
-    run, entry = config.algorithm_config, config.algorithm_entry
+    run, entry = config.hparams, config.algorithm_entry
     with torch.no_grad():
         batch = replace(
             batch,

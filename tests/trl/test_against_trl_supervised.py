@@ -1,4 +1,4 @@
-"""A second implementation: TRL's SFTTrainer and GKDTrainer agree with supervised.py and distil.py, step by step."""
+"""A second implementation: TRL's SFTTrainer and GKDTrainer agree with supervised.py and distill.py, step by step."""
 
 import json
 from dataclasses import replace
@@ -9,17 +9,18 @@ import torch
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos import distillation
-from algos.masked import masked_sum
-from algos.training import distil, supervised
-from algos.training.config import DistilConfig, OptimiserConfig, SupervisedConfig
-from algos.training.logprobs import token_logits, token_logprobs
-from algos.training.models import save_policy
-from algos.training.optimise import make_optimiser
-from algos.training.record import Phases
-from algos.training.supervised import as_batch
-from algos.training.trl_supervised import check, collate, fit_distil, gkd_arguments, sft_arguments, sft_row
-from algos.training.types import Totals, make_batch
-from evaluation.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.masked import masked_sum
+from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.types import Totals, make_batch
+from algos.training.config import DistillationConfig, OptimizerConfig, SupervisedConfig
+from algos.training.models.checkpoints import save_policy
+from algos.training.models.logprobs import token_logits, token_logprobs
+from algos.training.stage.record import Phases
+from algos.training.supervised import distillation as distill
+from algos.training.supervised import sft as supervised
+from algos.training.supervised.sft import as_batch
+from algos.training.trl.supervised import check, collate, fit_distillation, gkd_arguments, sft_arguments, sft_row
+from algos.training.update.optimize import make_optimizer
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()
@@ -38,7 +39,7 @@ def close(got: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("beta", [0, 0.1, 0.5, 0.9, 1])
-def test_divergence_and_gradient_are_those_of_trls_generalised_jsd(beta, temperature):
+def test_divergence_and_gradient_are_those_of_trls_generalized_jsd(beta, temperature):
     from trl.experimental.gkd import GKDTrainer
 
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +88,7 @@ def test_loss_and_gradient_of_distillation_through_the_models(beta, tmp_path):
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     model, theirs, teacher = tiny_model(TOKENIZER), tiny_model(TOKENIZER), tiny_model(TOKENIZER, 1)
-    config = DistilConfig(0, steps=1, prompts_per_step=2, responses=4, beta=beta)
+    config = DistillationConfig(0, steps=1, prompts_per_step=2, responses=4, beta=beta)
     trainer = GKDTrainer(
         model=theirs,
         teacher_model=teacher,
@@ -132,7 +133,7 @@ def run(folder, stage, config, trainer):
         supervised.train(config, str(folder / "student"), str(folder / "train.jsonl"), str(out), "test", "", 1)
     else:
         paths = [str(folder / name) for name in ("student", "teacher", "train.jsonl", "train.jsonl")]
-        distil.train(config, *paths, str(out))
+        distill.train(config, *paths, str(out))
     weights = tiny_model(TOKENIZER, 0, torch.float32).from_pretrained(out / "checkpoint").state_dict()
     return read_jsonl(out / "metrics.jsonl"), json.loads((out / "run.json").read_text()), weights
 
@@ -142,7 +143,7 @@ SHARED = {
     "steps": 7,
     "log_every": 1,
     "device": "cpu",
-    "optimiser": OptimiserConfig(
+    "optimizer": OptimizerConfig(
         learning_rate=3.0e-3, schedule="cosine", warmup_steps=2, max_grad_norm=0.5, weight_decay=0.1
     ),
 }
@@ -152,12 +153,12 @@ def settings_of(stage, trainer):
     if stage is supervised:
         return SupervisedConfig(**SHARED, batch_size=4, trainer=trainer)
     sizes = {"prompts_per_step": 2, "responses": 2, "max_response_tokens": 6}
-    return DistilConfig(**SHARED, **sizes, micro_batch_size=3, on_policy_share=0.0, trainer=trainer)
+    return DistillationConfig(**SHARED, **sizes, micro_batch_size=3, on_policy_share=0.0, trainer=trainer)
 
 
-@pytest.mark.parametrize("stage", [supervised, distil], ids=["supervised", "distil"])
+@pytest.mark.parametrize("stage", [supervised, distill], ids=["supervised", "distill"])
 def test_both_trainers_take_the_same_steps_and_end_with_the_same_weights(stage, folder):
-    """Same examples in the same order, optimiser, schedule, clipping: 7 steps, from the command's functions down."""
+    """Same examples in the same order, optimizer, schedule, clipping: 7 steps, from the command's functions down."""
     (own, record, weights), (trl, trl_record, trl_weights) = (
         run(folder, stage, settings_of(stage, trainer), trainer) for trainer in ("own", "trl")
     )
@@ -170,12 +171,12 @@ def test_both_trainers_take_the_same_steps_and_end_with_the_same_weights(stage, 
     start = tiny_model(TOKENIZER, 0, torch.float32).state_dict()
     assert max(float((weights[name] - start[name]).abs().max()) for name in weights) > 5e-3
     assert (record["trainer"], trl_record["trainer"]) == ("own", "trl") and record["stage"] == trl_record["stage"]
-    for fact in ("memory", "optimiser_steps", "trained_tokens", "teacher_tokens"):
+    for fact in ("memory", "optimizer_steps", "trained_tokens", "teacher_tokens"):
         assert record.get(fact) == trl_record.get(fact), fact
     assert set(record["phase_seconds"]) == set(trl_record["phase_seconds"])
 
 
-@pytest.mark.parametrize("stage", [supervised, distil], ids=["supervised", "distil"])
+@pytest.mark.parametrize("stage", [supervised, distill], ids=["supervised", "distill"])
 def test_both_trainers_take_bfloat16(stage, folder):
     """Ours with masters, TRL's float32 weights under autocast: the same losses up to bfloat16's 8 bits."""
     (own, _, weights), (trl, _, trl_weights) = (
@@ -196,12 +197,12 @@ def test_trl_trains_on_the_students_text_at_the_steps_where_we_do(folder, monkey
     sizes = {"prompts_per_step": 2, "responses": 3, "max_response_tokens": 6, "on_policy_share": 0.5}
     records = {}
     for trainer in ("own", "trl"):
-        lines, record, _ = run(folder, distil, DistilConfig(**SHARED, **sizes, trainer=trainer), trainer)
+        lines, record, _ = run(folder, distill, DistillationConfig(**SHARED, **sizes, trainer=trainer), trainer)
         records[trainer] = record
         assert 0 < sum(line["on_policy"] for line in lines) < 7
         assert [line["on_policy"] for line in lines] == [
             step.on_policy
-            for step in distil.schedule(DistilConfig(**SHARED, **sizes), distil.Texts([[5]] * 9, EXAMPLES))
+            for step in distill.schedule(DistillationConfig(**SHARED, **sizes), distill.Texts([[5]] * 9, EXAMPLES))
         ]
         tokens = sum(6 * line["response_tokens"] for line in lines if line["on_policy"])
         assert record["generated_tokens"] == pytest.approx(tokens) and record["generated_tokens"] > 0
@@ -217,7 +218,7 @@ def test_trl_trains_on_the_students_text_at_the_steps_where_we_do(folder, monkey
 
 def test_trls_step_on_sampled_text_is_ours_on_the_same_text():
     """One step of TRL's loop, from its sampling to its gradient norm; ours replays the responses that it drew."""
-    config = DistilConfig(
+    config = DistillationConfig(
         0,
         steps=1,
         prompts_per_step=2,
@@ -228,20 +229,20 @@ def test_trls_step_on_sampled_text_is_ours_on_the_same_text():
         beta=0.3,
     )
     ours, theirs, teacher = tiny_model(TOKENIZER), tiny_model(TOKENIZER), tiny_model(TOKENIZER, 1)
-    texts, seen = distil.Texts(PROMPTS, []), []
-    optimiser, scheduler = make_optimiser(theirs, config.optimiser, 1)
+    texts, seen = distill.Texts(PROMPTS, []), []
+    optimizer, scheduler = make_optimizer(theirs, config.optimizer, 1)
     torch.manual_seed(0)
-    fit_distil(
-        theirs, teacher, TOKENIZER, optimiser, scheduler, texts, config, Phases(CPU), lambda *step: seen.append(step)
+    fit_distillation(
+        theirs, teacher, TOKENIZER, optimizer, scheduler, texts, config, Phases(CPU), lambda *step: seen.append(step)
     )
     ((number, metrics, responses),) = seen
     assert number == 0 and len({len(ids) for ids in responses}) > 2  # of different lengths: some are padded
     for ids in responses:
         assert END not in ids[:-1] and (ids[-1] == END or len(ids) == 20)
-    order = distil.schedule(config, texts)[0].rows
+    order = distill.schedule(config, texts)[0].rows
     pairs = [(PROMPTS[order[i // 4]], ids) for i, ids in enumerate(responses)]
     batch = as_batch(pairs, TOKENIZER.pad_token_id, CPU)
-    expected = distil.accumulate_gradients(batch, ours, teacher, config, Phases(CPU))
+    expected = distill.accumulate_gradients(batch, ours, teacher, config, Phases(CPU))
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     norm = torch.cat([g.flatten() for g in gradients(ours).values()]).norm()
     assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4) and norm > 1e-2
@@ -250,8 +251,8 @@ def test_trls_step_on_sampled_text_is_ours_on_the_same_text():
 
 def test_what_trl_cannot_do_is_refused():
     check(SupervisedConfig(0, trainer="trl"))
-    check(DistilConfig(0, trainer="trl"))
+    check(DistillationConfig(0, trainer="trl"))
     with pytest.raises(SettingsError, match=r"compares the distributions at 1; .*got 0\.9"):
-        check(DistilConfig(0, trainer="trl", temperature=0.9))
+        check(DistillationConfig(0, trainer="trl", temperature=0.9))
     with pytest.raises(SettingsError, match="objective divergence only, got policy_gradient"):
-        check(DistilConfig(0, trainer="trl", objective="policy_gradient", on_policy_share=1.0))
+        check(DistillationConfig(0, trainer="trl", objective="policy_gradient", on_policy_share=1.0))

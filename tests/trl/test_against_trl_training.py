@@ -1,4 +1,4 @@
-"""A second implementation: 20 optimiser steps of ours and of TRL's from one checkpoint on the same samples.
+"""A second implementation: 20 optimizer steps of ours and of TRL's from one checkpoint on the same samples.
 
 From the command's functions down: both read the same files, grade, compute old and reference log-probabilities, step
 through shuffled minibatches, and save a checkpoint. Only what is random is given: the responses (5 rollout batches, or
@@ -19,12 +19,14 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
+from algos.pieces.settings import read_jsonl, write_jsonl
+from algos.pieces.types import Rollouts
 from algos.training import config as settings_module
-from algos.training import engines, experience, train, trl_baseline
-from algos.training.config import OptimiserConfig, RunConfig
-from algos.training.models import encode_prompt, load_policy, save_policy
-from algos.training.types import Rollouts
-from evaluation.settings import read_jsonl, write_jsonl
+from algos.training import experience, train
+from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.models.checkpoints import encode_prompt, load_policy, save_policy
+from algos.training.sampling import engines
+from algos.training.trl import baseline as trl_baseline
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()
@@ -41,7 +43,7 @@ ONE_MINIBATCH = {"minibatches": 1, "epochs": 4}
 CASES = {  # algorithm, its settings, options of the run
     "grpo": ("grpo", {**GRPO, "clip_high": 0.28}, {}),
     "grpo_checkpointed": ("grpo", {**GRPO, "clip_high": 0.28}, {"gradient_checkpointing": True}),
-    "grpo_kl": ("grpo", {**GRPO, "kl_coef": 0.04, "kl_ratio": True}, {"temperature": 0.8}),
+    "grpo_kl": ("grpo", {**GRPO, "kl_coef": 0.04, "kl_importance_weighted": True}, {"temperature": 0.8}),
     "grpo_token_mean": ("lite_ppo", GRPO, {}),  # TRL's bnpo
     "dr_grpo": ("dr_grpo", {}, {}),
     "dapo": ("dapo", {**GRPO, "keep": "all", "mask_truncated": True}, ONE_MINIBATCH),
@@ -50,12 +52,12 @@ CASES = {  # algorithm, its settings, options of the run
     "rloo_clipped": (
         "grpo",
         {"baseline": "leave_one_out", "scale": "none", "ratio": "product", **KL},
-        {"optimiser": {"schedule": "cosine", "warmup_steps": 3}},
+        {"optimizer": {"schedule": "cosine", "warmup_steps": 3}},
     ),
     "rloo": (  # on-policy, as it is by default; gradient clipping would hide a factor
         "rloo",
         {},
-        {"minibatches": 1, "epochs": 1, "steps": 20, "optimiser": {"max_grad_norm": None}},
+        {"minibatches": 1, "epochs": 1, "steps": 20, "optimizer": {"max_grad_norm": None}},
     ),
     "ppo": ("ppo", {"gae_lambda": 1.0, "kl_coef": 0.05, "clip_low": 0.1, "clip_high": 0.1}, {}),
 }
@@ -135,7 +137,7 @@ def given(batches: list[Rollouts]) -> ExitStack:
 def run(case: str, trainer: str, dtype: str = "float64") -> RunConfig:
     algorithm, settings, options = CASES[case]
     options = {"steps": STEPS, "minibatches": 2, "epochs": 2, **options}
-    optimiser = {"learning_rate": 0.01, "adam_epsilon": 1.0e-3, **options.pop("optimiser", {})}
+    optimizer = {"learning_rate": 0.01, "adam_epsilon": 1.0e-3, **options.pop("optimizer", {})}
     return RunConfig(
         algorithm,
         0,
@@ -145,7 +147,7 @@ def run(case: str, trainer: str, dtype: str = "float64") -> RunConfig:
         group_size=GROUP,
         micro_batch_size=2,
         max_response_tokens=LIMIT,
-        optimiser=OptimiserConfig(**optimiser),
+        optimizer=OptimizerConfig(**optimizer),
         critic_learning_rate=0.02,
         dtype=dtype,
         device="cpu",
@@ -163,7 +165,7 @@ def test_twenty_steps_end_with_trls_weights(case, files, tmp_path, monkeypatch):
             module.train(config, str(files / "policy"), str(files / "train.jsonl"), str(out))
         weights[trainer] = load_policy(out / "checkpoint", CPU, "float64").state_dict()
         metrics[trainer] = read_jsonl(out / "metrics.jsonl")
-        assert json.loads((out / "run.json").read_text())["optimiser_steps"] == 20
+        assert json.loads((out / "run.json").read_text())["optimizer_steps"] == 20
     start = load_policy(files / "policy", CPU, "float64").state_dict()
     moved = max(float((weights["own"][name] - start[name]).abs().max()) for name in start)
     apart = max(float((weights["own"][name] - weights["trl"][name]).abs().max()) for name in start)

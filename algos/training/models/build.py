@@ -1,6 +1,6 @@
 """The model that a study starts from: loaded from a path or hub id, or built, with a tokenizer trained on the task.
 
-By hand: python -m algos.training.base_model --settings '{"hidden_size": 128}' --texts demonstrations.jsonl --out DIR
+By hand: python -m algos.training.models.build --settings '{"hidden_size": 128}' --texts demonstrations.jsonl --out DIR
 """
 
 from dataclasses import asdict
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from algos.pieces.settings import SettingsError, read_jsonl
 from algos.training.config import ModelConfig, parse
-from algos.training.models import build_model, load_policy, load_tokenizer, save_policy, train_tokenizer
-from algos.training.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
-from evaluation.settings import SettingsError, read_jsonl
+from algos.training.models.checkpoints import build_model, load_policy, load_tokenizer, save_policy, train_tokenizer
+from algos.training.stage.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
 
 
 def load_hub_or_folder(config: ModelConfig):

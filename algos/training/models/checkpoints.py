@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from algos.pieces.settings import SettingsError, write_json
 from algos.training.config import ModelConfig
-from algos.training.lora import merged
-from algos.training.optimise import master_of
-from algos.training.packing import forward, plain
-from evaluation.settings import SettingsError, write_json
+from algos.training.models.lora import merged
+from algos.training.models.packing import forward, plain
+from algos.training.update.optimize import master_of
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
@@ -218,7 +218,7 @@ class ScalarModel(nn.Module):
         super().__init__()
         self.backbone, self.head, self.config = backbone, head, backbone.config
         self.score = scalar_head(backbone.config.get_text_config().hidden_size, head, init_std, generator)
-        self.gain, self.offset = 1.0, 0.0  # normalised score = (score - offset) * gain
+        self.gain, self.offset = 1.0, 0.0  # normalized score = (score - offset) * gain
         place_head(self.score, next(backbone.parameters()))
 
     @classmethod

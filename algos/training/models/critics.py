@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from algos.training.logprobs import head_values, hidden_states
-from algos.training.models import (
+from algos.pieces.settings import SettingsError
+from algos.pieces.types import Batch
+from algos.training.models.checkpoints import (
     ScalarModel,
     check_causal_lm,
     fresh_backbone,
@@ -12,8 +13,7 @@ from algos.training.models import (
     place_head,
     scalar_head,
 )
-from algos.training.types import Batch
-from evaluation.settings import SettingsError
+from algos.training.models.logprobs import head_values, hidden_states
 
 FRESH_SEED = 1 << 20  # far from the seeds that base models are made with: a fresh critic is not one of them
 
@@ -65,7 +65,7 @@ def make_critic(config, policy, policy_path: str, reward_model_path: str | None,
                 f"set critic_head to {model.head}."
             )
         last = model.score if isinstance(model.score, nn.Linear) else model.score[-1]
-        with torch.no_grad():  # values are in the rewards' units, those of the normalised score
+        with torch.no_grad():  # values are in the rewards' units, those of the normalized score
             last.weight.mul_(model.gain)
             last.bias.sub_(model.offset).mul_(model.gain)
         return SeparateCritic(model)

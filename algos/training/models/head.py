@@ -1,7 +1,7 @@
 """The output head on N states, without the N x V logits: a few rows at a time, computed again for the gradient.
 
 With a vocabulary of 150,000, the logits of 4,096 tokens are 2.5 GB in float32, and autograd keeps about three such
-tensors: more than a small model's weights, gradients and optimiser state together. Only three numbers a token are kept.
+tensors: more than a small model's weights, gradients and optimizer state together. Only three numbers a token are kept.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from algos.kl import kl_full
+from algos.pieces.kl import kl_full
 from algos.training.config import LOGITS_AT_ONCE
 
 
@@ -72,11 +72,11 @@ def _again(function, *inputs):
 
 def _statistics(head, states, targets, temperature, entropy) -> tuple[Tensor, Tensor | None]:
     logits = head_logits(head, states, temperature)  # (n, V)
-    normaliser = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+    normalizer = logits.logsumexp(dim=-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
     if not entropy:
         return logprobs, None
-    all_logprobs = logits - normaliser[:, None]
+    all_logprobs = logits - normalizer[:, None]
     return logprobs, -(all_logprobs.exp() * all_logprobs).sum(dim=-1)
 
 
@@ -89,29 +89,29 @@ class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, targets, temperature, entropy, slices, keep):
         exact = torch.float64 if states.dtype == torch.float64 else torch.float32
-        logprobs, normalisers, entropies = (states.new_zeros(len(states), dtype=exact) for _ in range(3))
+        logprobs, normalizers, entropies = (states.new_zeros(len(states), dtype=exact) for _ in range(3))
         for s in slices:
             logits = _linear_logits(states[s], weight, bias, temperature)
-            normalisers[s] = logits.logsumexp(dim=-1)
-            logprobs[s] = logits.gather(-1, targets[s, None]).squeeze(-1) - normalisers[s]
+            normalizers[s] = logits.logsumexp(dim=-1)
+            logprobs[s] = logits.gather(-1, targets[s, None]).squeeze(-1) - normalizers[s]
             if entropy:
-                logits -= normalisers[s, None]
+                logits -= normalizers[s, None]
                 entropies[s] = -torch.linalg.vecdot(logits.exp(), logits)
         if keep:
-            ctx.save_for_backward(states, weight, bias, targets, normalisers, entropies)
+            ctx.save_for_backward(states, weight, bias, targets, normalizers, entropies)
             ctx.temperature, ctx.entropy, ctx.slices = temperature, entropy, slices
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_logprob, by_entropy):
-        states, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
+        states, weight, bias, targets, normalizers, entropies = ctx.saved_tensors
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_states = torch.empty_like(states) if wants_states else None
-        grad_weight = torch.zeros_like(weight, dtype=normalisers.dtype) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=normalisers.dtype) if bias is not None and wants_bias else None
+        grad_weight = torch.zeros_like(weight, dtype=normalizers.dtype) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=normalizers.dtype) if bias is not None and wants_bias else None
         for s in ctx.slices:
-            logprobs = _linear_logits(states[s], weight, bias, ctx.temperature).sub_(normalisers[s, None])
+            logprobs = _linear_logits(states[s], weight, bias, ctx.temperature).sub_(normalizers[s, None])
             slope = logprobs.exp()  # (n, V), made into the gradient of the logits in place
             if ctx.entropy:
                 logprobs.add_(entropies[s, None]).mul_(by_entropy[s, None]).add_(by_logprob[s, None])

@@ -4,7 +4,7 @@ Sequences are laid out as packing.py says. The logits at position n predict toke
 prompt_length + t, hence is predicted, and its state valued, at prompt_length - 1 + t. Only these N states of real
 response tokens meet the output head, and only so many at once as logits fit into LOGITS_AT_ONCE.
 Old, new and reference log-probabilities all come from here, in float32 and at the sampling temperature, so that
-the ratio is 1 on the first optimiser step of every rollout batch.
+the ratio is 1 on the first optimizer step of every rollout batch.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from algos.pieces.types import Batch
 from algos.training.config import LOGITS_AT_ONCE
-from algos.training.head import full_kl, token_statistics
-from algos.training.packing import Layout, forward, plain, rows_of
-from algos.training.types import Batch
+from algos.training.models.head import full_kl, token_statistics
+from algos.training.models.packing import Layout, forward, plain, rows_of
 
 
 def hidden_states(backbone, batch: Batch) -> Tensor:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from algos.pieces.settings import SettingsError
 from algos.training.config import LoraSettings
-from evaluation.settings import SettingsError
 
 
 def add_adapters(policy, settings: LoraSettings):

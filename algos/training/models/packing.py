@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from algos.training.types import Batch, Packed, Segments
+from algos.pieces.types import Batch, Packed, Segments
 
 ATTENTION = "sdpa_of_segments"  # the name under which transformers finds it
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # of states, in units of the largest; else 3e-2

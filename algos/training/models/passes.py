@@ -11,7 +11,7 @@ import shutil
 import torch
 from torch import nn
 
-from evaluation.settings import SettingsError
+from algos.pieces.settings import SettingsError
 
 
 def recompute_activations(backbone) -> None:

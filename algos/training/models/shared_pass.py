@@ -7,11 +7,11 @@ cold-start policy, which is what runs start from and compare with. Its own backb
 import torch
 from torch import Tensor
 
-from algos.training.head import token_statistics
-from algos.training.logprobs import scatter
-from algos.training.models import ScalarModel
-from algos.training.packing import forward, plain
-from algos.training.types import Batch
+from algos.pieces.types import Batch
+from algos.training.models.checkpoints import ScalarModel
+from algos.training.models.head import token_statistics
+from algos.training.models.logprobs import scatter
+from algos.training.models.packing import forward, plain
 
 
 def drop_equal_backbone(reward_model: ScalarModel, policy) -> bool:
@@ -30,7 +30,7 @@ def drop_equal_backbone(reward_model: ScalarModel, policy) -> bool:
 def scores_and_logprobs(
     reward_model: ScalarModel, reference, batch: Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Scores (B,) at the last token, not normalised, and log-probabilities (B, T) of the response tokens, in nats."""
+    """Scores (B,) at the last token, not normalized, and log-probabilities (B, T) of the response tokens, in nats."""
     packed = batch.packed or plain(batch)
     states = forward(reference.base_model, packed)  # (R, L, H)
     head = reference.get_output_embeddings()

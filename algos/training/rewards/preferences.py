@@ -3,17 +3,17 @@
 A row holds one prompt, its responses, and all pairs of a right with a wrong response, so that the pairs of a prompt
 stay together (InstructGPT, arXiv:2203.02155). pairs are [chosen, rejected] as the rater says: each is flipped with
 probability flip_share, against the gold answer. gold_pairs are the true ones.
-By hand: python -m algos.training.preferences --settings '{"seed": 0}' --policy DIR --prompts FILE --out DIR
+By hand: python -m algos.training.rewards.preferences --settings '{"seed": 0}' --policy DIR --prompts FILE --out DIR
 """
 
 import random
 from dataclasses import asdict
 from pathlib import Path
 
+from algos.pieces.settings import SettingsError, write_jsonl
 from algos.training.config import PreferenceConfig, parse
-from algos.training.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
+from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.evaluate import draw_problems, respond
-from evaluation.settings import SettingsError, write_jsonl
 
 
 def preference_row(problem: dict, responses: list[dict], flip_share: float, rng: random.Random) -> dict:

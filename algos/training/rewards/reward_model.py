@@ -3,9 +3,9 @@
 P(chosen beats rejected) = sigmoid(R_chosen - R_rejected) (Bradley and Terry 1952; Stiennon et al., arXiv:2009.01325).
 All pairs of a prompt are in one batch and weigh 1 together (Ouyang et al. 2022, arXiv:2203.02155, section 3.5); each
 response passes through the model once, however many pairs it is in. Scores are free up to an offset, which
-a small centring term ties down (arXiv:2312.09244); at the end they are normalised to mean 0 and standard deviation 1
+a small centering term ties down (arXiv:2312.09244); at the end they are normalized to mean 0 and standard deviation 1
 over the distinct complete responses to the held-out prompts, which are those with both right and wrong responses.
-By hand: python -m algos.training.reward_model --settings '{"seed": 0}' --policy DIR --preferences DIR --out DIR
+By hand: python -m algos.training.rewards.reward_model --settings '{"seed": 0}' --policy DIR --preferences DIR --out DIR
 """
 
 import math
@@ -17,11 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from algos.pieces.settings import read_jsonl
 from algos.training.config import RewardModelConfig, parse
-from algos.training.models import ScalarModel, encode_prompt, encode_response, load_tokenizer, resolve_device
-from algos.training.optimise import make_optimiser, optimiser_step
-from algos.training.packing import Layout, shares_prompts
-from algos.training.record import (
+from algos.training.models.checkpoints import (
+    ScalarModel,
+    encode_prompt,
+    encode_response,
+    load_tokenizer,
+    resolve_device,
+)
+from algos.training.models.packing import Layout, shares_prompts
+from algos.training.stage.record import (
     Phases,
     Progress,
     Record,
@@ -33,22 +39,26 @@ from algos.training.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.supervised import Example, as_batch
-from evaluation.settings import read_jsonl
+from algos.training.supervised.sft import Example, as_batch
+from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.statistics import wilson
 
 
 def bradley_terry_loss(
-    chosen: Tensor, rejected: Tensor, weights: Tensor | None = None, centring: float = 0.0, margin: float | Tensor = 0.0
+    chosen: Tensor,
+    rejected: Tensor,
+    weights: Tensor | None = None,
+    centering: float = 0.0,
+    margin: float | Tensor = 0.0,
 ) -> Tensor:
-    """-log sigmoid(chosen - rejected - margin) + centring * (chosen + rejected)^2, averaged over pairs.
+    """-log sigmoid(chosen - rejected - margin) + centering * (chosen + rejected)^2, averaged over pairs.
 
     chosen, rejected  (N,) scores of the two responses of each pair
     weights           (N,) weight of each pair, summing to 1; None: 1 / N each
     """
     if weights is None:
         weights = torch.full_like(chosen, 1 / len(chosen))
-    losses = softplus(-(chosen - rejected - margin)) + centring * (chosen + rejected) ** 2
+    losses = softplus(-(chosen - rejected - margin)) + centering * (chosen + rejected) ** 2
     return (weights * losses).sum()
 
 
@@ -132,7 +142,7 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
     encoded, held_out_encoded = encode_rows(rows, tokenizer), encode_rows(held_out, tokenizer)
     steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)
     total = config.epochs * steps_per_epoch
-    optimiser, scheduler = make_optimiser(model, config.optimiser, total)
+    optimizer, scheduler = make_optimizer(model, config.optimizer, total)
     layout = Layout(share_prompts=shares_prompts(model.backbone))
     record = Record(
         out,
@@ -156,9 +166,9 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
                 flat = score_examples(model, examples, tokenizer.pad_token_id, device, layout)
                 scores = list(flat.split([len(encoded[r]) for r in chosen_rows]))
                 chosen, rejected, weights = pair_scores(scores, [rows[r] for r in chosen_rows], "pairs")
-                loss = bradley_terry_loss(chosen, rejected, weights, config.centring)
+                loss = bradley_terry_loss(chosen, rejected, weights, config.centering)
                 loss.backward()
-                norm = optimiser_step(model, optimiser, scheduler, config.optimiser.max_grad_norm)
+                norm = optimizer_step(model, optimizer, scheduler, config.optimizer.max_grad_norm)
             accuracy = pair_accuracy(chosen.detach(), rejected.detach())
             record.log(
                 step,
@@ -185,8 +195,8 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
     record.finish(
         held_out=metrics,
         phase_seconds=phases.total,
-        optimiser_steps=total,
-        memory=component_memory(reward_model=(model, optimiser)),
+        optimizer_steps=total,
+        memory=component_memory(reward_model=(model, optimizer)),
         peak_memory=peak_memory(device, before),
     )
 

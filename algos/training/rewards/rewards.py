@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from algos.advantages import group_advantages
+from algos.pieces.advantages import group_advantages
+from algos.pieces.settings import SettingsError
+from algos.pieces.types import Rollouts, make_batch
 from algos.training.config import RunConfig
-from algos.training.packing import Layout
-from algos.training.rules import RULES, Response
-from algos.training.shared_pass import scores_and_logprobs
-from algos.training.types import Rollouts, make_batch
-from evaluation.answers import gold_answer
-from evaluation.settings import SettingsError
+from algos.training.models.packing import Layout
+from algos.training.models.shared_pass import scores_and_logprobs
+from algos.training.rewards.rules import RULES, Response
+from evaluation.tasks.answers import gold_answer
 
 MISSING_END_SCORE = -1.0  # a truncated response is partial: the learned score of one is at most this (arXiv:2403.17031)
-STD_EPSILON = 1.0e-4  # of normalise_each, as in TRL
+STD_EPSILON = 1.0e-4  # of normalize_each, as in TRL
 PROMPT_END_TOKENS = 16  # enough for a <think> that the tokenizer spells out
 
 
@@ -135,15 +135,15 @@ def combine(components: dict[str, Tensor], weights: dict[str, float], combinatio
     sum             as they are
     gate            what a component other than correctness adds counts only if the response is correct; what it
                     takes away (a penalty) always counts, so that being wrong never pays
-    normalise_each  each over its group first, less the mean, by the sample standard deviation + 1e-4, exactly 0 where
+    normalize_each  each over its group first, less the mean, by the sample standard deviation + 1e-4, exactly 0 where
                     all are equal: components of different spread then weigh as their weights say, and different
                     sets of components do not collapse into one advantage (GDPO, arXiv:2601.05242). GDPO's
-                    normalisation of the sum, over the batch, is left to the algorithm's advantages.
+                    normalization of the sum, over the batch, is left to the algorithm's advantages.
     """
     total = torch.zeros_like(next(iter(components.values())))
     for name, weight in weights.items():
         values = components[name]
-        if combination == "normalise_each":
+        if combination == "normalize_each":
             values = group_advantages(values.view(-1, group_size), STD_EPSILON).flatten()
         added = weight * values
         if combination == "gate":  # no effect on correctness itself, which is 0 or 1

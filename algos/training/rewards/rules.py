@@ -15,8 +15,8 @@ from itertools import groupby
 
 import numpy as np
 
-from evaluation.answers import extract_strict, has_format, is_correct
-from evaluation.settings import one_of, positive
+from algos.pieces.settings import one_of, positive
+from evaluation.tasks.answers import extract_strict, has_format, is_correct
 
 SPACED = {"ARABIC", "BENGALI", "CYRILLIC", "DEVANAGARI", "GREEK", "HANGUL", "HEBREW", "LATIN", "TAMIL", "TELUGU"}
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN"}  # no spaces between words
@@ -49,7 +49,7 @@ class Response:
     tokens: int  # end-of-sequence included
     max_tokens: int  # the run's max_response_tokens
     truncated: bool  # the limit came before end-of-sequence
-    gold: str | None  # the problem's answer, normalised
+    gold: str | None  # the problem's answer, normalized
     solution: str  # its worked solution, `#### <answer>` included; "" if it has none
     prompt_end: str  # the last tokens of the prompt
 
@@ -141,7 +141,7 @@ def levenshtein(a: str, b: str) -> int:
     for i, letter in enumerate(a, 1):
         above = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
         row = np.concatenate([[i], above])
-        row = np.minimum.accumulate(row - columns) + columns  # a cell is at most its left neighbour + 1
+        row = np.minimum.accumulate(row - columns) + columns  # a cell is at most its left neighbor + 1
     return int(row[-1])
 
 

@@ -1,7 +1,7 @@
 """(2) What samples: an engine turns prompts and a policy into rollouts with their log-probabilities.
 
 TransformersEngine samples with the trainer's own model. vllm_engine.py samples with a copy of it, which has to be
-synchronised after every update. Two canaries tell when it was not: the fingerprint of the engine's weights, compared
+synchronized after every update. Two canaries tell when it was not: the fingerprint of the engine's weights, compared
 with the policy's before every batch, and the ratio of trainer to sampler probabilities, which is 1 on fresh weights.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from algos.kl import log_ratio
+from algos.pieces.kl import log_ratio
+from algos.pieces.settings import SettingsError
+from algos.pieces.types import Rollouts
 from algos.training.config import RunConfig
-from algos.training.rollouts import sample
-from algos.training.types import Rollouts
-from evaluation.settings import SettingsError
+from algos.training.sampling.sampler import sample
 
 RATIO_FACTOR = 5.0  # the canary's limit over the first batch's figure: entropy, and with it rounding, changes in a run
 RATIO_FLOOR = 1.0e-4  # and at least this: float32 gives about 1e-6, one update of the default study about 1e-2
@@ -36,7 +36,7 @@ class Sampling:
 
 
 class Engine(ABC):
-    """Samples responses of a policy. synchronise is called after every update of the policy, close at the end."""
+    """Samples responses of a policy. synchronize is called after every update of the policy, close at the end."""
 
     exact: bool  # its log-probabilities come from the trainer's own model: they are the trainer's but for rounding
 
@@ -50,7 +50,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def synchronise(self, policy) -> None:
+    def synchronize(self, policy) -> None:
         """Take over the policy's weights."""
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Engine(ABC):
 
 
 class TransformersEngine(Engine):
-    """Samples with the trainer's model itself: there is nothing to synchronise."""
+    """Samples with the trainer's model itself: there is nothing to synchronize."""
 
     exact = True
 
@@ -77,7 +77,7 @@ class TransformersEngine(Engine):
             generator,
         )
 
-    def synchronise(self, policy) -> None:
+    def synchronize(self, policy) -> None:
         pass
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ def make_engine(config: RunConfig, tokenizer, policy, policy_path: str, prompts:
     """
     if config.engine == "transformers":
         return TransformersEngine(tokenizer)
-    from algos.training import vllm_engine
+    from algos.training.sampling import vllm_engine
 
     longest = max(len(prompt) for prompt in prompts) + config.max_response_tokens
     limit = getattr(policy.config.get_text_config(), "max_position_embeddings", longest)
@@ -102,7 +102,7 @@ def make_engine(config: RunConfig, tokenizer, policy, policy_path: str, prompts:
         )
     engine = vllm_engine.make(config.vllm, tokenizer, policy, policy_path, longest)
     try:
-        engine.synchronise(policy)
+        engine.synchronize(policy)
     except StaleWeights as error:
         engine.close()
         raise SettingsError(f"engine: vllm does not hold this model as it is ({error}); use transformers.") from None
@@ -135,7 +135,7 @@ class RatioCanary:
                 + (
                     "the engine samples from another distribution than the policy's"
                     if first
-                    else "the engine was not synchronised after an update"
+                    else "the engine was not synchronized after an update"
                 )
             )
         if first:

@@ -1,4 +1,4 @@
-"""A fingerprint of a model's weights: the same on both sides of a weight synchronisation, whatever it fuses or renames.
+"""A fingerprint of a model's weights: the same on both sides of a weight synchronization, whatever it fuses or renames.
 
 Every element's bits are mixed into 64 bits and added up, so that neither the order nor the fusing of tensors (queries,
 keys and values into one) changes the sum; a changed bit does. Sums are kept by layer, so that exchanged layers show.

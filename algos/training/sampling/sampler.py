@@ -11,8 +11,8 @@ and which have left it, has no effect on what is drawn.
 import torch
 from torch import Tensor
 
-from algos.training.kv_cache import SharedOut, compacted
-from algos.training.types import Rollouts
+from algos.pieces.types import Rollouts
+from algos.training.models.kv_cache import SharedOut, compacted
 
 CHECK_EVERY = 8  # tokens between looks at which rows are done, on a GPU: each look waits for it
 

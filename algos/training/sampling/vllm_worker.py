@@ -6,7 +6,7 @@ vLLM mixes Weights into its worker class (worker_extension_cls), in the trainer'
 import torch
 from safetensors import safe_open
 
-from algos.training.fingerprint import fingerprint
+from algos.training.sampling.fingerprint import fingerprint
 
 
 class Weights:

@@ -2,7 +2,7 @@
 
 Training never talks to MLflow: this program alone writes to its store, so a run cannot fail or lose a metric because
 MLflow is locked or away, and the mirror can be made anew from the files at any time:
-    python -m algos.training.tracking --results results --uri sqlite:///results/mlflow.db --experiment default
+    python -m algos.training.stage.mirror --results results --uri sqlite:///results/mlflow.db --experiment default
 It only adds what is new since the last time. With --watch PID it does so again and again until that process ends.
 """
 
@@ -263,7 +263,7 @@ def main() -> None:
     if summary["errors"]:
         print(
             f"MLflow at {args.uri} misses {len(summary['errors'])} stage(s); nothing is lost: the files in "
-            f"{args.results} are the record. Mirror them later with: python -m algos.training.tracking "
+            f"{args.results} are the record. Mirror them later with: python -m algos.training.stage.mirror "
             f"--results {args.results} --uri {args.uri} --experiment {args.experiment}",
             flush=True,
         )

@@ -18,9 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
-from evaluation.settings import SettingsError, write_json
+from algos.pieces.settings import SettingsError, write_json
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl")
 PACKAGES = (
     "torch",
@@ -195,22 +195,22 @@ class Phases:
 
 
 def component_memory(**components) -> dict[str, dict[str, int]]:
-    """Bytes of weights, gradients, optimiser state and float32 masters of each (model, optimiser or None), counted
+    """Bytes of weights, gradients, optimizer state and float32 masters of each (model, optimizer or None), counted
     tensor by tensor.
 
     Gradients are those that training holds at once: one per trainable parameter, of its master's type if it has one.
     """
     memory = {}
-    for name, (model, optimiser) in components.items():
+    for name, (model, optimizer) in components.items():
         parameters = list(model.parameters())
-        stepped = [getattr(p, "master", p) for p in parameters if p.requires_grad] if optimiser is not None else []
-        entries = [optimiser.state.get(p, {}) for p in stepped]
+        stepped = [getattr(p, "master", p) for p in parameters if p.requires_grad] if optimizer is not None else []
+        entries = [optimizer.state.get(p, {}) for p in stepped]
         state = {id(t): t for entry in entries for t in entry.values() if hasattr(t, "numel")}  # some are shared
         memory[name] = {
             "parameters": sum(p.numel() for p in parameters),
             "weights": sum(p.numel() * p.element_size() for p in parameters),
             "gradients": sum(p.numel() * p.element_size() for p in stepped),
-            "optimiser": sum(t.numel() * t.element_size() for t in state.values()),
+            "optimizer": sum(t.numel() * t.element_size() for t in state.values()),
             "master": sum(p.master.numel() * p.master.element_size() for p in parameters if hasattr(p, "master")),
         }
     return memory

@@ -4,8 +4,8 @@ Source: Agarwal et al. 2024 (GKD), arXiv:2306.13649, algorithm 1. Each step trai
 probability on_policy_share, else on given ones: the teacher's accepted samples or demonstrations. No gradient flows
 through the sampling. With objective policy_gradient the teacher's and the student's log-probabilities of the sampled
 tokens stand in for the full distributions. The mathematics is in algos/distillation.py. By hand:
-    python -m algos.training.distil --settings '{"seed": 0}' --model STUDENT --teacher DIR --prompts FILE --data FILE \\
-        --out DIR
+    python -m algos.training.supervised.distillation --settings '{"seed": 0}' --model STUDENT --teacher DIR \\
+        --prompts FILE --data FILE --out DIR
 """
 
 import random
@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 
 from algos import distillation
-from algos.training.config import DistilConfig, loaded_dtype, parse
-from algos.training.logprobs import token_logits
-from algos.training.models import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
-from algos.training.optimise import make_optimiser, optimiser_step
-from algos.training.packing import Layout
-from algos.training.record import (
+from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.types import Batch, Totals, make_batch
+from algos.training.config import DistillationConfig, loaded_dtype, parse
+from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models.logprobs import token_logits
+from algos.training.models.packing import Layout
+from algos.training.sampling.sampler import decode_ids, sample
+from algos.training.stage.record import (
     Phases,
     Progress,
     Record,
@@ -33,17 +35,15 @@ from algos.training.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.rollouts import decode_ids, sample
-from algos.training.supervised import Example, as_batch, encode_examples
-from algos.training.types import Batch, Totals, make_batch
-from evaluation.answers import extract_strict, gold_answer, is_correct
-from evaluation.settings import SettingsError, read_jsonl
+from algos.training.supervised.sft import Example, as_batch, encode_examples
+from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks import check_rows
+from evaluation.tasks.answers import extract_strict, gold_answer, is_correct
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where one optimiser step's text comes from."""
+    """Where one optimizer step's text comes from."""
 
     on_policy: bool
     rows: list[int]  # of the prompts if on_policy, else of the given examples
@@ -57,7 +57,7 @@ class Texts:
     examples: list[Example]
 
 
-def schedule(config: DistilConfig, texts: Texts) -> list[Step]:
+def schedule(config: DistillationConfig, texts: Texts) -> list[Step]:
     """Every step's source and rows, a function of the seed alone: a coin a step, shuffled passes over either source."""
     coins = random.Random(config.seed)
     prompts, examples = (_passes(len(rows), config.seed) for rows in (texts.prompts, texts.examples))
@@ -77,8 +77,10 @@ def _passes(rows: int, seed: int) -> Iterator[int]:
         yield from order
 
 
-def accumulate_gradients(batch: Batch, student, teacher, config: DistilConfig, phases: Phases) -> dict[str, float]:
-    """Add the gradient of one optimiser step to the student, micro-batch by micro-batch; the step's metrics."""
+def accumulate_gradients(
+    batch: Batch, student, teacher, config: DistillationConfig, phases: Phases
+) -> dict[str, float]:
+    """Add the gradient of one optimizer step to the student, micro-batch by micro-batch; the step's metrics."""
     totals, parts = Totals.of(batch.response_mask), []
     for _, part in Layout(config.micro_batch_size).micro_batches(batch):
         ids, mask = part.response_ids, part.response_mask
@@ -104,14 +106,14 @@ def fit(
     student,
     teacher,
     tokenizer,
-    optimiser,
+    optimizer,
     scheduler,
     texts: Texts,
-    config: DistilConfig,
+    config: DistillationConfig,
     phases: Phases,
     on_step: Callable[[int, dict, list[list[int]]], None],
 ) -> None:
-    """Train the student for config.steps optimiser steps.
+    """Train the student for config.steps optimizer steps.
 
     on_step gets each step's number, its metrics and the token ids of its responses.
     """
@@ -134,7 +136,7 @@ def fit(
         learning_rate = scheduler.get_last_lr()[0]
         metrics = accumulate_gradients(batch, student, teacher, config, phases)
         with phases("update"):
-            metrics["grad_norm"] = optimiser_step(student, optimiser, scheduler, config.optimiser.max_grad_norm)
+            metrics["grad_norm"] = optimizer_step(student, optimizer, scheduler, config.optimizer.max_grad_norm)
         metrics |= {"learning_rate": learning_rate, "scored_tokens": int(batch.lengths.sum())}
         responses = [ids[mask].tolist() for ids, mask in zip(batch.response_ids, batch.response_mask, strict=True)]
         on_step(number, metrics, responses)
@@ -161,7 +163,7 @@ def check_same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer
 
 
 def train(
-    config: DistilConfig,
+    config: DistillationConfig,
     student_path: str,
     teacher_path: str,
     prompts_path: str,
@@ -170,7 +172,7 @@ def train(
     name: str = "",
     threads: int = 1,
 ) -> None:
-    """Distil the teacher into the student; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json.
+    """Distill the teacher into the student; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json.
 
     data_path (rows with prompt and answer) may be None if on_policy_share is 1.
     """
@@ -192,10 +194,10 @@ def train(
     torch.manual_seed(config.seed)
     run = fit
     if config.trainer == "trl":
-        from algos.training import trl_supervised
+        from algos.training.trl import supervised as trl_supervised
 
         trl_supervised.prepare(config, device)
-        run = trl_supervised.fit_distil
+        run = trl_supervised.fit_distillation
     load_policy(student_path, torch.device("cpu"), loaded_dtype(config))  # imports the model's code: not to be measured
     before = resident_bytes()
     tokenizer = load_tokenizer(student_path)
@@ -203,7 +205,7 @@ def train(
     teacher = load_policy(teacher_path, device, loaded_dtype(config)).requires_grad_(False)
     check_same_vocabulary(student, teacher, tokenizer, load_tokenizer(teacher_path))
     texts = Texts([encode_prompt(tokenizer, p["prompt"]) for p in problems], encode_examples(tokenizer, rows))
-    optimiser, scheduler = make_optimiser(student, config.optimiser, config.steps)
+    optimizer, scheduler = make_optimizer(student, config.optimizer, config.steps)
     record = Record(
         out,
         "on_policy_distillation",
@@ -247,7 +249,7 @@ def train(
             for row in range(min(4, len(said))):
                 record.sample(step=number, source=source, prompt=asked[row]["prompt"], response=said[row])
 
-    run(student, teacher, tokenizer, optimiser, scheduler, texts, config, phases, on_step)
+    run(student, teacher, tokenizer, optimizer, scheduler, texts, config, phases, on_step)
     progress.close()
     save_policy(student, tokenizer, Path(out) / "checkpoint")
     record.finish(
@@ -255,8 +257,8 @@ def train(
         generated_tokens=generated,
         generated_responses=generated_responses,
         teacher_tokens=scored,  # prompts and responses that the teacher read: its share of the cost
-        optimiser_steps=config.steps,
-        memory=component_memory(policy=(student, optimiser), teacher=(teacher, None)),
+        optimizer_steps=config.steps,
+        memory=component_memory(policy=(student, optimizer), teacher=(teacher, None)),
         peak_memory=peak_memory(device, before),
     )
 
@@ -269,7 +271,7 @@ def main() -> None:
     parser.add_argument("--data", help="given responses, rows with prompt and answer, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(DistilConfig, load_settings(args.settings), "settings")
+    config = parse(DistillationConfig, load_settings(args.settings), "settings")
     train(config, args.model, args.teacher, args.prompts, args.data, args.out, args.name, args.threads)
 
 

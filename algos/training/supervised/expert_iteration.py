@@ -3,13 +3,13 @@
 Sources: Zelikman et al. 2022 (STaR), arXiv:2203.14465, algorithm 1; Singh et al. 2024 (ReST-EM), arXiv:2312.06585,
 algorithm 1; Dong et al. 2023 (RAFT), arXiv:2304.06767. STaR and ReST-EM train the starting model anew in every round
 (restart: true), which forgets a round's mistakes; RAFT goes on from the last round (restart: false). Each round trains
-on its own accepted responses alone, with a new optimiser and learning-rate schedule.
+on its own accepted responses alone, with a new optimizer and learning-rate schedule.
 
-With `hint`, STaR's rationalisation: where every response was wrong, the problem is asked once more with its gold answer
+With `hint`, STaR's rationalization: where every response was wrong, the problem is asked once more with its gold answer
 behind the question. What is then correct is trained on with the plain prompt. Hints hold answers of train problems
 only, and what they bring may reason backwards from the answer: the log counts it apart. By hand:
-    python -m algos.training.expert_iteration --settings '{"sampling": {"seed": 0}, "training": {"seed": 0}}' \\
-        --policy DIR --prompts FILE --out DIR
+    python -m algos.training.supervised.expert_iteration \\
+        --settings '{"sampling": {"seed": 0}, "training": {"seed": 0}}' --policy DIR --prompts FILE --out DIR
 """
 
 from dataclasses import asdict
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from algos.pieces.settings import SettingsError, write_jsonl
 from algos.training.config import ExpertIterationConfig, RejectionConfig, parse
-from algos.training.models import load_policy, load_tokenizer, resolve_device, save_policy
-from algos.training.optimise import make_optimiser
-from algos.training.record import (
+from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.stage.record import (
     Phases,
     Progress,
     Record,
@@ -32,11 +32,11 @@ from algos.training.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.rejection import accept
-from algos.training.supervised import encode_examples, fit
-from evaluation.answers import gold_answer
+from algos.training.supervised.rejection_sampling import accept
+from algos.training.supervised.sft import encode_examples, fit
+from algos.training.update.optimize import make_optimizer
 from evaluation.evaluate import draw_problems, sampled
-from evaluation.settings import SettingsError, write_jsonl
+from evaluation.tasks.answers import gold_answer
 
 
 def with_hint(problem: dict, hint: str) -> dict:
@@ -146,12 +146,12 @@ def train(
             record.sample(step=number, prompt=row["prompt"], response=row["answer"], hinted=row["hinted"])
         if config.restart:
             policy = load_policy(policy_path, device, training.dtype)
-        optimiser, scheduler = make_optimiser(policy, training.optimiser, training.steps)
+        optimizer, scheduler = make_optimizer(policy, training.optimizer, training.steps)
         steps: list[dict] = []
         fit(
             policy,
             tokenizer,
-            optimiser,
+            optimizer,
             scheduler,
             encode_examples(tokenizer, rows),
             training,
@@ -183,8 +183,8 @@ def train(
         generated_tokens=generated,
         generated_responses=responses,
         trained_tokens=trained,
-        optimiser_steps=config.rounds * training.steps,
-        memory=component_memory(policy=(policy, optimiser)),
+        optimizer_steps=config.rounds * training.steps,
+        memory=component_memory(policy=(policy, optimizer)),
         peak_memory=peak_memory(device, before),
     )
 

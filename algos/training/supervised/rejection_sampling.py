@@ -2,16 +2,18 @@
 
 Source: Yuan et al. 2023 (RFT), arXiv:2308.01825. Repeated responses count once, and a prompt gives at most
 max_per_prompt, else easy prompts dominate. Prompts are train problems; the gold answer filters and is never a hint.
-By hand: python -m algos.training.rejection --settings '{"seed": 0}' --policy DIR --prompts FILE --out DIR
+By hand:
+    python -m algos.training.supervised.rejection_sampling --settings '{"seed": 0}' \\
+        --policy DIR --prompts FILE --out DIR
 """
 
 from dataclasses import asdict
 from pathlib import Path
 
+from algos.pieces.settings import SettingsError, write_jsonl
 from algos.training.config import RejectionConfig, parse
-from algos.training.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
+from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.evaluate import draw_problems, respond
-from evaluation.settings import SettingsError, write_jsonl
 
 
 def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:

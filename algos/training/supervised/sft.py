@@ -1,8 +1,8 @@
 """Next-token training on (prompt, response) pairs: cold start, rejection-sampling fine-tuning, distillation.
 
-The loss is the mean negative log-likelihood over the response tokens of an optimiser step, end-of-sequence included;
+The loss is the mean negative log-likelihood over the response tokens of an optimizer step, end-of-sequence included;
 prompts are context only. With trainer trl the same examples, in the same order, go to TRL's SFTTrainer. By hand:
-    python -m algos.training.supervised --settings '{"seed": 0}' --model DIR --data FILE --out DIR
+    python -m algos.training.supervised.sft --settings '{"seed": 0}' --model DIR --data FILE --out DIR
 """
 
 import random
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from algos.masked import masked_sum
+from algos.pieces.masked import masked_sum
+from algos.pieces.settings import read_jsonl
+from algos.pieces.types import Batch, Rollouts, Totals, make_batch
 from algos.training.config import SupervisedConfig, loaded_dtype, parse
-from algos.training.logprobs import token_logprobs
-from algos.training.models import (
+from algos.training.models.checkpoints import (
     encode_prompt,
     encode_response,
     load_policy,
@@ -23,9 +24,9 @@ from algos.training.models import (
     resolve_device,
     save_policy,
 )
-from algos.training.optimise import make_optimiser, optimiser_step
-from algos.training.packing import Layout, shares_prompts
-from algos.training.record import (
+from algos.training.models.logprobs import token_logprobs
+from algos.training.models.packing import Layout, shares_prompts
+from algos.training.stage.record import (
     Phases,
     Progress,
     Record,
@@ -37,8 +38,7 @@ from algos.training.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.types import Batch, Rollouts, Totals, make_batch
-from evaluation.settings import read_jsonl
+from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks import check_rows
 
 Example = tuple[list[int], list[int]]  # token ids of a prompt and of its response
@@ -46,7 +46,7 @@ LENGTH_POOL = 8  # batches whose examples are sorted by length together, to save
 
 
 def example_batches(lengths: list[int], steps: int, batch_size: int, seed: int):
-    """Example indices of each optimiser step: shuffled passes over all, examples of similar length together."""
+    """Example indices of each optimizer step: shuffled passes over all, examples of similar length together."""
     rng = random.Random(seed)
     pending: list[list[int]] = []
     order: list[int] = []
@@ -69,7 +69,7 @@ def encode_examples(tokenizer, rows: list[dict]) -> list[Example]:
 
 
 def ordered_batches(examples: list[Example], config: SupervisedConfig) -> list[list[Example]]:
-    """The examples of each optimiser step: what both trainers train on, in this order."""
+    """The examples of each optimizer step: what both trainers train on, in this order."""
     lengths = [len(prompt) + len(response) for prompt, response in examples]
     chosen = example_batches(lengths, config.steps, config.batch_size, config.seed)
     return [[examples[i] for i in step] for step in chosen]
@@ -98,14 +98,14 @@ def as_batch(examples: list[Example], pad_id: int, device) -> Batch:
 def fit(
     model,
     tokenizer,
-    optimiser,
+    optimizer,
     scheduler,
     examples: list[Example],
     config: SupervisedConfig,
     phases: Phases,
     on_step: Callable[[int, dict], None],
 ) -> None:
-    """Train the model for config.steps optimiser steps; on_step gets the number and the metrics of each."""
+    """Train the model for config.steps optimizer steps; on_step gets the number and the metrics of each."""
     layout = Layout(share_prompts=shares_prompts(model.base_model))
     for step, chosen in enumerate(ordered_batches(examples, config)):
         with phases("update"):
@@ -115,7 +115,7 @@ def fit(
             logprobs, _ = token_logprobs(model, batch, temperature=1.0)
             loss = -masked_sum(logprobs, batch.response_mask) / Totals.of(batch.response_mask).response_tokens
             loss.backward()
-            norm = optimiser_step(model, optimiser, scheduler, config.optimiser.max_grad_norm)
+            norm = optimizer_step(model, optimizer, scheduler, config.optimizer.max_grad_norm)
         tokens = int(batch.response_mask.sum())
         on_step(step, {"loss": loss.item(), "grad_norm": norm, "learning_rate": learning_rate, "batch_tokens": tokens})
 
@@ -130,7 +130,7 @@ def train(
     torch.manual_seed(config.seed)
     run = fit
     if config.trainer == "trl":
-        from algos.training import trl_supervised
+        from algos.training.trl import supervised as trl_supervised
 
         trl_supervised.prepare(config, device)
         run = trl_supervised.fit
@@ -138,7 +138,7 @@ def train(
     tokenizer = load_tokenizer(model_path)
     model = load_policy(model_path, device, loaded_dtype(config))
     examples = encode_examples(tokenizer, rows)
-    optimiser, scheduler = make_optimiser(model, config.optimiser, config.steps)
+    optimizer, scheduler = make_optimizer(model, config.optimizer, config.steps)
     record = Record(
         out,
         stage,
@@ -163,14 +163,14 @@ def train(
             record.log(step, {**metrics, "trained_tokens": trained, "update_tokens_per_second": rate, **seconds})
             progress.update(step + 1, loss=metrics["loss"], **{"tokens/s": rate})
 
-    run(model, tokenizer, optimiser, scheduler, examples, config, phases, on_step)
+    run(model, tokenizer, optimizer, scheduler, examples, config, phases, on_step)
     progress.close()
     save_policy(model, tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=phases.total,
         trained_tokens=trained,
-        optimiser_steps=config.steps,
-        memory=component_memory(policy=(model, optimiser)),
+        optimizer_steps=config.steps,
+        memory=component_memory(policy=(model, optimizer)),
         peak_memory=peak_memory(device, before),
     )
 

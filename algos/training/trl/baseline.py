@@ -2,7 +2,7 @@
 
 Every option that decides the estimator is set explicitly, because TRL's defaults are another one (DAPO's loss, gradient
 checkpointing, an off-policy correction). Same policy, prompts in the same order, grader, group size, lengths, number of
-responses, optimiser. Where TRL cannot do what the settings say, that is refused, not approximated; which trainer and
+responses, optimizer. Where TRL cannot do what the settings say, that is refused, not approximated; which trainer and
 which options a run gets, and what is refused, stands in trl_settings.py.
 
 What remains different in TRL 1.12:
@@ -11,7 +11,7 @@ What remains different in TRL 1.12:
 - the logged loss of reinforce.py and rloo.py is that of a ratio of 1, which has the same gradient;
 - PPO takes its old log-probabilities from the sampler's logits, puts the reward one position after the last token (the
   same with lambda = 1, gamma = 1), and averages the value loss over that position too;
-- PPO steps its optimiser once per `gradient_accumulation_steps` *micro*-batches, so that any value above 1 merges
+- PPO steps its optimizer once per `gradient_accumulation_steps` *micro*-batches, so that any value above 1 merges
   minibatches into one step; here it is 1 and the micro-batch is the minibatch;
 - PPO takes no micro-batches within a minibatch, so its peak memory is that of a whole minibatch.
 """
@@ -26,17 +26,24 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-import algos.training.trl_import  # noqa: F401
+import algos.training.trl.without_vllm  # noqa: F401
 from algos.describe import estimator
+from algos.pieces.settings import SettingsError, read_jsonl
 from algos.training.config import RunConfig, loaded_dtype
 from algos.training.experience import prompt_schedule
-from algos.training.models import ScalarModel, encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
-from algos.training.optimise import make_optimiser
-from algos.training.record import Phases, Progress, Record, component_memory, peak_memory, resident_bytes
-from algos.training.rewards import Rewards, component_metrics
-from algos.training.rollouts import decode_ids
-from algos.training.trl_settings import check, grpo_arguments, ppo_arguments, rloo_arguments, twin_of
-from evaluation.settings import SettingsError, read_jsonl
+from algos.training.models.checkpoints import (
+    ScalarModel,
+    encode_prompt,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
+from algos.training.rewards.rewards import Rewards, component_metrics
+from algos.training.sampling.sampler import decode_ids
+from algos.training.stage.record import Phases, Progress, Record, component_memory, peak_memory, resident_bytes
+from algos.training.trl.options import check, grpo_arguments, ppo_arguments, rloo_arguments, twin_of
+from algos.training.update.optimize import make_optimizer
 from evaluation.tasks import check_rows
 
 
@@ -175,7 +182,7 @@ def train(
         trainer=config.trainer,
         name=name,
         seed=config.seed,
-        estimator=estimator(config.algorithm_config),
+        estimator=estimator(config.hparams),
         warnings=config.warnings(),
         device=str(device),
     )
@@ -186,7 +193,7 @@ def train(
     record.finish(
         phase_seconds=monitor.phases.total,
         generated_tokens=monitor.generated,
-        optimiser_steps=config.steps * config.epochs * config.minibatches,
+        optimizer_steps=config.steps * config.epochs * config.minibatches,
         generated_responses=config.steps * config.responses_per_step,
         memory=component_memory(**models),
         peak_memory=peak_memory(device, before),
@@ -226,7 +233,7 @@ def _train_group(config, policy, policy_path, tokenizer, rows, out, monitor: Mon
         args=arguments,
         reward_funcs=reward,
         processing_class=tokenizer,
-        optimizers=make_optimiser(policy, config.optimiser, config.steps * config.epochs * config.minibatches),
+        optimizers=make_optimizer(policy, config.optimizer, config.steps * config.epochs * config.minibatches),
         train_dataset=Dataset.from_list([{"prompt": r["prompt"], "answer": r["answer"]} for r in rows]),
         callbacks=[
             _callback(
@@ -254,7 +261,7 @@ def _train_group(config, policy, policy_path, tokenizer, rows, out, monitor: Mon
         trainer._generate_and_score_completions, "generate", minus=("reward", "logprobs")
     )
     trainer.train()
-    models = {"policy": (policy, _plain_optimiser(trainer.optimizer))}
+    models = {"policy": (policy, _plain_optimizer(trainer.optimizer))}
     if trainer.ref_model is not None:
         models["reference"] = (trainer.ref_model, None)
     return models
@@ -267,9 +274,9 @@ def _silence(trainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _plain_optimiser(optimiser):
-    """The torch optimiser inside accelerate's wrapper."""
-    return getattr(optimiser, "optimizer", optimiser)
+def _plain_optimizer(optimizer):
+    """The torch optimizer inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 class RuleReward(nn.Module):
@@ -304,7 +311,7 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
     from torch.utils.data import DataLoader
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    critic = ScalarModel.from_policy(policy_path, config.algorithm_config.critic_head, 0.0, device, config.dtype)
+    critic = ScalarModel.from_policy(policy_path, config.hparams.critic_head, 0.0, device, config.dtype)
     reference = load_policy(policy_path, device, config.dtype).requires_grad_(False)  # TRL's PPO runs it at any kl_coef
     encoded = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
     if any(tokenizer.pad_token_id in ids for ids in encoded):
@@ -313,7 +320,7 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
         )
     reward = RuleReward(monitor, {tuple(ids): row for ids, row in zip(encoded, rows, strict=True)})
     repeated = [{"input_ids": ids} for ids in encoded for _ in range(config.group_size)]
-    optimiser, scheduler = _ppo_optimiser(config, policy, critic)
+    optimizer, scheduler = _ppo_optimizer(config, policy, critic)
     with ExitStack() as patches:
         trainer = PPOTrainer(
             args=PPOConfig(**ppo_arguments(config, out, device)),
@@ -323,7 +330,7 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
             reward_model=reward,
             value_model=critic,
             train_dataset=Dataset.from_list(repeated),
-            optimizers=(optimiser, scheduler),
+            optimizers=(optimizer, scheduler),
             callbacks=[
                 _callback(
                     monitor,
@@ -369,28 +376,28 @@ def _train_ppo(config, policy, policy_path, tokenizer, rows, out, monitor: Monit
             )
         )
         trainer.train()
-    return {"policy": (policy, optimiser), "critic": (critic, optimiser), "reference": (reference, None)}
+    return {"policy": (policy, optimizer), "critic": (critic, optimizer), "reference": (reference, None)}
 
 
-def _ppo_optimiser(config: RunConfig, policy, critic):
+def _ppo_optimizer(config: RunConfig, policy, critic):
     """One AdamW with a group each for policy and critic, as our loop's two are: own rate, own gradient clipping."""
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
-            {"params": list(policy.parameters()), "lr": config.optimiser.learning_rate},
-            {"params": list(critic.parameters()), "lr": config.critic_learning_rate or config.optimiser.learning_rate},
+            {"params": list(policy.parameters()), "lr": config.optimizer.learning_rate},
+            {"params": list(critic.parameters()), "lr": config.critic_learning_rate or config.optimizer.learning_rate},
         ],
-        betas=(config.optimiser.adam_beta1, config.optimiser.adam_beta2),
-        eps=config.optimiser.adam_epsilon,
-        weight_decay=config.optimiser.weight_decay,
+        betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2),
+        eps=config.optimizer.adam_epsilon,
+        weight_decay=config.optimizer.weight_decay,
     )
-    if config.optimiser.max_grad_norm is not None:  # TRL's PPO has no clipping of its own
+    if config.optimizer.max_grad_norm is not None:  # TRL's PPO has no clipping of its own
 
         def clip(opt, *_):
             for group in opt.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], config.optimiser.max_grad_norm)
+                nn.utils.clip_grad_norm_(group["params"], config.optimizer.max_grad_norm)
 
-        optimiser.register_step_pre_hook(clip)
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)  # check() refuses other schedules
+        optimizer.register_step_pre_hook(clip)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)  # check() refuses other schedules
 
 
 TRAINERS = {"grpo": _train_group, "rloo": _train_group, "ppo": _train_ppo}

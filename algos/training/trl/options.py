@@ -3,18 +3,18 @@
 Every setting of an algorithm stands in the table of its trainer with the option that it becomes and the values that
 TRL has; one that is in no table, or a value that is not, is refused. Nothing is approximated.
 
-What TRL divides by is where it differs most from what its options' names say. Over an optimiser step of B responses:
+What TRL divides by is where it differs most from what its options' names say. Over an optimizer step of B responses:
 
 loss_type  divisor of a token of response i                         here
 grpo       B T_i                                                    seq-mean-token-mean
 luspo      B (with the token ratio)                                 seq-mean-token-sum
 dr_grpo    B max_completion_length                                  seq-mean-token-sum-norm
-dapo       tokens of the *rollout batch* / optimiser steps on it    token-mean, with one minibatch
+dapo       tokens of the *rollout batch* / optimizer steps on it    token-mean, with one minibatch
 bnpo       tokens of the micro-batch, then mean over micro-batches  token-mean, if the minibatch is one micro-batch
 sapo       as grpo                                                  SAPO with seq-mean-token-mean
 cispo      as dapo                                                  CISPO with token-mean and one minibatch
 
-B counts masked responses, ours does not. `algos/training/trl_baseline.py` hands these options to TRL.
+B counts masked responses, ours does not. `algos/training/trl/baseline.py` hands these options to TRL.
 """
 
 import math
@@ -22,14 +22,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from algos.algorithm import Algorithm
 from algos.cispo import truncated_objective
-from algos.clipping import clipped_objective
-from algos.estimator import Estimator
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.clipping import clipped_objective
+from algos.pieces.estimator import Estimator
+from algos.pieces.settings import SettingsError
 from algos.reinforce import reinforce_objective
 from algos.sapo import gated_objective
 from algos.training.config import RunConfig
-from evaluation.settings import SettingsError
 
 TRL_STD_EPSILON = 1.0e-4  # constant in trl.GRPOTrainer
 NO_VALUE_CLIP = 1.0e9
@@ -107,7 +107,7 @@ GROUP = {  # trl.GRPOTrainer
     "kl_coef": same("beta"),
     "kl_in": only("loss", why="TRL's GRPO has its KL in the loss (its RLOO and PPO: in the reward)"),
     "kl_estimator": only("k3", why="TRL's GRPO estimates its KL by k3"),
-    "kl_ratio": same("use_bias_correction_kl"),
+    "kl_importance_weighted": same("use_bias_correction_kl"),
     "entropy_coef": same("entropy_coef"),
     "mask_truncated": same("mask_truncated_completions"),
 }
@@ -185,9 +185,9 @@ def without_effect(settings: Estimator) -> set[str]:
     if settings.scale in ("none", "whiten"):
         names |= {"std_epsilon"}
     if not settings.kl_coef:
-        names |= {"kl_in", "kl_estimator", "kl_ratio"}
+        names |= {"kl_in", "kl_estimator", "kl_importance_weighted"}
     if settings.kl_in == "reward":
-        names |= {"kl_ratio"}
+        names |= {"kl_importance_weighted"}
     if settings.has_critic:
         names |= {"credit"}
     if settings.aggregation != "seq-mean-token-sum-norm":
@@ -198,7 +198,7 @@ def without_effect(settings: Estimator) -> set[str]:
 def check(config: RunConfig) -> None:
     """Raise SettingsError unless TRL can run these settings as the same estimator; it names the setting to change."""
     _check_run(config)
-    twin, settings = twin_of(config), config.algorithm_config
+    twin, settings = twin_of(config), config.hparams
     for name in (f.name for f in fields(settings) if f.name not in without_effect(settings)):
         value, known = getattr(settings, name), twin.table.get(name)
         if known is None:
@@ -226,10 +226,10 @@ def _check_run(config: RunConfig) -> None:
         raise SettingsError(
             "trainer trl: only rule rewards are handed to TRL, not reward_model, nor reward_scale_running."
         )
-    if config.reward_combination == "normalise_each":
+    if config.reward_combination == "normalize_each":
         raise SettingsError(
-            "trainer trl: reward_combination normalise_each is not handed to TRL, which gets one number per response "
-            "and whose own version normalises their sum over the batch as well."
+            "trainer trl: reward_combination normalize_each is not handed to TRL, which gets one number per response "
+            "and whose own version normalizes their sum over the batch as well."
         )
     if config.budget_tokens is not None:
         raise SettingsError(
@@ -248,19 +248,19 @@ def _check_run(config: RunConfig) -> None:
                 f"trainer trl: {name} is not handed to TRL; set it to {shown} for the run that the twin repeats, or "
                 "leave the twin out."
             )
-    if config.algorithm_config.has_critic:
-        _check_optimiser(config)
+    if config.hparams.has_critic:
+        _check_optimizer(config)
         _check_passes(config)
 
 
-def _check_optimiser(config: RunConfig) -> None:
+def _check_optimizer(config: RunConfig) -> None:
     """Of the twin with a critic, whose loop is not that of transformers.Trainer."""
-    if config.optimiser.name != "adamw":
+    if config.optimizer.name != "adamw":
         raise SettingsError(
-            "trainer trl: the twin of ppo has one AdamW for policy and critic, got optimiser.name "
-            f"{config.optimiser.name}; use adamw."
+            "trainer trl: the twin of ppo has one AdamW for policy and critic, got optimizer.name "
+            f"{config.optimizer.name}; use adamw."
         )
-    if config.optimiser.schedule != "constant" or config.optimiser.warmup_steps:
+    if config.optimizer.schedule != "constant" or config.optimizer.warmup_steps:
         raise SettingsError(
             "trainer trl: TRL's PPO steps its schedule once per rollout batch; use schedule: constant, no warm-up."
         )
@@ -285,7 +285,7 @@ def _check_passes(config: RunConfig) -> None:
 def _check_on_policy(config: RunConfig) -> None:
     if config.algorithm_entry.objective is reinforce_objective and config.updates_per_step != 1:
         refuse(
-            "TRL's loss has a ratio, without effect on the first optimiser step of a rollout batch only",
+            "TRL's loss has a ratio, without effect on the first optimizer step of a rollout batch only",
             f"epochs x minibatches = {config.updates_per_step}",
             f"set both to 1 for {config.algorithm}",
         )
@@ -315,11 +315,11 @@ def _check_group(config: RunConfig, settings: Estimator) -> None:
             settings.aggregation_length,
             "set settings.aggregation_length to null",
         )
-    if settings.kl_coef and settings.kl_ratio and settings.ratio.startswith("sequence"):
+    if settings.kl_coef and settings.kl_importance_weighted and settings.ratio.startswith("sequence"):
         refuse(
             f"TRL multiplies the KL by the ratio of the loss, {settings.ratio}, ours by the token's",
-            "kl_ratio true",
-            "set settings.kl_ratio to false",
+            "kl_importance_weighted true",
+            "set settings.kl_importance_weighted to false",
         )
     if settings.mask_truncated and settings.aggregation != "token-mean":
         refuse(
@@ -360,7 +360,7 @@ TWINS = {
 
 def twin_of(config: RunConfig) -> Twin:
     """The TRL trainer for a run, whose settings may still be refused. Raises SettingsError if none can be it."""
-    entry, settings = config.algorithm_entry, config.algorithm_config
+    entry, settings = config.algorithm_entry, config.hparams
     kind = "ppo" if settings.has_critic else "rloo" if settings.baseline == "leave_one_out" else "grpo"
     own = entry.advantages is Algorithm.advantages and entry.adapt is Algorithm.adapt and entry.update is None
     if not own or entry.objective not in TWINS[kind].objectives:
@@ -380,13 +380,13 @@ def loss_type(config: RunConfig) -> str | None:
     objective = config.algorithm_entry.objective
     if objective is reinforce_objective:
         objective = clipped_objective
-    kind = LOSS_TYPES.get((objective, config.algorithm_config.aggregation))
+    kind = LOSS_TYPES.get((objective, config.hparams.aggregation))
     return "bnpo" if kind == "dapo" and config.minibatches > 1 else kind
 
 
 def translated(config: RunConfig, table: dict[str, Setting]) -> dict:
     """The run's settings as TRL's options, by the table."""
-    settings, options = config.algorithm_config, {}
+    settings, options = config.hparams, {}
     for name, known in table.items():
         if known.option is not None and hasattr(settings, name):
             value = getattr(settings, name)
@@ -396,20 +396,20 @@ def translated(config: RunConfig, table: dict[str, Setting]) -> dict:
 
 def shared_arguments(config: RunConfig, out: str, device) -> dict:
     """Options of transformers.TrainingArguments that all of TRL's trainers take."""
-    optimiser = config.optimiser
+    optimizer = config.optimizer
     return {
         "output_dir": str(Path(out) / "trl"),
         "seed": config.seed,
         "data_seed": config.seed,
-        "learning_rate": optimiser.learning_rate,
-        "lr_scheduler_type": SCHEDULERS[optimiser.schedule],
-        "warmup_steps": optimiser.warmup_steps,
+        "learning_rate": optimizer.learning_rate,
+        "lr_scheduler_type": SCHEDULERS[optimizer.schedule],
+        "warmup_steps": optimizer.warmup_steps,
         "optim": "adamw_torch",
-        "adam_beta1": optimiser.adam_beta1,
-        "adam_beta2": optimiser.adam_beta2,
-        "adam_epsilon": optimiser.adam_epsilon,
-        "weight_decay": optimiser.weight_decay,
-        "max_grad_norm": optimiser.max_grad_norm or 0.0,
+        "adam_beta1": optimizer.adam_beta1,
+        "adam_beta2": optimizer.adam_beta2,
+        "adam_epsilon": optimizer.adam_epsilon,
+        "weight_decay": optimizer.weight_decay,
+        "max_grad_norm": optimizer.max_grad_norm or 0.0,
         "temperature": config.temperature,
         "gradient_checkpointing": config.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -460,7 +460,7 @@ def grpo_arguments(config: RunConfig, out: str, device) -> dict:
     minibatch = config.responses_per_step // config.minibatches
     micro = math.gcd(minibatch, config.micro_batch_size)  # equal micro-batches, over which TRL's loss adds up exactly
     kind = loss_type(config)
-    if kind == "bnpo" or config.algorithm_config.entropy_coef:  # these are means over the micro-batch's tokens
+    if kind == "bnpo" or config.hparams.entropy_coef:  # these are means over the micro-batch's tokens
         micro = minibatch
     return {
         **_sampling_arguments(config, out, device, micro),

@@ -1,6 +1,6 @@
-"""TRL's SFTTrainer and GKDTrainer in place of our loops in supervised.py and distil.py: a second implementation.
+"""TRL's SFTTrainer and GKDTrainer in place of our loops in supervised.py and distill.py: a second implementation.
 
-Everything around the loop stays ours: the examples of every step and their order, model, optimiser, schedule, record.
+Everything around the loop stays ours: the examples of every step and their order, model, optimizer, schedule, record.
 Every option that decides the estimator is set explicitly; where TRL cannot do what the settings say, that is refused.
 
 What remains different in TRL 1.12:
@@ -18,17 +18,17 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-import algos.training.trl_import  # noqa: F401
-from algos.training.config import DistilConfig, SupervisedConfig
-from algos.training.distil import Texts, schedule
-from algos.training.record import Phases
-from algos.training.supervised import Example, ordered_batches
-from evaluation.settings import SettingsError
+import algos.training.trl.without_vllm  # noqa: F401
+from algos.pieces.settings import SettingsError
+from algos.training.config import DistillationConfig, SupervisedConfig
+from algos.training.stage.record import Phases
+from algos.training.supervised.distillation import Texts, schedule
+from algos.training.supervised.sft import Example, ordered_batches
 
 IGNORED = -100  # the label of a token without a loss
 
 
-def check(config: SupervisedConfig | DistilConfig) -> None:
+def check(config: SupervisedConfig | DistillationConfig) -> None:
     """Raise SettingsError unless TRL can run these settings as the same estimator."""
     if isinstance(config, SupervisedConfig):
         return
@@ -41,7 +41,7 @@ def check(config: SupervisedConfig | DistilConfig) -> None:
         )
 
 
-def prepare(config: SupervisedConfig | DistilConfig, device) -> None:
+def prepare(config: SupervisedConfig | DistillationConfig, device) -> None:
     """Check settings and machine; import TRL before memory is first measured: libraries are not what the run needs."""
     import datasets
     import trl.experimental.gkd  # noqa: F401
@@ -55,8 +55,8 @@ def prepare(config: SupervisedConfig | DistilConfig, device) -> None:
     datasets.disable_progress_bars()
 
 
-def sft_arguments(config: SupervisedConfig | DistilConfig, batch_size: int, out: str, device) -> dict:
-    """Options of trl.SFTConfig that make it the estimator of supervised.py. Optimiser and schedule are handed over."""
+def sft_arguments(config: SupervisedConfig | DistillationConfig, batch_size: int, out: str, device) -> dict:
+    """Options of trl.SFTConfig that make it the estimator of supervised.py. Optimizer and schedule are handed over."""
     return {
         "output_dir": out,
         "seed": config.seed,
@@ -64,7 +64,7 @@ def sft_arguments(config: SupervisedConfig | DistilConfig, batch_size: int, out:
         "max_steps": config.steps,
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": 1,
-        "max_grad_norm": config.optimiser.max_grad_norm or 0.0,
+        "max_grad_norm": config.optimizer.max_grad_norm or 0.0,
         "train_sampling_strategy": "sequential",
         "shuffle_dataset": False,
         "completion_only_loss": True,
@@ -91,8 +91,8 @@ def sft_arguments(config: SupervisedConfig | DistilConfig, batch_size: int, out:
     }
 
 
-def gkd_arguments(config: DistilConfig, out: str, device) -> dict:
-    """Options of trl.experimental.gkd.GKDConfig that make it the estimator of distil.py."""
+def gkd_arguments(config: DistillationConfig, out: str, device) -> dict:
+    """Options of trl.experimental.gkd.GKDConfig that make it the estimator of distill.py."""
     return {
         **sft_arguments(config, config.responses_per_step, out, device),
         "lmbda": config.on_policy_share,
@@ -108,7 +108,7 @@ def gkd_arguments(config: DistilConfig, out: str, device) -> dict:
 def fit(
     model,
     tokenizer,
-    optimiser,
+    optimizer,
     scheduler,
     examples: list[Example],
     config: SupervisedConfig,
@@ -127,7 +127,7 @@ def fit(
             args=SFTConfig(**sft_arguments(config, config.batch_size, scratch, model.device)),
             processing_class=tokenizer,
             train_dataset=Dataset.from_list([sft_row(*example) for batch in batches for example in batch]),
-            optimizers=(optimiser, scheduler),
+            optimizers=(optimizer, scheduler),
             callbacks=[
                 _callback(phases, lambda step, metrics: on_step(step, {**metrics, "batch_tokens": tokens[step]}))
             ],
@@ -137,22 +137,22 @@ def fit(
 
 
 def sft_row(prompt: list[int], response: list[int]) -> dict[str, list[int]]:
-    """An example as TRL's own tokenisation of prompt-completion data leaves it."""
+    """An example as TRL's own tokenization of prompt-completion data leaves it."""
     return {"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)}
 
 
-def fit_distil(
+def fit_distillation(
     student,
     teacher,
     tokenizer,
-    optimiser,
+    optimizer,
     scheduler,
     texts: Texts,
-    config: DistilConfig,
+    config: DistillationConfig,
     phases: Phases,
     on_step: Callable[[int, dict, list[list[int]]], None],
 ) -> None:
-    """distil.fit, by GKDTrainer."""
+    """distill.fit, by GKDTrainer."""
     from datasets import Dataset
     from transformers import GenerationConfig
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -183,7 +183,7 @@ def fit_distil(
             data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
-            optimizers=(optimiser, scheduler),
+            optimizers=(optimizer, scheduler),
             callbacks=[_callback(phases, finish, begin)],
         )
         trainer.model_accepts_loss_kwargs = False  # else the divisor is the number of given tokens, whatever is sampled
@@ -201,7 +201,7 @@ def fit_distil(
         trainer.train()
 
 
-def _copies(config: DistilConfig, step) -> range:
+def _copies(config: DistillationConfig, step) -> range:
     """A prompt stands in the batch once for each response that is sampled to it, a given example once."""
     return range(config.responses if step.on_policy else 1)
 
@@ -246,7 +246,7 @@ def _timed(function, phases: Phases, phase: str):
 
 
 def _callback(phases: Phases, finish: Callable[[int, dict], None], begin: Callable[[int], None] = lambda _: None):
-    """Tells when optimiser steps begin and finish; what a step's time is in no other phase is the update's."""
+    """Tells when optimizer steps begin and finish; what a step's time is in no other phase is the update's."""
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):

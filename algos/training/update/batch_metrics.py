@@ -2,10 +2,10 @@
 
 import torch
 
-from algos.advantages import from_critic
-from algos.correction import gap_metrics
-from algos.critic import explained_variance
-from algos.training.types import Batch, Rollouts
+from algos.pieces.advantages import from_critic
+from algos.pieces.correction import gap_metrics
+from algos.pieces.critic import explained_variance
+from algos.pieces.types import Batch, Rollouts
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct, settings
 
 
 def combine(steps: list[dict]) -> dict[str, float]:
-    """Metrics of a rollout batch: means over its optimiser steps, the extremes of _min and _max."""
+    """Metrics of a rollout batch: means over its optimizer steps, the extremes of _min and _max."""
     return {
         name: reduce(name, [float(step[name]) for step in steps], lambda values: sum(values) / len(values))
         for name in steps[0]

@@ -1,4 +1,4 @@
-"""What a phase does not need is on the CPU while it lasts: optimiser state, critic, reference, reward model.
+"""What a phase does not need is on the CPU while it lasts: optimizer state, critic, reference, reward model.
 
 Each name of the setting `offload` stands for tensors; before a phase begins, what it needs is brought to the device and
 the rest is sent away. The seconds of the moves are those of a phase of their own, `offload`.
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from algos.training.config import RunConfig
-from algos.training.record import Phases
-from algos.training.update import Learner
+from algos.training.stage.record import Phases
+from algos.training.update.update import Learner
 
 FROZEN = {"reference", "reward_model"}  # their copy on the CPU is never out of date
 NO_EFFECT = "offload has no effect on the CPU, where everything is already."
@@ -26,18 +26,18 @@ def make_phases(config: RunConfig, device: torch.device, learner: Learner, rewar
     """The clock of a run's phases; one that moves tensors if the run offloads something and is not on the CPU."""
     if not config.offload or not worthwhile(device):
         return Phases(device)
-    settings = config.algorithm_config
+    settings = config.hparams
     needed = {
         "generate": set(),
-        "synchronise": set(),
+        "synchronize": set(),
         "reward": {"reward_model"},
         "logprobs": {"reference", "critic"},
-        "update": {"optimiser", "critic"},
+        "update": {"optimizer", "critic"},
     }
     if settings.needs_full_kl and settings.kl_in == "loss":
         needed["update"].add("reference")
     held = {
-        "optimiser": lambda: optimiser_tensors(learner),
+        "optimizer": lambda: optimizer_tensors(learner),
         "critic": lambda: model_tensors(learner.critic),
         "reference": lambda: model_tensors(learner.reference),
         "reward_model": lambda: model_tensors(reward_model),
@@ -50,14 +50,14 @@ def model_tensors(model) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
 
 
-def optimiser_tensors(learner: Learner) -> list[Tensor]:
-    """State and float32 masters of the policy's and the critic's optimiser; single numbers stay where they are."""
+def optimizer_tensors(learner: Learner) -> list[Tensor]:
+    """State and float32 masters of the policy's and the critic's optimizer; single numbers stay where they are."""
     found = {}
-    for model, optimiser in ((learner.policy, learner.optimiser), (learner.critic, learner.critic_optimiser)):
-        if optimiser is None:
+    for model, optimizer in ((learner.policy, learner.optimizer), (learner.critic, learner.critic_optimizer)):
+        if optimizer is None:
             continue
         masters = [p.master for p in model.parameters() if hasattr(p, "master")]
-        states = [t for state in optimiser.state.values() for t in state.values() if isinstance(t, Tensor)]
+        states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
         found |= {id(t): t for t in (*masters, *states) if t.numel() > 1}
     return list(found.values())
 

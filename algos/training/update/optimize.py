@@ -1,7 +1,7 @@
-"""The optimiser, its schedule, and one optimiser step with gradient-norm clipping. The same for every stage.
+"""The optimizer, its schedule, and one optimizer step with gradient-norm clipping. The same for every stage.
 
 Weights of less than 32 bits get a float32 master each (Micikevicius et al. 2018, arXiv:1710.03740): the gradient of a
-micro-batch is added to the master's as soon as it is there and then dropped, the optimiser steps on the masters, and
+micro-batch is added to the master's as soon as it is there and then dropped, the optimizer steps on the masters, and
 the weights are the masters rounded. Under AdamW that is 2 + 4 + 4 + 8 bytes a parameter; no update is lost for being
 smaller than the spacing of bfloat16, 0.4 to 0.8 % of a weight.
 """
@@ -11,27 +11,27 @@ import math
 import torch
 from torch import Tensor, nn
 
-from algos.training.config import OptimiserConfig
+from algos.training.config import OptimizerConfig
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig, total_steps: int, learning_rate: float | None = None):
-    """The optimiser that config names, and its learning-rate schedule over total_steps optimiser steps.
+def make_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int, learning_rate: float | None = None):
+    """The optimizer that config names, and its learning-rate schedule over total_steps optimizer steps.
 
-    It steps on the masters of weights below 32 bits. A model that had an optimiser before keeps its masters.
+    It steps on the masters of weights below 32 bits. A model that had an optimizer before keeps its masters.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
     rounded = [p for p in weights if p.dtype.itemsize < 4]
     for parameter in rounded:
         _give_master(parameter)
-    optimiser = OPTIMISERS[config.name]([master_of(p) for p in weights], learning_rate or config.learning_rate, config)
+    optimizer = OPTIMIZERS[config.name]([master_of(p) for p in weights], learning_rate or config.learning_rate, config)
     if rounded:
         masters = [master_of(p) for p in rounded]
-        optimiser.register_step_post_hook(lambda *_: _round(rounded, masters))
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(config, step, total_steps))
+        optimizer.register_step_post_hook(lambda *_: _round(rounded, masters))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(config, step, total_steps))
 
 
 def master_of(parameter: Tensor) -> Tensor:
-    """What the optimiser steps on in a parameter's place: its float32 master, or the parameter itself."""
+    """What the optimizer steps on in a parameter's place: its float32 master, or the parameter itself."""
     return getattr(parameter, "master", parameter)
 
 
@@ -54,18 +54,18 @@ def _round(weights: list[Tensor], masters: list[Tensor]) -> None:
     torch._foreach_copy_(weights, masters)
 
 
-def _adamw(parameters, learning_rate: float, config: OptimiserConfig):
+def _adamw(parameters, learning_rate: float, config: OptimizerConfig):
     return torch.optim.AdamW(parameters, lr=learning_rate, fused=True, **_adam_settings(config))
 
 
-def _adamw_8bit(parameters, learning_rate: float, config: OptimiserConfig):
+def _adamw_8bit(parameters, learning_rate: float, config: OptimizerConfig):
     """Moments in 8 bits, block by block (arXiv:2110.02861); those of tensors under 4,096 elements stay float32."""
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, lr=learning_rate, **_adam_settings(config))
 
 
-def _adam_settings(config: OptimiserConfig) -> dict:
+def _adam_settings(config: OptimizerConfig) -> dict:
     return {
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,
@@ -73,7 +73,7 @@ def _adam_settings(config: OptimiserConfig) -> dict:
     }
 
 
-def _adafactor(parameters, learning_rate: float, config: OptimiserConfig):
+def _adafactor(parameters, learning_rate: float, config: OptimizerConfig):
     """Adafactor (arXiv:1804.04235) as in fairseq, its step size ours: n + m second moments per n x m matrix.
 
     beta2 is 1 - t^-0.8, an update whose root mean square is above 1 is scaled down to it, and weight decay is decoupled
@@ -93,11 +93,11 @@ def _adafactor(parameters, learning_rate: float, config: OptimiserConfig):
     )
 
 
-OPTIMISERS = {"adamw": _adamw, "adamw_8bit": _adamw_8bit, "adafactor": _adafactor}
+OPTIMIZERS = {"adamw": _adamw, "adamw_8bit": _adamw_8bit, "adafactor": _adafactor}
 
 
-def schedule(config: OptimiserConfig, step: int, total_steps: int) -> float:
-    """The factor on the learning rate at an optimiser step, counted from 0."""
+def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The factor on the learning rate at an optimizer step, counted from 0."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
@@ -108,13 +108,13 @@ def schedule(config: OptimiserConfig, step: int, total_steps: int) -> float:
     return 1.0
 
 
-def optimiser_step(model: nn.Module, optimiser, scheduler, max_grad_norm: float | None) -> float:
+def optimizer_step(model: nn.Module, optimizer, scheduler, max_grad_norm: float | None) -> float:
     """Clip, step, clear. Returns the gradient norm before clipping; raises FloatingPointError if it is not finite."""
     parameters = [master_of(p) for p in model.parameters()]
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
     if not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient norm is {norm.item()}: the loss diverged; try a lower learning rate")
-    optimiser.step()
+    optimizer.step()
     scheduler.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     return norm.item()

@@ -7,26 +7,26 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from algos.advantages import per_minibatch
-from algos.estimator import Estimator
-from algos.kl import kl_full
-from algos.masked import masked_sum
+from algos.pieces.advantages import per_minibatch
+from algos.pieces.estimator import Estimator
+from algos.pieces.kl import kl_full
+from algos.pieces.masked import masked_sum
+from algos.pieces.types import Batch, Totals
 from algos.training.config import RunConfig
-from algos.training.logprobs import token_logits
-from algos.training.optimise import optimiser_step
-from algos.training.types import Batch, Totals
-from algos.training.update import Learner, accumulate_gradients, policy_part
+from algos.training.models.logprobs import token_logits
+from algos.training.update.optimize import optimizer_step
+from algos.training.update.update import Learner, accumulate_gradients, policy_part
 
 
 def trust_region_update(
     batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, generator: torch.Generator, warming_up: bool
 ) -> list[dict[str, float]]:
-    """One trust-region step of the policy and one optimiser step of the critic on the whole rollout batch."""
+    """One trust-region step of the policy and one optimizer step of the critic on the whole rollout batch."""
     batch = replace(batch, advantages=per_minibatch(batch.advantages, batch.loss_mask, settings))
     metrics = accumulate_gradients(batch, learner, config, settings, warming_up)
     if learner.critic is not None:
-        metrics["critic_grad_norm"] = optimiser_step(
-            learner.critic, learner.critic_optimiser, learner.critic_scheduler, config.optimiser.max_grad_norm
+        metrics["critic_grad_norm"] = optimizer_step(
+            learner.critic, learner.critic_optimizer, learner.critic_scheduler, config.optimizer.max_grad_norm
         )
     if not warming_up:
         metrics |= TrustRegion(batch, learner, config, settings, generator).step()

@@ -1,4 +1,4 @@
-"""(4-6) A rollout batch -> advantages -> losses -> optimiser steps, for the policy and, if there is one, the critic."""
+"""(4-6) A rollout batch -> advantages -> losses -> optimizer steps, for the policy and, if there is one, the critic."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algos.advantages import per_minibatch
-from algos.algorithm import Algorithm
-from algos.estimator import Estimator
-from algos.kl import log_ratio
-from algos.masked import masked_mean
-from algos.training.batch_metrics import reduce
+from algos.pieces.advantages import per_minibatch
+from algos.pieces.algorithm import Algorithm
+from algos.pieces.estimator import Estimator
+from algos.pieces.kl import log_ratio
+from algos.pieces.masked import masked_mean
+from algos.pieces.types import Batch, Totals
 from algos.training.config import RunConfig
-from algos.training.logprobs import in_micro_batches, policy_outputs, token_logprobs
-from algos.training.optimise import optimiser_step
-from algos.training.packing import Layout
-from algos.training.types import Batch, Totals
+from algos.training.models.logprobs import in_micro_batches, policy_outputs, token_logprobs
+from algos.training.models.packing import Layout
+from algos.training.update.batch_metrics import reduce
+from algos.training.update.optimize import optimizer_step
 
 STOP_FACTOR = 1.5  # the updates on a batch end once the approximate KL exceeds this times target_kl
 
@@ -26,10 +26,10 @@ class Learner:
     """The models that a run trains and those that it compares with."""
 
     policy: Any
-    optimiser: Any
+    optimizer: Any
     scheduler: Any
     critic: Any = None  # SeparateCritic or SharedCritic
-    critic_optimiser: Any = None
+    critic_optimizer: Any = None
     critic_scheduler: Any = None
     reference: Any = None  # frozen start
     share_prompts: bool = False  # whether all models take rows in which responses share their prompt
@@ -101,7 +101,7 @@ def kept(settings: Estimator, truncated: Tensor, correct: Tensor, group_size: in
 
 
 def minibatch_rows(responses: int, config: RunConfig, generator: torch.Generator):
-    """Row indices of each optimiser step: responses, or prompts with all of theirs, shuffled afresh in every epoch."""
+    """Row indices of each optimizer step: responses, or prompts with all of theirs, shuffled afresh in every epoch."""
     unit = config.group_size if config.minibatch_of == "prompts" else 1
     inside = torch.arange(unit, device=generator.device)
     for _ in range(config.epochs):
@@ -118,19 +118,19 @@ def update(
     generator: torch.Generator,
     warming_up: bool = False,
 ) -> list[dict[str, float]]:
-    """All optimiser steps on one rollout batch; the metrics of each. warming_up trains the critic alone."""
+    """All optimizer steps on one rollout batch; the metrics of each. warming_up trains the critic alone."""
     steps = []
     for rows in minibatch_rows(len(batch), config, generator):
         minibatch = batch.select(rows)
         minibatch = replace(minibatch, advantages=per_minibatch(minibatch.advantages, minibatch.loss_mask, settings))
         metrics = accumulate_gradients(minibatch, learner, config, settings, warming_up)
-        limit = config.optimiser.max_grad_norm
+        limit = config.optimizer.max_grad_norm
         if not warming_up:
-            norm = optimiser_step(learner.policy, learner.optimiser, learner.scheduler, limit)
+            norm = optimizer_step(learner.policy, learner.optimizer, learner.scheduler, limit)
             metrics |= {"grad_norm": norm, "grad_clipped": float(limit is not None and norm > limit)}
         if learner.critic is not None:
-            metrics["critic_grad_norm"] = optimiser_step(
-                learner.critic, learner.critic_optimiser, learner.critic_scheduler, limit
+            metrics["critic_grad_norm"] = optimizer_step(
+                learner.critic, learner.critic_optimizer, learner.critic_scheduler, limit
             )
         steps.append({name: float(value) for name, value in metrics.items()})
         if settings.target_kl is not None and steps[-1].get("approx_kl_k3", 0.0) > STOP_FACTOR * settings.target_kl:
@@ -190,7 +190,7 @@ def value_part(
 def accumulate_gradients(
     minibatch: Batch, learner: Learner, config: RunConfig, settings: Estimator, warming_up: bool = False
 ) -> dict[str, Tensor]:
-    """Add the gradients of one optimiser step, micro-batch by micro-batch; the metrics of the whole step.
+    """Add the gradients of one optimizer step, micro-batch by micro-batch; the metrics of the whole step.
 
     A critic of its own comes after the policy's backward pass, so that the activations of one of them are kept at a
     time; one on the policy's backbone shares its pass, and both losses go back through it together.

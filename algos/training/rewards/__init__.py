@@ -1,0 +1,1 @@
+"""Responses -> rewards: rules, the learned reward model, and the preferences that it is trained on."""

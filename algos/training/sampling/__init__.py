@@ -1,0 +1,1 @@
+"""Prompts and a policy -> responses with their log-probabilities."""

@@ -1,0 +1,1 @@
+"""Training on given or accepted text: SFT, rejection sampling, expert iteration, distillation."""

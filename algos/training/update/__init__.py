@@ -1,0 +1,1 @@
+"""A scored rollout batch -> optimizer steps."""

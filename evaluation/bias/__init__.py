@@ -1,0 +1,1 @@
+"""How far each estimator's expected gradient is from the exact one, by enumeration."""
