@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.settings import SettingsError
 from evaluation.statistics import Interval, mean_interval, seed_interval
+from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")
 COMPONENTS = ("policy", "critic", "reference", "reward_model")

@@ -5,27 +5,13 @@ By hand: python -m evaluation.data --task '{"name": "gsm8k", "settings": {"path"
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from algos.pieces.settings import from_dict, write_jsonl
+from algos.pieces.settings import from_dict
+from evaluation.config import PromptSettings
 from evaluation.tasks import TaskSettings, load_task
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """How a question becomes a prompt."""
-
-    template: str = "Question: {question}\nAnswer:\n"  # the text around the question
-    chat: bool = False  # true: the template's text is a user message in the tokenizer's chat template
-
-    def __post_init__(self):
-        if self.template.count("{question}") != 1:
-            raise ValueError(f"template must contain {{question}} once, got {self.template!r}")
-
-    def prompt(self, question: str) -> str | list[dict]:
-        text = self.template.replace("{question}", question)
-        return [{"role": "user", "content": text}] if self.chat else text
+from evaluation.tasks.files import write_jsonl
 
 
 def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:

@@ -5,115 +5,17 @@ temperature, so mean@k is the accuracy of the sampling policy. Graded strictly u
 By hand: python -m evaluation.evaluate --settings '{"seed": 0}' --checkpoint DIR --problems test.jsonl --out DIR
 """
 
-import random
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from algos.pieces.settings import DTYPES, SettingsError, one_of, positive, read_jsonl, write_json, write_jsonl
+from algos.training.sampling.respond import GREEDY, respond
+from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
 from evaluation.tasks import check_rows
-from evaluation.tasks.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct
-
-GREEDY = -1  # the `sample` number of the greedy response
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How every checkpoint is evaluated; the same for all."""
-
-    seed: int = 0  # of the sampling
-    samples: int = 8  # k of mean@k, pass@k and maj@k
-    temperature: float = 1.0  # of the sampled responses
-    max_response_tokens: int = 48
-    rows_at_once: int = 512  # responses generated side by side; bounds memory
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        positive(self, "samples", "temperature", "max_response_tokens", "rows_at_once")
-        one_of(self.dtype, DTYPES, "dtype")
-
-
-def draw_problems(path: str, count: int, seed: int, where: str) -> list[dict]:
-    """`count` problems of a JSONL file, chosen by the seed. Raises SettingsError if there are fewer."""
-    problems = read_jsonl(path)
-    check_rows(problems, path)
-    if count > len(problems):
-        raise SettingsError(f"{where} is {count}, but {path} has {len(problems)} problems.")
-    return random.Random(seed).sample(problems, count)
-
-
-def respond(checkpoint: str, problems: list[dict], samples: int, config, progress=None) -> list[dict]:
-    """`samples` graded responses to every problem, sampled from the checkpoint; samples 0: one greedy response.
-
-    config has seed, temperature, max_response_tokens, device and dtype. Rows are in the order of the problems.
-    """
-    import torch
-
-    from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device
-
-    device = resolve_device(config.device)
-    tokenizer, policy = load_tokenizer(checkpoint), load_policy(checkpoint, device, config.dtype)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    rows = []
-    for part, _ in sampled(policy, tokenizer, problems, samples, config, generator):
-        rows += part
-        if progress is not None:
-            done = len(rows) // max(samples, 1)
-            progress.update(done, accuracy=float(np.mean([r["correct"] for r in rows])))
-    return rows
-
-
-def sampled(policy, tokenizer, problems: list[dict], samples: int, config, generator):
-    """Yields the graded rows of some of the problems, in their order, and the rollouts that they come from."""
-    from algos.training.models.checkpoints import encode_prompt
-    from algos.training.sampling.sampler import decode, sample
-
-    group, temperature = max(samples, 1), config.temperature if samples else 0.0
-    chunk = max(getattr(config, "rows_at_once", 512) // group, 1)
-    for start in range(0, len(problems), chunk):
-        part = problems[start : start + chunk]
-        rollouts = sample(
-            policy,
-            tokenizer,
-            [encode_prompt(tokenizer, p["prompt"]) for p in part],
-            group,
-            config.max_response_tokens,
-            temperature,
-            generator,
-            group * len(part),
-        )
-        lengths, truncated = rollouts.response_mask.sum(dim=1).tolist(), rollouts.truncated.tolist()
-        numbers = range(samples) if samples else (GREEDY,)
-        yield (
-            [
-                graded(part[i // group], numbers[i % group], text, lengths[i], truncated[i])
-                for i, text in enumerate(decode(tokenizer, rollouts))
-            ],
-            rollouts,
-        )
-
-
-def graded(problem: dict, number: int, response: str, tokens: int, truncated: bool) -> dict:
-    """One response's row: what it said, what was understood, and whether that is right."""
-    gold = gold_answer(problem["answer"])
-    strict, flexible = extract_strict(response), extract_flexible(response)
-    return {
-        "problem": problem["id"],
-        "sample": number,
-        "response": response,
-        "tokens": tokens,
-        "truncated": truncated,
-        "format": has_format(response),
-        "strict": strict,
-        "flexible": flexible,
-        "gold": gold,
-        "correct": is_correct(strict, gold),
-        "correct_flexible": is_correct(flexible, gold),
-    }
+from evaluation.tasks.files import read_jsonl, write_json, write_jsonl
 
 
 def scores(rows: list[dict], samples: int) -> dict:
@@ -149,7 +51,7 @@ def scores(rows: list[dict], samples: int) -> dict:
 
 
 def main() -> None:
-    from algos.training.config import parse
+    from algos.training.stage.config import parse
     from algos.training.stage.record import Progress, Record, load_settings, stage_parser, use_threads
 
     parser = stage_parser(__doc__.splitlines()[0])

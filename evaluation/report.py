@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.settings import SettingsError
 from evaluation import figures
 from evaluation.collect import (
     Run,
@@ -27,6 +27,7 @@ from evaluation.collect import (
     verdict,
 )
 from evaluation.statistics import Interval
+from evaluation.tasks.files import read_jsonl
 
 STAGES = ("data", "models", "preferences", "reward_model", "rejection_sampling", "runs")  # folders of a study
 TEMPLATES = Path(__file__).parent

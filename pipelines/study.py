@@ -13,19 +13,17 @@ import yaml
 
 from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError, from_dict, one_of
-from algos.training.config import (
+from algos.training.config import RunConfig
+from algos.training.models.config import ModelConfig
+from algos.training.rewards.config import PreferenceConfig, RewardModelConfig
+from algos.training.stage.config import parse
+from algos.training.supervised.config import (
     DistillationConfig,
     ExpertIterationConfig,
-    ModelConfig,
-    PreferenceConfig,
     RejectionConfig,
-    RewardModelConfig,
-    RunConfig,
     SupervisedConfig,
-    parse,
 )
-from evaluation.data import PromptSettings
-from evaluation.evaluate import EvaluationConfig
+from evaluation.config import EvaluationConfig, PromptSettings
 from evaluation.tasks import TaskSettings
 
 SCHEMA = Path(__file__).with_name("config.schema.yaml")

@@ -13,7 +13,8 @@ from torch import Tensor
 from algos.pieces.types import Rollouts
 from algos.training.config import RunConfig
 from algos.training.rewards.rewards import Rewards
-from algos.training.sampling.engines import Engine, Sampling, TransformersEngine
+from algos.training.sampling.engine import Engine, Sampling
+from algos.training.sampling.engines import TransformersEngine
 from algos.training.sampling.sampler import decode
 from algos.training.stage.record import Phases
 

@@ -15,9 +15,9 @@ import torch
 
 from algos.describe import estimator
 from algos.pieces.estimator import changed
-from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import make_batch
-from algos.training.config import RunConfig, parse
+from algos.training.config import RunConfig
 from algos.training.experience import Experience, Sampler
 from algos.training.models.checkpoints import (
     ScalarModel,
@@ -34,6 +34,7 @@ from algos.training.models.passes import compile_passes, recompute_activations
 from algos.training.models.shared_pass import drop_equal_backbone
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.sampling.engines import RatioCanary, make_engine
+from algos.training.stage.config import parse
 from algos.training.stage.record import (
     Progress,
     Record,
@@ -51,6 +52,7 @@ from algos.training.update.optimize import make_optimizer
 from algos.training.update.trust_region import trust_region_update
 from algos.training.update.update import Learner, kept, kl_after_update, prepare, update, with_advantages
 from evaluation.tasks import check_rows
+from evaluation.tasks.files import read_jsonl
 
 RATIO_TOLERANCE = 1e-3  # of the ratio on the first optimizer step, where only rounding may move it from 1
 # In bfloat16 a logit of 16 to 32 is a multiple of 1/8: the token's and the normalizer's off by one each are

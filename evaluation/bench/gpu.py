@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import torch
 
 from algos.pieces.settings import SettingsError, one_of
-from algos.training.config import RunConfig, parse
+from algos.training.config import RunConfig
+from algos.training.stage.config import parse
 from algos.training.stage.record import component_memory
 from evaluation.bench.measure import machine_limits
 from evaluation.bench.output import row

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError, write_json
+from algos.pieces.settings import SettingsError
+from evaluation.tasks.files import write_json
 
 COLUMNS = ("case", "quantity", "value", "low", "high", "unit", "note", "target")
 

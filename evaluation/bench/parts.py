@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import read_jsonl
 from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
 from algos.training.sampling.sampler import sample
 from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, timed
@@ -18,6 +17,7 @@ from evaluation.bench.output import row
 from evaluation.bench.steps import Loop, in_turns, median
 from evaluation.bench.work import StepWork, decode_bytes, generate_flops
 from evaluation.bench.workload import SHAPES, Shape, Workload, task_workload
+from evaluation.tasks.files import read_jsonl
 from pipelines.study import Study, load
 
 PHASES = ("generate", "reward", "logprobs", "update")

@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from algos.training import train
-from algos.training.config import RunConfig, parse
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import resolve_device
 from algos.training.stage import record
+from algos.training.stage.config import parse
 from algos.training.trl import baseline as trl_baseline
 from evaluation.bench.measure import wait
 from evaluation.bench.workload import Workload, random_model, word_tokenizer

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import from_dict, write_jsonl
+from algos.pieces.settings import from_dict
 from algos.training.models.checkpoints import encode_prompts, load_tokenizer, save_policy, train_tokenizer
-from evaluation.data import PromptSettings
+from evaluation.config import PromptSettings
 from evaluation.memory.closed_form import QWEN, model_config, shape_config
 from evaluation.tasks import TaskSettings, load_task
+from evaluation.tasks.files import write_jsonl
 
 NEVER = "<|never|>"  # the end-of-sequence that no model can say
 LETTERS = ("abcdefghijklmnop", "абвгдежзийклмноп")  # two scripts, so that the reward `language` varies

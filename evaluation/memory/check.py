@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from algos.pieces.settings import SettingsError
-from algos.training.config import LOGITS_AT_ONCE, OptimizerConfig, RunConfig
+from algos.training.config import LOGITS_AT_ONCE, RunConfig
+from algos.training.stage.config import OptimizerConfig
 from evaluation.memory.closed_form import QWEN, shape_config
 from evaluation.memory.dry_run import Workload, measure, measure_update, predict
 

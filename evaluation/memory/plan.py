@@ -20,7 +20,8 @@ from pathlib import Path
 
 from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError, one_of
-from algos.training.config import RunConfig, parse
+from algos.training.config import RunConfig
+from algos.training.stage.config import parse
 from evaluation.memory import closed_form as closed
 from evaluation.memory.closed_form import GB, MODELS, PRECISIONS, SETUPS, STATES
 
@@ -412,7 +413,7 @@ def report(plan: Plan) -> str:
 
 def study_report(study: str, name: str, prompt_tokens: int | None) -> str:
     """The peaks of a run of a study; prompts as long as the run admits, unless it is said how long they are."""
-    from algos.training.config import ModelConfig
+    from algos.training.models.config import ModelConfig
     from evaluation.memory.dry_run import Workload, predict
     from pipelines.study import load
 

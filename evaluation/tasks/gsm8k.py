@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.settings import SettingsError
+from evaluation.tasks.files import read_jsonl
 from evaluation.tasks.rows import check_rows
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")

@@ -10,21 +10,22 @@ import torch
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos import distillation
-from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts, Totals, make_batch
-from algos.training.config import (
-    DistillationConfig,
-    ExpertIterationConfig,
-    OptimizerConfig,
-    RejectionConfig,
-    SupervisedConfig,
-)
 from algos.training.models.checkpoints import save_policy, train_tokenizer
 from algos.training.models.logprobs import token_logits
+from algos.training.sampling.respond import graded
+from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import Phases
 from algos.training.supervised import distillation as distill
 from algos.training.supervised import expert_iteration
-from evaluation.evaluate import graded
+from algos.training.supervised.config import (
+    DistillationConfig,
+    ExpertIterationConfig,
+    RejectionConfig,
+    SupervisedConfig,
+)
+from evaluation.tasks.files import read_jsonl, write_jsonl
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]

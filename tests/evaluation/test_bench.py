@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import encode_prompts, load_policy, load_tokenizer
 from algos.training.sampling.sampler import sample
 from algos.training.stage.record import Record
@@ -22,6 +22,7 @@ from evaluation.bench import gpu, output, overhead, parts, steps, switches
 from evaluation.bench.measure import exponent, ratio_of_medians
 from evaluation.bench.work import StepWork, body_parameters, decode_bytes, forward_flops, head_parameters
 from evaluation.bench.workload import SHAPES, Shape, random_model, synthetic_workload, task_workload, word_tokenizer
+from evaluation.tasks.files import read_jsonl
 
 TASK = {"name": "word_problems"}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from algos.pieces.settings import SettingsError
-from algos.training.config import OptimizerConfig
+from algos.training.stage.config import OptimizerConfig
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.memory import check, dry_run, figure
 from evaluation.memory import closed_form as model

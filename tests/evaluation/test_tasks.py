@@ -3,10 +3,12 @@ import re
 
 import pytest
 
-from algos.pieces.settings import SettingsError, from_dict, read_jsonl
-from evaluation.data import PromptSettings, write_splits
+from algos.pieces.settings import SettingsError, from_dict
+from evaluation.config import PromptSettings
+from evaluation.data import write_splits
 from evaluation.tasks import TASKS, TaskSettings, check_rows, load_task
 from evaluation.tasks.answers import gold_answer
+from evaluation.tasks.files import read_jsonl
 
 SMALL = {"train": 60, "dev": 10, "test": 20, "demonstrations": 200}
 

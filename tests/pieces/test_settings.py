@@ -2,8 +2,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from algos.pieces.settings import SettingsError, from_dict, read_jsonl
-from algos.training.config import OptimizerConfig, RunConfig, SupervisedConfig
+from algos.pieces.settings import SettingsError, from_dict
+from algos.training.config import RunConfig
+from algos.training.stage.config import OptimizerConfig
+from algos.training.supervised.config import SupervisedConfig
+from evaluation.tasks.files import read_jsonl
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import yaml
 
 from algos.pieces.settings import SettingsError
 from algos.training import config as stages
-from evaluation.data import PromptSettings
-from evaluation.evaluate import EvaluationConfig
+from evaluation.config import EvaluationConfig, PromptSettings
 from evaluation.tasks import TaskSettings
 from pipelines.study import SCHEMA, Study, load
 

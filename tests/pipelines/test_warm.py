@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from algos.pieces.settings import write_jsonl
 from algos.training.models.checkpoints import save_policy
+from evaluation.tasks.files import write_jsonl
 from pipelines import warm
 
 PROJECT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from algos.pieces.settings import read_jsonl
 from evaluation.report import write as write_report
+from evaluation.tasks.files import read_jsonl
 from pipelines.study import load
 
 PROJECT = Path(__file__).parents[2]

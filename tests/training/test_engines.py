@@ -22,16 +22,21 @@ import yaml
 from scipy.stats import chisquare
 from tiny import tiny_tokenizer
 
-from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import make_batch
-from algos.training.config import LoraSettings, ModelConfig, OptimizerConfig, RunConfig, VllmConfig, parse
+from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import build_model, load_policy, save_policy
+from algos.training.models.config import ModelConfig
 from algos.training.models.logprobs import token_logprobs
 from algos.training.sampling import vllm_engine
-from algos.training.sampling.engines import RatioCanary, Sampling, StaleWeights, TransformersEngine, make_engine
+from algos.training.sampling.config import VllmConfig
+from algos.training.sampling.engine import Sampling, StaleWeights
+from algos.training.sampling.engines import RatioCanary, TransformersEngine, make_engine
 from algos.training.sampling.fingerprint import differing, fingerprint
 from algos.training.sampling.vllm_engine import ColocatedEngine
+from algos.training.stage.config import OptimizerConfig, parse
 from algos.training.train import train
+from evaluation.tasks.files import read_jsonl, write_jsonl
 from pipelines.study import Study
 
 PROJECT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ import torch
 from test_training import loop  # noqa: F401
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
-from algos.pieces.settings import SettingsError, from_dict, write_jsonl
+from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import Rollouts, make_batch
-from algos.training.config import LoraSettings, OptimizerConfig, RewardModelConfig, RunConfig
+from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy, train_tokenizer
 from algos.training.models.critics import SeparateCritic, make_critic
 from algos.training.models.logprobs import token_logprobs
@@ -20,13 +20,16 @@ from algos.training.models.packing import shares_prompts
 from algos.training.models.passes import compile_passes, recompute_activations
 from algos.training.models.shared_pass import drop_equal_backbone
 from algos.training.rewards import reward_model
+from algos.training.rewards.config import RewardModelConfig
 from algos.training.rewards.rewards import Rewards
 from algos.training.sampling.sampler import sample
+from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import component_memory
 from algos.training.train import make_learner, train
 from algos.training.update import offload
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from algos.training.update.update import Learner, accumulate_gradients, prepare, with_advantages
+from evaluation.tasks.files import write_jsonl
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()

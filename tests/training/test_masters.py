@@ -10,10 +10,11 @@ from torch import nn
 
 from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import make_batch
-from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy
 from algos.training.models.critics import SeparateCritic
 from algos.training.models.logprobs import token_logprobs, token_values
+from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import component_memory
 from algos.training.train import RATIO_TOLERANCE_BFLOAT16, check_first_ratio
 from algos.training.update.optimize import make_optimizer, master_of, optimizer_step

@@ -8,7 +8,7 @@ from torch import nn
 
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training import config as settings
-from algos.training.config import OptimizerConfig
+from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import component_memory
 from algos.training.update.optimize import OPTIMIZERS, make_optimizer, optimizer_step
 

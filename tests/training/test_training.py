@@ -12,9 +12,9 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
 from algos import ALGORITHMS, ppo
-from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import Totals, make_batch
-from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import (
     ScalarModel,
     check_causal_lm,
@@ -30,12 +30,14 @@ from algos.training.models.packing import Layout, shared_row, shares_prompts
 from algos.training.rewards.preferences import preference_row
 from algos.training.rewards.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
 from algos.training.sampling.sampler import decode, sample
+from algos.training.stage.config import OptimizerConfig
+from algos.training.supervised.examples import as_batch, example_batches
 from algos.training.supervised.rejection_sampling import accept
-from algos.training.supervised.sft import as_batch, example_batches
 from algos.training.train import check_first_ratio, train
 from algos.training.update.batch_metrics import batch_metrics, combine
 from algos.training.update.optimize import schedule
 from algos.training.update.update import Learner, accumulate_gradients, prepare, with_advantages
+from evaluation.tasks.files import read_jsonl, write_jsonl
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]

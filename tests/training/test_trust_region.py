@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from algos.pieces.kl import kl_full
 from algos.pieces.types import make_batch
-from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import ScalarModel
 from algos.training.models.critics import SeparateCritic
 from algos.training.models.logprobs import token_logits
+from algos.training.stage.config import OptimizerConfig
 from algos.training.update import trust_region
 from algos.training.update.optimize import make_optimizer
 from algos.training.update.update import Learner, prepare, with_advantages

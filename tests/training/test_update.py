@@ -10,11 +10,12 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from algos.pieces.kl import kl_full
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import make_batch
-from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy
 from algos.training.models.critics import SeparateCritic, SharedCritic, make_critic
 from algos.training.models.logprobs import policy_outputs, token_logprobs, token_values
 from algos.training.sampling.sampler import sample
+from algos.training.stage.config import OptimizerConfig
 from algos.training.update import update as stage
 from algos.training.update.optimize import make_optimizer
 from algos.training.update.update import (

@@ -17,11 +17,12 @@ from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts, Totals, make_batch
 from algos.reinforce import reinforce_objective
-from algos.training.config import LoraSettings, OptimizerConfig, RunConfig
+from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import ScalarModel
 from algos.training.models.logprobs import policy_outputs, token_logprobs, token_values
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.rewards.reward_model import bradley_terry_loss, score_examples
+from algos.training.stage.config import OptimizerConfig
 from algos.training.trl import options as trl_settings
 from algos.training.trl.options import (
     TRL_STD_EPSILON,

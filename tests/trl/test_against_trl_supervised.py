@@ -10,17 +10,19 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos import distillation
 from algos.pieces.masked import masked_sum
-from algos.pieces.settings import SettingsError, read_jsonl, write_jsonl
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import Totals, make_batch
-from algos.training.config import DistillationConfig, OptimizerConfig, SupervisedConfig
 from algos.training.models.checkpoints import save_policy
 from algos.training.models.logprobs import token_logits, token_logprobs
+from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import Phases
 from algos.training.supervised import distillation as distill
 from algos.training.supervised import sft as supervised
-from algos.training.supervised.sft import as_batch
+from algos.training.supervised.config import DistillationConfig, SupervisedConfig
+from algos.training.supervised.examples import as_batch
 from algos.training.trl.supervised import check, collate, fit_distillation, gkd_arguments, sft_arguments, sft_row
 from algos.training.update.optimize import make_optimizer
+from evaluation.tasks.files import read_jsonl, write_jsonl
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()

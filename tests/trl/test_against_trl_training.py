@@ -19,14 +19,15 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from algos.pieces.settings import read_jsonl, write_jsonl
 from algos.pieces.types import Rollouts
 from algos.training import config as settings_module
 from algos.training import experience, train
-from algos.training.config import OptimizerConfig, RunConfig
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import encode_prompt, load_policy, save_policy
 from algos.training.sampling import engines
+from algos.training.stage.config import OptimizerConfig
 from algos.training.trl import baseline as trl_baseline
+from evaluation.tasks.files import read_jsonl, write_jsonl
 
 CPU = torch.device("cpu")
 TOKENIZER = tiny_tokenizer()

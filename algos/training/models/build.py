@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import SettingsError, read_jsonl
-from algos.training.config import ModelConfig, parse
+from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import build_model, load_policy, load_tokenizer, save_policy, train_tokenizer
+from algos.training.models.config import ModelConfig
+from algos.training.stage.config import parse
 from algos.training.stage.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
+from evaluation.tasks.files import read_jsonl
 
 
 def load_hub_or_folder(config: ModelConfig):

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from algos.pieces.settings import SettingsError, write_json
-from algos.training.config import ModelConfig
+from algos.pieces.settings import SettingsError
+from algos.training.models.config import ModelConfig
 from algos.training.models.lora import merged
 from algos.training.models.packing import forward, plain
 from algos.training.update.optimize import master_of
+from evaluation.tasks.files import write_json
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 

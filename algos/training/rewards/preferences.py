@@ -10,10 +10,12 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError, write_jsonl
-from algos.training.config import PreferenceConfig, parse
+from algos.pieces.settings import SettingsError
+from algos.training.rewards.config import PreferenceConfig
+from algos.training.sampling.respond import draw_problems, respond
+from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
-from evaluation.evaluate import draw_problems, respond
+from evaluation.tasks.files import write_jsonl
 
 
 def preference_row(problem: dict, responses: list[dict], flip_share: float, rng: random.Random) -> dict:

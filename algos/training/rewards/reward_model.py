@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from algos.pieces.settings import read_jsonl
-from algos.training.config import RewardModelConfig, parse
 from algos.training.models.checkpoints import (
     ScalarModel,
     encode_prompt,
@@ -27,6 +25,8 @@ from algos.training.models.checkpoints import (
     resolve_device,
 )
 from algos.training.models.packing import Layout, shares_prompts
+from algos.training.rewards.config import RewardModelConfig
+from algos.training.stage.config import parse
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -39,9 +39,10 @@ from algos.training.stage.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.supervised.sft import Example, as_batch
+from algos.training.supervised.examples import Example, as_batch
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.statistics import wilson
+from evaluation.tasks.files import read_jsonl
 
 
 def bradley_terry_loss(

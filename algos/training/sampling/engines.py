@@ -5,9 +5,6 @@ synchronized after every update. Two canaries tell when it was not: the fingerpr
 with the policy's before every batch, and the ratio of trainer to sampler probabilities, which is 1 on fresh weights.
 """
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,47 +12,12 @@ from algos.pieces.kl import log_ratio
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
 from algos.training.config import RunConfig
+from algos.training.sampling.engine import Engine, Sampling, StaleWeights
 from algos.training.sampling.sampler import sample
 
 RATIO_FACTOR = 5.0  # the canary's limit over the first batch's figure: entropy, and with it rounding, changes in a run
 RATIO_FLOOR = 1.0e-4  # and at least this: float32 gives about 1e-6, one update of the default study about 1e-2
 RATIO_CEILING = 0.05  # no honest engine begins above this: bfloat16 engines are reported at 1e-3 to 1e-2
-
-
-class StaleWeights(RuntimeError):
-    """The engine sampled, or was about to sample, from other weights than the policy's."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are sampled."""
-
-    group_size: int  # G, responses to each prompt
-    max_response_tokens: int  # T
-    temperature: float = 1.0  # 0: greedy, with log-probabilities of 0
-
-
-class Engine(ABC):
-    """Samples responses of a policy. synchronize is called after every update of the policy, close at the end."""
-
-    exact: bool  # its log-probabilities come from the trainer's own model: they are the trainer's but for rounding
-
-    @abstractmethod
-    def sample(self, policy, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Rollouts:
-        """G responses to each of P prompts, with their log-probabilities, on the policy's device.
-
-        A response ends with its first end-of-sequence token, or is truncated. generator lives on the policy's device;
-        the same state of it and the same weights give the same responses. Raises StaleWeights if the engine holds other
-        weights than the policy.
-        """
-
-    @abstractmethod
-    def synchronize(self, policy) -> None:
-        """Take over the policy's weights."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give back what the engine holds."""
 
 
 class TransformersEngine(Engine):

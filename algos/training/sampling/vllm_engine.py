@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
-from algos.training.config import VllmConfig
 from algos.training.models.lora import merged
-from algos.training.sampling.engines import Engine, Sampling, StaleWeights
+from algos.training.sampling.config import VllmConfig
+from algos.training.sampling.engine import Engine, Sampling, StaleWeights
 from algos.training.sampling.fingerprint import differing, fingerprint
 from algos.training.stage.record import PROJECT, show_all_packages
 

@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
-from algos.pieces.settings import SettingsError, write_json
+from algos.pieces.settings import SettingsError
+from evaluation.tasks.files import write_json
 
 PROJECT = Path(__file__).resolve().parents[3]
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl")

@@ -8,21 +8,20 @@ tokens stand in for the full distributions. The mathematics is in algos/distilla
         --prompts FILE --data FILE --out DIR
 """
 
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from algos import distillation
-from algos.pieces.settings import SettingsError, read_jsonl
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import Batch, Totals, make_batch
-from algos.training.config import DistillationConfig, loaded_dtype, parse
 from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
 from algos.training.sampling.sampler import decode_ids, sample
+from algos.training.stage.config import loaded_dtype, parse
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -35,46 +34,12 @@ from algos.training.stage.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.supervised.sft import Example, as_batch, encode_examples
+from algos.training.supervised.config import DistillationConfig
+from algos.training.supervised.examples import Texts, as_batch, encode_examples, schedule
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks import check_rows
 from evaluation.tasks.answers import extract_strict, gold_answer, is_correct
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where one optimizer step's text comes from."""
-
-    on_policy: bool
-    rows: list[int]  # of the prompts if on_policy, else of the given examples
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What the steps draw from: prompts for the student, and given examples."""
-
-    prompts: list[list[int]]  # token ids
-    examples: list[Example]
-
-
-def schedule(config: DistillationConfig, texts: Texts) -> list[Step]:
-    """Every step's source and rows, a function of the seed alone: a coin a step, shuffled passes over either source."""
-    coins = random.Random(config.seed)
-    prompts, examples = (_passes(len(rows), config.seed) for rows in (texts.prompts, texts.examples))
-    steps = []
-    for _ in range(config.steps):
-        on_policy = coins.random() < config.on_policy_share
-        source, count = (prompts, config.prompts_per_step) if on_policy else (examples, config.responses_per_step)
-        steps.append(Step(on_policy, [next(source) for _ in range(count)]))
-    return steps
-
-
-def _passes(rows: int, seed: int) -> Iterator[int]:
-    """Row numbers without end, in shuffled passes over all rows."""
-    rng, order = random.Random(seed), list(range(rows))
-    while order:
-        rng.shuffle(order)
-        yield from order
+from evaluation.tasks.files import read_jsonl
 
 
 def accumulate_gradients(

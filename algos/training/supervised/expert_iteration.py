@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import SettingsError, write_jsonl
-from algos.training.config import ExpertIterationConfig, RejectionConfig, parse
+from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.sampling.respond import draw_problems, sampled
+from algos.training.stage.config import parse
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -32,11 +33,13 @@ from algos.training.stage.record import (
     stage_parser,
     use_threads,
 )
+from algos.training.supervised.config import ExpertIterationConfig, RejectionConfig
+from algos.training.supervised.examples import encode_examples
 from algos.training.supervised.rejection_sampling import accept
-from algos.training.supervised.sft import encode_examples, fit
+from algos.training.supervised.sft import fit
 from algos.training.update.optimize import make_optimizer
-from evaluation.evaluate import draw_problems, sampled
 from evaluation.tasks.answers import gold_answer
+from evaluation.tasks.files import write_jsonl
 
 
 def with_hint(problem: dict, hint: str) -> dict:

@@ -10,10 +10,12 @@ By hand:
 from dataclasses import asdict
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError, write_jsonl
-from algos.training.config import RejectionConfig, parse
+from algos.pieces.settings import SettingsError
+from algos.training.sampling.respond import draw_problems, respond
+from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
-from evaluation.evaluate import draw_problems, respond
+from algos.training.supervised.config import RejectionConfig
+from evaluation.tasks.files import write_jsonl
 
 
 def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:

@@ -5,7 +5,6 @@ prompts are context only. With trainer trl the same examples, in the same order,
     python -m algos.training.supervised.sft --settings '{"seed": 0}' --model DIR --data FILE --out DIR
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,12 +12,8 @@ from pathlib import Path
 import torch
 
 from algos.pieces.masked import masked_sum
-from algos.pieces.settings import read_jsonl
-from algos.pieces.types import Batch, Rollouts, Totals, make_batch
-from algos.training.config import SupervisedConfig, loaded_dtype, parse
+from algos.pieces.types import Totals
 from algos.training.models.checkpoints import (
-    encode_prompt,
-    encode_response,
     load_policy,
     load_tokenizer,
     resolve_device,
@@ -26,6 +21,7 @@ from algos.training.models.checkpoints import (
 )
 from algos.training.models.logprobs import token_logprobs
 from algos.training.models.packing import Layout, shares_prompts
+from algos.training.stage.config import loaded_dtype, parse
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -38,61 +34,11 @@ from algos.training.stage.record import (
     stage_parser,
     use_threads,
 )
+from algos.training.supervised.config import SupervisedConfig
+from algos.training.supervised.examples import Example, as_batch, encode_examples, ordered_batches
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks import check_rows
-
-Example = tuple[list[int], list[int]]  # token ids of a prompt and of its response
-LENGTH_POOL = 8  # batches whose examples are sorted by length together, to save padding
-
-
-def example_batches(lengths: list[int], steps: int, batch_size: int, seed: int):
-    """Example indices of each optimizer step: shuffled passes over all, examples of similar length together."""
-    rng = random.Random(seed)
-    pending: list[list[int]] = []
-    order: list[int] = []
-    for _ in range(steps):
-        if not pending:
-            while len(order) < LENGTH_POOL * batch_size:
-                epoch = list(range(len(lengths)))
-                rng.shuffle(epoch)
-                order += epoch
-            pool, order = order[: LENGTH_POOL * batch_size], order[LENGTH_POOL * batch_size :]
-            pool.sort(key=lambda i: lengths[i])
-            pending = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
-            rng.shuffle(pending)
-        yield pending.pop()
-
-
-def encode_examples(tokenizer, rows: list[dict]) -> list[Example]:
-    """Rows with prompt and answer as token ids, each response with its end-of-sequence."""
-    return [(encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["answer"])) for row in rows]
-
-
-def ordered_batches(examples: list[Example], config: SupervisedConfig) -> list[list[Example]]:
-    """The examples of each optimizer step: what both trainers train on, in this order."""
-    lengths = [len(prompt) + len(response) for prompt, response in examples]
-    chosen = example_batches(lengths, config.steps, config.batch_size, config.seed)
-    return [[examples[i] for i in step] for step in chosen]
-
-
-def as_batch(examples: list[Example], pad_id: int, device) -> Batch:
-    """(prompt, response) token ids as a batch; rewards and sampler log-probabilities are not used."""
-    width = max(len(response) for _, response in examples)
-    ids = torch.full((len(examples), width), pad_id)
-    for row, (_, response) in enumerate(examples):
-        ids[row, : len(response)] = torch.tensor(response)
-    mask = torch.arange(width) < torch.tensor([len(response) for _, response in examples])[:, None]
-    rollouts = Rollouts(
-        [prompt for prompt, _ in examples],
-        1,
-        ids.to(device),
-        mask.to(device),
-        torch.zeros_like(ids, dtype=torch.float32, device=device),
-        torch.zeros(len(examples), dtype=torch.bool, device=device),
-    )
-    number: dict[tuple[int, ...], int] = {}
-    groups = [number.setdefault(tuple(prompt), len(number)) for prompt, _ in examples]
-    return replace(make_batch(rollouts, torch.zeros(len(examples)), pad_id), groups=torch.tensor(groups, device=device))
+from evaluation.tasks.files import read_jsonl
 
 
 def fit(

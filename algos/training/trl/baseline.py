@@ -28,8 +28,8 @@ from torch import nn
 
 import algos.training.trl.without_vllm  # noqa: F401
 from algos.describe import estimator
-from algos.pieces.settings import SettingsError, read_jsonl
-from algos.training.config import RunConfig, loaded_dtype
+from algos.pieces.settings import SettingsError
+from algos.training.config import RunConfig
 from algos.training.experience import prompt_schedule
 from algos.training.models.checkpoints import (
     ScalarModel,
@@ -41,10 +41,12 @@ from algos.training.models.checkpoints import (
 )
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.sampling.sampler import decode_ids
+from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import Phases, Progress, Record, component_memory, peak_memory, resident_bytes
 from algos.training.trl.options import check, grpo_arguments, ppo_arguments, rloo_arguments, twin_of
 from algos.training.update.optimize import make_optimizer
 from evaluation.tasks import check_rows
+from evaluation.tasks.files import read_jsonl
 
 
 class Monitor:

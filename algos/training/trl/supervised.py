@@ -20,10 +20,9 @@ from torch import Tensor
 
 import algos.training.trl.without_vllm  # noqa: F401
 from algos.pieces.settings import SettingsError
-from algos.training.config import DistillationConfig, SupervisedConfig
 from algos.training.stage.record import Phases
-from algos.training.supervised.distillation import Texts, schedule
-from algos.training.supervised.sft import Example, ordered_batches
+from algos.training.supervised.config import DistillationConfig, SupervisedConfig
+from algos.training.supervised.examples import Example, Texts, ordered_batches, schedule
 
 IGNORED = -100  # the label of a token without a loss
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from algos.training.config import OptimizerConfig
+from algos.training.stage.config import OptimizerConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int, learning_rate: float | None = None):

@@ -1,0 +1,89 @@
+"""(2) Graded responses of a checkpoint to problems: what preferences, rejection sampling and evaluation share."""
+
+import random
+
+import numpy as np
+import torch
+
+from algos.pieces.settings import SettingsError
+from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
+from algos.training.sampling.sampler import decode, sample
+from evaluation.tasks import check_rows
+from evaluation.tasks.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct
+from evaluation.tasks.files import read_jsonl
+
+GREEDY = -1  # the `sample` number of the greedy response
+
+
+def draw_problems(path: str, count: int, seed: int, where: str) -> list[dict]:
+    """`count` problems of a JSONL file, chosen by the seed. Raises SettingsError if there are fewer."""
+    problems = read_jsonl(path)
+    check_rows(problems, path)
+    if count > len(problems):
+        raise SettingsError(f"{where} is {count}, but {path} has {len(problems)} problems.")
+    return random.Random(seed).sample(problems, count)
+
+
+def respond(checkpoint: str, problems: list[dict], samples: int, config, progress=None) -> list[dict]:
+    """`samples` graded responses to every problem, sampled from the checkpoint; samples 0: one greedy response.
+
+    config has seed, temperature, max_response_tokens, device and dtype. Rows are in the order of the problems.
+    """
+
+    device = resolve_device(config.device)
+    tokenizer, policy = load_tokenizer(checkpoint), load_policy(checkpoint, device, config.dtype)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    rows = []
+    for part, _ in sampled(policy, tokenizer, problems, samples, config, generator):
+        rows += part
+        if progress is not None:
+            done = len(rows) // max(samples, 1)
+            progress.update(done, accuracy=float(np.mean([r["correct"] for r in rows])))
+    return rows
+
+
+def sampled(policy, tokenizer, problems: list[dict], samples: int, config, generator):
+    """Yields the graded rows of some of the problems, in their order, and the rollouts that they come from."""
+
+    group, temperature = max(samples, 1), config.temperature if samples else 0.0
+    chunk = max(getattr(config, "rows_at_once", 512) // group, 1)
+    for start in range(0, len(problems), chunk):
+        part = problems[start : start + chunk]
+        rollouts = sample(
+            policy,
+            tokenizer,
+            [encode_prompt(tokenizer, p["prompt"]) for p in part],
+            group,
+            config.max_response_tokens,
+            temperature,
+            generator,
+            group * len(part),
+        )
+        lengths, truncated = rollouts.response_mask.sum(dim=1).tolist(), rollouts.truncated.tolist()
+        numbers = range(samples) if samples else (GREEDY,)
+        yield (
+            [
+                graded(part[i // group], numbers[i % group], text, lengths[i], truncated[i])
+                for i, text in enumerate(decode(tokenizer, rollouts))
+            ],
+            rollouts,
+        )
+
+
+def graded(problem: dict, number: int, response: str, tokens: int, truncated: bool) -> dict:
+    """One response's row: what it said, what was understood, and whether that is right."""
+    gold = gold_answer(problem["answer"])
+    strict, flexible = extract_strict(response), extract_flexible(response)
+    return {
+        "problem": problem["id"],
+        "sample": number,
+        "response": response,
+        "tokens": tokens,
+        "truncated": truncated,
+        "format": has_format(response),
+        "strict": strict,
+        "flexible": flexible,
+        "gold": gold,
+        "correct": is_correct(strict, gold),
+        "correct_flexible": is_correct(flexible, gold),
+    }

@@ -1,0 +1,38 @@
+"""Settings of evaluation, and of the prompt around a question."""
+
+from dataclasses import dataclass
+
+from algos.pieces.settings import DTYPES, one_of, positive
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How every checkpoint is evaluated; the same for all."""
+
+    seed: int = 0  # of the sampling
+    samples: int = 8  # k of mean@k, pass@k and maj@k
+    temperature: float = 1.0  # of the sampled responses
+    max_response_tokens: int = 48
+    rows_at_once: int = 512  # responses generated side by side; bounds memory
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        positive(self, "samples", "temperature", "max_response_tokens", "rows_at_once")
+        one_of(self.dtype, DTYPES, "dtype")
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How a question becomes a prompt."""
+
+    template: str = "Question: {question}\nAnswer:\n"  # the text around the question
+    chat: bool = False  # true: the template's text is a user message in the tokenizer's chat template
+
+    def __post_init__(self):
+        if self.template.count("{question}") != 1:
+            raise ValueError(f"template must contain {{question}} once, got {self.template!r}")
+
+    def prompt(self, question: str) -> str | list[dict]:
+        text = self.template.replace("{question}", question)
+        return [{"role": "user", "content": text}] if self.chat else text
