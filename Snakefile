@@ -1,7 +1,6 @@
 # The study on one screen. `snakemake --cores all` runs pipelines/config.yaml; another study:
 #     snakemake --cores all --configfile pipelines/studies/smoke.yaml
-from pathlib import Path
-
+# The study file is the graph: every stage says what it starts from. There is one rule for each kind of stage.
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -11,13 +10,13 @@ if not workflow.configfiles:  # none was given
     configfile: "pipelines/config.yaml"
 
 
-include: "pipelines/common.smk"
-include: "pipelines/data.smk"
-include: "pipelines/supervised.smk"
-include: "pipelines/reward.smk"
-include: "pipelines/train.smk"
-include: "pipelines/evaluate.smk"
-include: "pipelines/report.smk"
+include: "pipelines/rules/common.smk"
+include: "pipelines/rules/start.smk"
+include: "pipelines/rules/supervised.smk"
+include: "pipelines/rules/rewards.smk"
+include: "pipelines/rules/rl.smk"
+include: "pipelines/rules/evaluate.smk"
+include: "pipelines/rules/report.smk"
 
 
 rule all:

@@ -1,10 +1,11 @@
-"""Task -> train.jsonl, dev.jsonl, test.jsonl and demonstrations.jsonl, each row with its prompt.
+"""Task -> train.jsonl, dev.jsonl, test.jsonl, demonstrations.jsonl and text.jsonl, each row with its prompt.
 
 By hand: python -m evaluation.data --task '{"name": "gsm8k", "settings": {"path": "DIR"}}' --prompt '{}' --out DIR
 """
 
 import argparse
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +15,27 @@ from evaluation.tasks import TaskSettings, load_task
 from evaluation.tasks.files import write_jsonl
 
 
+def unanswered_text(demonstrations: list[dict], seed: int) -> list[dict]:
+    """The task's text as a base model may have read it: few of its questions are answered.
+
+    After a third of the questions stands another question, after a third the working without its last line, which
+    holds the answer, and after a third the whole worked solution.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for row in demonstrations:
+        working = row["answer"].rpartition("\n")[0].strip()
+        another = rng.choice(demonstrations)["question"]
+        rows.append({**row, "answer": rng.choice([another, working or another, row["answer"]])})
+    return rows
+
+
 def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:
     """Write the splits into out, beside the stage's record; nothing is written if any row is bad."""
     from algos.training.stage.record import Record
 
     splits = load_task(task)
+    splits["text"] = unanswered_text(splits["demonstrations"], task.seed)
     record = Record(out, "data", {"task": asdict(task), "prompt": asdict(prompt)}, threads=1, name="data")
     for split, rows in splits.items():
         write_jsonl(

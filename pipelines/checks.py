@@ -1,0 +1,141 @@
+"""Mistakes in a study, found before anything runs. Every message names the stage, the key, the value and the fix."""
+
+import re
+from pathlib import Path
+
+from algos.pieces.settings import SettingsError, one_of
+from algos.training.config import RunConfig
+from algos.training.models.config import ModelConfig
+from algos.training.stage.config import parse
+from pipelines.graph import Stage
+from pipelines.kinds import EVALUATED
+from pipelines.plan import Plan, without
+
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+KL_SETTINGS = ("kl_estimator", "kl_in", "kl_direction", "kl_importance_weighted", "kl_target", "kl_horizon")
+
+
+def check(plan: Plan) -> None:
+    """Raise SettingsError for the first mistake among the models, the evaluation and the stages."""
+    for name, values in plan.settings.models.items():
+        _check_model(plan, name, values)
+    plan.evaluation()
+    for stage in plan.stages.values():
+        _check_stage(plan, stage)
+
+
+def _check_model(plan: Plan, name: str, values: dict) -> None:
+    where = f"models.{name}"
+    tokenizer = values.get("tokenizer")
+    model = parse(ModelConfig, without(values, "tokenizer"), where)
+    _check_path(model.path, f"{where}.path")
+    if tokenizer is not None:
+        others = [other for other in plan.settings.models if other != name]
+        one_of(tokenizer, others, f"{where}.tokenizer")
+        if "tokenizer" in plan.settings.models[tokenizer]:
+            raise SettingsError(f"{where}.tokenizer: {tokenizer} takes its own from another model; name that one.")
+        if model.path is not None:
+            raise SettingsError(f"{where}.tokenizer: a model with a path has its own tokenizer; remove this key.")
+
+
+def _check_stage(plan: Plan, stage: Stage) -> None:
+    where = f"stages.{stage.name}"
+    seeds = plan.seeds_of(stage.name)
+    for key, kinds in (("threads", int), ("evaluate", bool)):
+        value = plan.common(stage, key)
+        if value is not None and type(value) is not kinds:
+            raise SettingsError(
+                f"{where}.{key} must be {'a whole number' if kinds is int else 'true or false'}, got {value!r}."
+            )
+    if plan.threads(stage.name) < 1:
+        raise SettingsError(f"{where}.threads must be at least 1, got {plan.threads(stage.name)}.")
+    if stage.values.get("evaluate") is not None and stage.kind not in EVALUATED:
+        raise SettingsError(f"{where}.evaluate: a stage of kind {stage.kind} is never evaluated; remove this key.")
+    config = plan.parsed(stage.name, seeds[0])
+    _check_trainer(plan, config, where)
+    if isinstance(config, RunConfig):
+        _check_rl(plan, stage, config, where)
+    if stage.kind == "preferences":
+        _check_preferences(plan, stage, where)
+    _check_unused_edges(plan, stage, where)
+    for key, target in plan.edges(stage.name).items():
+        for seed in seeds if target in plan.stages else ():
+            plan.seed_of(target, seed, f"{where}.{key}", stage.name)
+    _check_sizes(plan, config, where)
+
+
+def _check_trainer(plan: Plan, config, where: str) -> None:
+    if getattr(config, "trainer", "own") != "trl":
+        return
+    from algos.training.trl import baseline, supervised
+
+    try:
+        (baseline.check if isinstance(config, RunConfig) else supervised.check)(config)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from None
+
+
+def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
+    idle = [key for key in KL_SETTINGS if key in (stage.own.get("settings") or {})]
+    if idle and config.hparams.kl_coef == 0 and stage.varies is None:
+        raise SettingsError(
+            f"{where}.settings: {', '.join(idle)} without effect, as kl_coef is 0: there is no KL term and no "
+            "reference; set kl_coef above 0, or remove what has no effect."
+        )
+    layers = getattr(config.hparams, "critic_layers", None)
+    start = parse(ModelConfig, without(plan.settings.models[plan.origin(stage.name)], "tokenizer"), "models")
+    if layers is not None and "critic" not in plan.edges(stage.name) and not start.path and layers > start.layers:
+        raise SettingsError(
+            f"{where}.settings: critic_layers is {layers}, but models.{plan.origin(stage.name)}.layers is "
+            f"{start.layers}; at most that many."
+        )
+    if config.needs_reward_model and "reward_model" not in stage.edges:
+        named = [name for name, other in plan.stages.items() if other.kind == "reward_model"]
+        raise SettingsError(
+            f"{where}: it needs a reward model; write `reward_model:` and a stage of that kind. There are: "
+            f"{', '.join(named) or 'none'}."
+        )
+
+
+def _check_preferences(plan: Plan, stage: Stage, where: str) -> None:
+    path = stage.values.get("path")
+    if (path is None) == ("from" not in stage.edges):
+        raise SettingsError(
+            f"{where}: write `from:`, whose responses are compared, or `path:`, a file of your own pairs; one of them."
+        )
+    if path is not None and not (isinstance(path, str) and Path(path).is_file()):
+        raise SettingsError(f"{where}.path: there is no file {path!r}.")
+
+
+def _check_unused_edges(plan: Plan, stage: Stage, where: str) -> None:
+    """Refuse an edge that a stage writes itself and that has no effect; one that it takes over is left out."""
+    for key in stage.edges:
+        if key in stage.own and key not in plan.edges(stage.name):
+            raise SettingsError(f"{where}.{key}: without effect, as {_why_unused(plan, stage, key)}; remove it.")
+
+
+def _why_unused(plan: Plan, stage: Stage, key: str) -> str:
+    if stage.kind == "distillation":
+        return "on_policy_share is 1, so that all text is the student's own"
+    return {
+        "reward_model": "rewards do not name reward_model and no critic begins as one",
+        "reference": "kl_coef is 0, so that there is no reference",
+        "critic": "there is no separate critic that begins as a policy",
+    }[key]
+
+
+def _check_sizes(plan: Plan, config, where: str) -> None:
+    """Refuse a stage that asks for more problems than the task is told to make, before anything is trained."""
+    available = plan.settings.task.train
+    for part, owner in (("", config), ("sampling.", getattr(config, "sampling", None))):
+        for key in ("prompts_per_step", "prompts"):
+            size = getattr(owner, key, None)
+            if available is not None and size is not None and size > available:
+                raise SettingsError(
+                    f"{where}: {part}{key} is {size}, but task.train is {available}; at most that many."
+                )
+
+
+def _check_path(path: str | None, where: str) -> None:
+    if path is not None and not Path(path).is_dir() and not re.fullmatch(HUB_ID, path):
+        raise SettingsError(f"{where}: {path!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B.")

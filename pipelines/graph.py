@@ -1,0 +1,220 @@
+"""The stages of a study file as a graph: `like` and `vary` resolved, every edge checked, no circle."""
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from itertools import product
+
+from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError, one_of
+from pipelines.kinds import COMMON, KINDS, SPLITS, TRAINING_SPLITS
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+REPLACED = ("rewards",)  # a mapping that a stage writes anew; all other mappings are merged key by key
+VALUE = re.compile(r"[\w.+-]+")  # of a varied setting, as a part of a stage's name
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, or one of those that `vary` makes."""
+
+    name: str
+    kind: str
+    values: dict  # its settings, over those of the stage that it is like
+    own: dict  # as it is written
+    like: str | None
+    varies: str | None  # the stage of the file whose `vary` makes this one
+    edges: dict[str, str] = field(default_factory=dict)
+
+
+def merged(shared: dict, own: dict) -> dict:
+    """own over shared, mapping by mapping; null in own leaves a value out, whatever is shared."""
+    result = copy.deepcopy(shared)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both and key not in REPLACED else copy.deepcopy(value)
+    return result
+
+
+class Expansion:
+    """Resolves `like` and `vary`. Raises SettingsError for unknown names, circles and keys that cannot be."""
+
+    def __init__(self, written: dict[str, dict]):
+        self.written = written
+        self.made = {name: made for parent in written for name, made in self._made(parent).items()}
+        self.families = {name for name, stage in written.items() if stage.get("vary") is not None}
+        self.names = [name for parent in written for name in self._members(parent)]
+
+    def _members(self, parent: str) -> list[str]:
+        return [n for n, (p, _) in self.made.items() if p == parent] if parent in self.families else [parent]
+
+    def _made(self, parent: str) -> dict[str, tuple[str, dict]]:
+        """The stages that the `vary` of a stage makes: their names, the stage, and the value of each key."""
+        vary = self.written[parent].get("vary")
+        if vary is None:
+            return {}
+        where = f"stages.{parent}.vary"
+        if not isinstance(vary, dict) or not vary:
+            raise SettingsError(f"{where} must be a mapping of settings to lists of values, got {vary!r}.")
+        for key, values in vary.items():
+            if not isinstance(values, list) or not values:
+                raise SettingsError(f"{where}.{key} must be a list of at least one value, got {values!r}.")
+        table: dict[str, tuple[str, dict]] = {}
+        for values in product(*vary.values()):
+            chosen = dict(zip(vary, values, strict=True))
+            name = "-".join([parent, *(f"{key}={_shown(v, f'{where}.{key}')}" for key, v in chosen.items())])
+            if name in table:
+                raise SettingsError(f"{where} makes {name} twice; two stages cannot share a folder. Remove one value.")
+            table[name] = (parent, chosen)
+        return table
+
+    def stages(self) -> dict[str, Stage]:
+        """All stages in the order of the file."""
+        return {name: self._stage(name) for name in self.names}
+
+    def _stage(self, name: str) -> Stage:
+        parent, chosen = self.made.get(name, (name, {}))
+        own = {k: v for k, v in self.written[parent].items() if k != "vary"}
+        values = self.values(name, ())
+        kind = values.pop("kind")
+        values.pop("like", None)
+        edges = {key: values.pop(key) for key in KINDS[kind].edges if values.get(key) is not None}
+        for key in KINDS[kind].edges:
+            values.pop(key, None)
+        for key, target in edges.items():
+            if not isinstance(target, str):
+                raise SettingsError(f"stages.{name}.{key} must be the name of one stage or model, got {target!r}.")
+        return Stage(name, kind, values, own, own.get("like"), parent if chosen else None, edges)
+
+    def values(self, name: str, seen: tuple[str, ...]) -> dict:
+        """All that a stage writes or takes over from the stage that it is like."""
+        if name in seen:
+            raise SettingsError(f"stages.{seen[0]}.like: a circle, {' -> '.join([*seen, name])}; remove one `like`.")
+        parent, chosen = self.made.get(name, (name, {}))
+        own = {k: v for k, v in self.written[parent].items() if k != "vary"}
+        where = f"stages.{parent}"
+        shared: dict = {}
+        if "like" in own:
+            self.known(own["like"], self.names, f"{where}.like")
+            shared = self.values(own["like"], (*seen, name))
+            if own.get("kind", shared["kind"]) != shared["kind"]:
+                raise SettingsError(
+                    f"{where}.kind is {own['kind']}, but {own['like']}, which it is like, is of kind {shared['kind']}; "
+                    "remove kind."
+                )
+        elif "kind" not in own:
+            raise SettingsError(f"{where}: write `kind:`, one of {', '.join(KINDS)}, or `like:` and a stage.")
+        kind = own.get("kind", shared.get("kind"))
+        one_of(kind, KINDS, f"{where}.kind")
+        for key in own:
+            if key not in KINDS[kind].keys:
+                one_of(key, KINDS[kind].keys, f"{where}, key")
+        result = merged(shared, own)
+        for key, value in chosen.items():
+            _set(result, key, value, kind, f"{where}.vary")
+        return result
+
+    def known(self, name: object, allowed: list[str], where: str) -> None:
+        """Raise SettingsError unless the name is allowed; a stage with `vary` is named by the stages that it makes."""
+        if name in self.families:
+            raise SettingsError(f"{where}: {name} varies; name one of {', '.join(self._members(str(name)))}.")
+        one_of(name, allowed, where)
+
+
+def _shown(value: object, where: str) -> str:
+    """A varied value as a part of a name."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value) if isinstance(value, (int, float)) else value
+    if not isinstance(text, str) or not VALUE.fullmatch(text):
+        raise SettingsError(f"{where}: a varied value is a number, true, false, null or a plain word, got {value!r}.")
+    return text
+
+
+def _set(values: dict, key: str, value: object, kind: str, where: str) -> None:
+    """Set a varied key: a setting of the stage, a dotted part of one, or a hyperparameter of its algorithm."""
+    allowed = [name for name in KINDS[kind].keys if name not in COMMON]
+    algorithm = ALGORITHMS.get(values.get("algorithm", ""))
+    hparams = list(vars(algorithm.defaults)) if kind == "rl" and algorithm is not None else []
+    first, *rest = key.split(".")
+    if not rest and first in hparams and first not in allowed:
+        first, rest = "settings", [first]
+    one_of(first, [*allowed, *hparams], where)
+    for part in (first, *rest[:-1]) if rest else ():
+        values[part] = dict(values.get(part) or {})
+        values = values[part]
+    values[rest[-1] if rest else first] = value
+
+
+def check_names(models: dict, stages: dict) -> None:
+    """Raise SettingsError for a name that no folder may have, or that stands for two things."""
+    for section, names in (("models", models), ("stages", stages)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise SettingsError(f"{section}.{name}: a name is lower-case letters, digits and _, got {name!r}.")
+            if name in SPLITS:
+                raise SettingsError(f"{section}.{name}: this is the name of a split of the data; choose another.")
+    for name in stages:
+        if name in models:
+            raise SettingsError(f"stages.{name}: there is a model of this name; choose another.")
+
+
+def check_edges(stages: dict[str, Stage], models: dict, expansion: Expansion) -> None:
+    """Raise SettingsError for an edge that is missing, leads nowhere, to the wrong kind, or in a circle."""
+    kind_of = {split: "split" for split in SPLITS} | dict.fromkeys(models, "model")
+    kind_of |= {name: stage.kind for name, stage in stages.items()}
+    for stage in stages.values():
+        for name, edge in KINDS[stage.kind].edges.items():
+            where = f"stages.{stage.name}.{name}"
+            possible = [n for n, kind in kind_of.items() if kind in edge.sources and n not in ("dev", "test")]
+            target = stage.edges.get(name)
+            if target is None:
+                if edge.required:
+                    raise SettingsError(f"{where} is missing: {_wanted(edge.sources)}. There are: {_list(possible)}.")
+                continue
+            if target in ("dev", "test") and "split" in edge.sources:
+                raise SettingsError(
+                    f"{where}: {target} is there to measure with; train on {' or '.join(TRAINING_SPLITS)}."
+                )
+            expansion.known(target, list(kind_of), where)
+            if target not in possible:
+                raise SettingsError(
+                    f"{where}: {target} is {_named(kind_of[target])}, but this must be {_wanted(edge.sources)}. "
+                    f"There are: {_list(possible)}."
+                )
+    try:
+        TopologicalSorter({name: set(s.edges.values()) for name, s in stages.items()}).prepare()
+    except CycleError as error:
+        circle = list(reversed(error.args[1]))
+        key = next(k for k, target in stages[circle[0]].edges.items() if target == circle[1])
+        raise SettingsError(
+            f"stages.{circle[0]}.{key}: a circle, {' -> '.join(circle)}; a stage cannot come from itself."
+        ) from None
+
+
+def _named(kind: str) -> str:
+    return {"split": "a split of the data", "model": "a model"}.get(kind, f"a stage of kind {kind}")
+
+
+def _wanted(sources: tuple[str, ...]) -> str:
+    kinds = [source for source in sources if source not in ("model", "split")]
+    first = {"model": ["a model"], "split": [f"a split ({' or '.join(TRAINING_SPLITS)})"]}
+    parts = [*first.get(sources[0], []), *([f"a stage of kind {' or '.join(kinds)}"] if kinds else [])]
+    return ", or ".join(parts)
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def ancestors(stages: dict[str, Stage], starts: list[str], needed: Callable[[Stage], dict[str, str]]) -> set[str]:
+    """The stages that the given ones need, themselves included."""
+    found, waiting = set(), list(starts)
+    while waiting:
+        name = waiting.pop()
+        if name in stages and name not in found:
+            found.add(name)
+            waiting += needed(stages[name]).values()
+    return found

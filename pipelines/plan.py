@@ -1,0 +1,250 @@
+"""A study as its file writes it: its settings, the graph of its stages, and the settings of each stage."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError, from_dict, one_of
+from algos.training.config import RunConfig
+from algos.training.models.config import ModelConfig
+from algos.training.stage.config import parse
+from algos.training.supervised.config import DistillationConfig
+from evaluation.config import EvaluationConfig, PromptSettings
+from evaluation.tasks import TaskSettings
+from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_names, merged
+from pipelines.kinds import COMMON, EVALUATED, KINDS
+
+FOLDER_NAME = re.compile(r"[\w.-]+")
+SAMPLING = ("max_response_tokens", "temperature")
+PLACED = ("device", "dtype")  # set for the study as a whole, unless a stage says otherwise
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What all stages that sample share, unless one says otherwise."""
+
+    max_response_tokens: int = 48
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class MlflowSettings:
+    tracking_uri: str | None = None  # null: a SQLite file in the results folder
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """A study file: one comparison, from the task to the report."""
+
+    study: str  # its name, in the report and in MLflow
+    task: TaskSettings
+    models: dict[str, dict]  # where the graph begins: a shape to build, a folder, or a hub id
+    stages: dict[str, dict]
+    seeds: tuple[int, ...]  # of the stages: prompt order, sampling, minibatches
+    results: str | None = None  # folder; null: results/ and the study's name
+    seed: int = 0  # of the models' initial weights, and of the sampling of the evaluation
+    device: str = "auto"  # auto: CUDA where there is one
+    dtype: str = "float32"
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    defaults: dict[str, dict] = field(default_factory=dict)  # by kind of stage
+    evaluation: dict = field(default_factory=dict)
+    mlflow: MlflowSettings = field(default_factory=MlflowSettings)
+
+
+class Plan:
+    """The settings and stages of a study. Raises SettingsError where they cannot be read; `checks` looks further."""
+
+    def __init__(self, config: dict, inherited: dict[str, list[tuple[str, ...]]]):
+        """inherited is filled: for each stage the places in the file that it takes settings from, nearest first."""
+        self._read(config)
+        self._build(inherited)
+
+    def _read(self, config: dict) -> None:
+        for section in ("models", "stages", "defaults"):
+            for name, value in (config.get(section) or {}).items() if isinstance(config.get(section), dict) else ():
+                if not isinstance(value, dict) and not (section == "models" and isinstance(value, str)):
+                    raise SettingsError(f"{section}.{name} must be a mapping of settings, got {value!r}.")
+        models = config.get("models")
+        if isinstance(models, dict):  # a folder or a hub id alone is short for its path
+            models = {name: {"path": value} if isinstance(value, str) else value for name, value in models.items()}
+            config = {**config, "models": models}
+        self.settings = from_dict(StudySettings, config, "the study")
+        self.config = config
+        self.name, self.seeds = self.settings.study, list(self.settings.seeds)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise SettingsError(f"seeds must be different whole numbers, at least one, got {self.seeds}.")
+        if self.settings.results is None and not FOLDER_NAME.fullmatch(self.name):
+            raise SettingsError(f"study: {self.name!r} is no name of a folder; choose another, or write `results:`.")
+        self.results = self.settings.results or f"results/{self.name}"
+        if set("{}") & set(self.results):
+            raise SettingsError(
+                f"results: Snakemake reads braces as wildcards; choose a folder without, got {self.results!r}."
+            )
+
+    def _build(self, inherited: dict[str, list[tuple[str, ...]]]) -> None:
+        """The stages with all that they take over; fills in where each takes settings from."""
+        check_names(self.settings.models, self.settings.stages)
+        for kind, values in self.settings.defaults.items():
+            one_of(kind, KINDS, "defaults, key")
+            allowed = [key for key in KINDS[kind].keys if key not in COMMON or key == "threads"]
+            for key in values:
+                one_of(key, allowed, f"defaults.{kind}, key")
+        expansion = Expansion(self.settings.stages)
+        self.stages = expansion.stages()
+        for stage in self.stages.values():
+            inherited[stage.name] = self._sources(stage)
+        check_edges(self.stages, self.settings.models, expansion)
+
+    def _sources(self, stage: Stage) -> list[tuple[str, ...]]:
+        """The places in the file that a stage takes settings from, nearest first."""
+        places: list[tuple[str, ...]] = []
+        current: Stage | None = stage
+        while current is not None:
+            if current.varies:
+                places.append(("stages", current.varies))
+            elif current is not stage:
+                places.append(("stages", current.name))
+            current = self.stages.get(current.like or "")
+        return [*places, ("defaults", stage.kind)]
+
+    def edges(self, name: str) -> dict[str, str]:
+        return self._used[name]
+
+    @cached_property
+    def _used(self) -> dict[str, dict[str, str]]:
+        """The edges of each stage that its settings use."""
+        return {name: self._used_edges(stage) for name, stage in self.stages.items()}
+
+    def _used_edges(self, stage: Stage) -> dict[str, str]:
+        edges, config = dict(stage.edges), self.parsed(stage.name, self.seeds_of(stage.name)[0])
+        unused = []
+        if isinstance(config, RunConfig):
+            hparams = config.hparams
+            own_critic = getattr(hparams, "critic", None) == "separate" and hparams.critic_init == "policy"
+            unused += [] if config.needs_reward_model else ["reward_model"]
+            unused += [] if hparams.needs_reference else ["reference"]
+            unused += [] if hparams.has_critic and own_critic else ["critic"]
+        if isinstance(config, DistillationConfig) and config.on_policy_share == 1:
+            unused.append("data")
+        return {key: target for key, target in edges.items() if key not in unused}
+
+    def seeds_of(self, name: str) -> list[int]:
+        stage = self.stages[name]
+        seeds = stage.values.get("seeds", self.seeds)
+        if (
+            not isinstance(seeds, (list, tuple))
+            or not seeds
+            or any(type(seed) is not int or seed < 0 for seed in seeds)
+            or len(set(seeds)) < len(seeds)
+        ):
+            raise SettingsError(f"stages.{name}.seeds must be a list of different whole numbers, got {seeds!r}.")
+        return list(seeds)
+
+    def seed_of(self, target: str, seed: int, where: str, stage: str) -> int:
+        """The seed of an edge's stage: the same, or its only one."""
+        seeds = self.seeds_of(target)
+        if len(seeds) == 1:
+            return seeds[0]
+        if seed in seeds:
+            return seed
+        raise SettingsError(
+            f"{where}: {target} has the seeds {', '.join(map(str, seeds))}, but {stage} runs with seed {seed}; give "
+            f"{target} one seed, or the seeds of {stage}."
+        )
+
+    def origin(self, name: str) -> str:
+        """The model that the checkpoint of a stage descends from."""
+        while name in self.stages:
+            name = self.stages[name].edges["from"]
+        return name
+
+    @cached_property
+    def evaluated(self) -> list[str]:
+        """The stages that make a policy, in the order of the file, but for those with `evaluate: false`."""
+        return [n for n, s in self.stages.items() if s.kind in EVALUATED and s.values.get("evaluate") is not False]
+
+    @cached_property
+    def needed(self) -> set[str]:
+        """The stages that the report needs."""
+        return ancestors(self.stages, self.evaluated, lambda stage: self.edges(stage.name))
+
+    def of_kind(self, kind: str) -> list[str]:
+        return [name for name, stage in self.stages.items() if stage.kind == kind]
+
+    def common(self, stage: Stage, key: str):
+        return stage.values.get(key, self.settings.defaults.get(stage.kind, {}).get(key))
+
+    def threads(self, name: str) -> int:
+        value = self.common(self.stages[name], "threads")
+        return 1 if value is None else value
+
+    def values(self, name: str, seed: int) -> dict:
+        """Settings of a stage: those of the study, of its kind, of its algorithm, its own, its seed."""
+        stage = self.stages[name]
+        kind = KINDS[stage.kind]
+        placed = {key: getattr(self.settings, key) for key in PLACED}
+        sampling = {key: getattr(self.settings.sampling, key) for key in SAMPLING}
+        shared = self.settings.defaults.get(stage.kind, {})
+        own = {k: v for k, v in merged(shared, {}).items() if k not in (*COMMON, *kind.edges, *kind.others)}
+        if stage.kind == "rl":
+            own = self._with_algorithm(own, stage)
+        own = merged(own, {k: v for k, v in stage.values.items() if k not in (*COMMON, *kind.others)})
+        if stage.kind == "expert_iteration":
+            return {
+                **own,
+                "sampling": {**placed, **sampling, **(own.get("sampling") or {}), "seed": seed},
+                "training": {**placed, **(own.get("training") or {}), "seed": seed},
+            }
+        names = kind.keys
+        return {**{k: v for k, v in {**placed, **sampling}.items() if k in names}, **own, "seed": seed}
+
+    def _with_algorithm(self, shared: dict, stage: Stage) -> dict:
+        """The settings that an algorithm brings for its runs, over the shared ones; its rewards are added to theirs."""
+        algorithm = stage.values.get("algorithm", shared.get("algorithm"))
+        run = dict(ALGORITHMS[algorithm].run) if algorithm in ALGORITHMS else {}
+        if "rewards" in run:
+            run["rewards"] = {**shared.get("rewards", {"correctness": 1.0}), **run["rewards"]}
+        return merged(shared, run)
+
+    def parsed(self, name: str, seed: int):
+        """The settings object of a stage."""
+        values = self.values(name, seed)
+        if self.stages[name].kind == "rl" and "algorithm" not in values:
+            raise SettingsError(f"stages.{name}: write `algorithm: <name>`; `python -m algos list` prints the names.")
+        return parse(KINDS[self.stages[name].kind].settings, values, f"stages.{name}")
+
+    def resolved(self, name: str, seed: int) -> dict:
+        """All settings of a stage, defaults filled in: they go to its command, and its re-runs depend on them.
+
+        So a changed default makes again what it changes, and a default that is written out makes nothing again.
+        """
+        config = self.parsed(name, seed)
+        return config.resolved() if isinstance(config, RunConfig) else asdict(config)
+
+    def model(self, name: str) -> dict:
+        return asdict(parse(ModelConfig, without(self.settings.models[name], "tokenizer"), f"models.{name}"))
+
+    def tokenizer_of(self, name: str) -> str | None:
+        """The model whose tokenizer this one takes."""
+        return self.settings.models[name].get("tokenizer")
+
+    @cached_property
+    def parsed_evaluation(self) -> EvaluationConfig:
+        shared = {key: getattr(self.settings, key) for key in PLACED}
+        shared |= {key: getattr(self.settings.sampling, key) for key in SAMPLING}
+        return parse(EvaluationConfig, {**shared, "seed": self.settings.seed, **self.settings.evaluation}, "evaluation")
+
+    def evaluation(self) -> dict:
+        return asdict(self.parsed_evaluation)
+
+    def task(self) -> dict:
+        return asdict(self.settings.task)
+
+    def prompt(self) -> dict:
+        return asdict(self.settings.prompt)
+
+
+def without(values: dict, key: str) -> dict:
+    return {name: value for name, value in values.items() if name != key}

@@ -1,0 +1,36 @@
+# (7) The checkpoints of all seeds of a stage + test problems -> one scored row for each response
+
+
+def seed_folders(wildcards):
+    return [STUDY.folder(wildcards.stage, seed) for seed in STUDY.seeds_of(wildcards.stage)]
+
+
+def checkpoints(wildcards):
+    return [f"{folder}/checkpoint" for folder in seed_folders(wildcards)]
+
+
+def evaluation_out(wildcards):
+    return f"{RESULTS}/stages/{wildcards.stage}/evaluation"
+
+
+rule evaluate:
+    input:
+        checkpoints,
+        problems=f"{DATA}/test.jsonl",
+    output:
+        directory(f"{STAGE}/evaluation"),
+    wildcard_constraints:
+        stage=one_of_these(STUDY.evaluated),
+    log:
+        f"{STAGE}/evaluate.log",
+    resources:
+        gpu=1,
+    params:
+        settings=as_json(STUDY.evaluation()),
+        out=evaluation_out,
+        folders=seed_folders,
+    message:
+        "Evaluate {wildcards.stage}"
+    shell:
+        "python -m evaluation.evaluate --settings {params.settings:q} --problems {input.problems:q}"
+        " --out {params.out:q} --threads {threads} {params.folders:q} 2> {log:q}"

@@ -1,0 +1,80 @@
+# (8) All scores -> tables and figures, each with a caption; all records -> MLflow
+REPORT = f"{RESULTS}/report"
+FIGURES = ["accuracy", "curves_tokens", "curves_time", "memory", "throughput"]
+if STUDY.of_kind("reward_model"):
+    FIGURES.append("proxy_and_gold")
+TRACKING_URI = STUDY.settings.mlflow.tracking_uri or f"sqlite:///{RESULTS}/mlflow.db"
+
+
+def study(wildcards):
+    return json.dumps(STUDY.report())  # not sorted: the report keeps the order of the study file
+
+
+def experiment(wildcards):
+    return STUDY.name
+
+
+def tracking_uri(wildcards):
+    return TRACKING_URI
+
+
+def evaluations(wildcards):
+    return [f"{RESULTS}/stages/{stage}/evaluation" for stage in STUDY.evaluated]
+
+
+rule report:
+    input:
+        evaluations,  # newer than everything else that a stage writes
+    output:
+        html=report(f"{REPORT}/report.html", caption="../captions/report.rst", category="Report"),
+        comparison=report(f"{REPORT}/comparison.csv", caption="../captions/comparison.rst", category="Tables"),
+        markdown=f"{REPORT}/comparison.md",
+        pairs=report(f"{REPORT}/pairs.csv", caption="../captions/pairs.rst", category="Tables"),
+        memory=report(f"{REPORT}/memory.csv", caption="../captions/memory.rst", category="Tables"),
+        throughput=report(f"{REPORT}/throughput.csv", caption="../captions/throughput.rst", category="Tables"),
+        curves=f"{REPORT}/curves.csv",
+        estimators=f"{REPORT}/estimators.csv",
+        provenance=f"{REPORT}/provenance.csv",
+        figures=[
+            report(f"{REPORT}/{figure}.svg", caption=f"../captions/{figure}.rst", category="Figures")
+            for figure in FIGURES
+        ],
+    log:
+        f"{REPORT}/report.log",
+    params:
+        study=study,
+        results=RESULTS,
+        out=REPORT,
+    message:
+        "Write the report"
+    shell:
+        "python -m evaluation.report --study {params.study:q} --results {params.results:q} --out {params.out:q} 2> {log:q}"
+
+
+rule mlflow:
+    input:
+        rules.report.output.html,
+    output:
+        summary=f"{RESULTS}/mlflow_mirror.json",
+    log:
+        f"{RESULTS}/mlflow_mirror.log",
+    params:
+        results=RESULTS,
+        uri=tracking_uri,
+        experiment=experiment,
+    message:
+        "Mirror the runs into MLflow"
+    shell:
+        "python -m algos.training.stage.mirror --results {params.results:q} --uri {params.uri:q}"
+        " --experiment {params.experiment:q} --summary {output.summary:q} 2> {log:q}"
+
+
+onstart:
+    # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
+    subprocess.Popen(
+        [sys.executable, "-m", "algos.training.stage.mirror", "--results", RESULTS, "--uri", TRACKING_URI]
+        + ["--experiment", STUDY.name, "--watch", str(os.getpid())],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )

@@ -1,0 +1,92 @@
+"""Study files as YAML, with the line of every key, so that a message can say where a mistake stands."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from algos.pieces.settings import SettingsError
+
+Lines = dict[tuple[str, ...], int]  # the keys from the top of a file down to a value -> the line of the last key
+MERGE = "tag:yaml.org,2002:merge"  # `<<: *anchor`
+
+
+def read(path: str | Path) -> tuple[dict, Lines]:
+    """The settings of a YAML file, and the line of each key.
+
+    Raises SettingsError for a file that cannot be read, is no YAML, is no mapping, or names a key twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        config = yaml.safe_load(text)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: not text in UTF-8.") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise SettingsError(f"{path}: expected a mapping of settings.")
+    lines: Lines = {}
+    _visit(node, (), lines, str(path))
+    return config, lines
+
+
+def _visit(node: yaml.Node, keys: tuple[str, ...], lines: Lines, path: str) -> None:
+    """Note the lines of all keys below a node. Raises SettingsError for the second of two equal keys."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if key.tag == MERGE:
+            continue
+        place, line = (*keys, key.value), key.start_mark.line + 1
+        if place in lines and place[:-1] == keys:
+            raise SettingsError(
+                f"{path}, line {line}: the key {'.'.join(place)!r} stands in line {lines[place]} already; "
+                "YAML would drop the first. Remove or rename one."
+            )
+        lines[place] = line
+        _visit(value, place, lines, path)
+
+
+def refuse_keys_that_are_no_text(values: object, where: str = "the study") -> None:
+    """Raise SettingsError for a key that YAML reads as a number or a truth value, such as 1 or on."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if not isinstance(key, str):
+                raise SettingsError(f"{where}: the key {key!r} is no text; put it in quotes or choose another name.")
+            refuse_keys_that_are_no_text(value, key)
+
+
+def located(message: str, source: str, lines: Lines, inherited: dict[str, list[tuple[str, ...]]]) -> str:
+    """The message with the file before it, and the line where the key that it names is written.
+
+    A message begins with the place of a value, such as `stages.grpo: settings: clip_low must be`. What a stage does
+    not write itself is looked up in `inherited`: for each stage the places that it takes settings from, nearest first.
+    """
+    words = re.findall(r"[^\s:,;'\"`\[\]]+", message)
+    place: tuple[str, ...] = ()
+    if words and words[0].startswith("stages."):
+        name = max((n for n in inherited if words[0].startswith(f"stages.{n}")), key=len, default=None)
+        if name is not None:
+            rest = [*words[0][len(f"stages.{name}") :].strip(".").split("."), *words[1:6]]
+            own = ("stages", name)
+            found = [_descend(start, rest, lines) for start in (own, *inherited[name])]
+            place = max(found, key=lambda keys: (keys in lines, len(keys)))
+            return f"{_file(source, lines, place)}: {message}"
+    place = _descend((), words[0].split(".") + words[1:6] if words else [], lines)
+    return f"{_file(source, lines, place)}: {message}"
+
+
+def _descend(place: tuple[str, ...], words: list[str], lines: Lines) -> tuple[str, ...]:
+    """The deepest key below a place that the words name in order."""
+    for word in words:
+        word = word.rstrip(".")
+        if (*place, word) in lines:
+            place = (*place, word)
+    return place
+
+
+def _file(source: str, lines: Lines, place: tuple[str, ...]) -> str:
+    return f"{source}, line {lines[place]}" if place in lines else source

@@ -1,0 +1,66 @@
+"""A study's graph as text: every stage below the one that it starts from, with its jobs and what of them is done."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.study import Study
+
+STEMS = {False: ("├─ ", "│  "), True: ("└─ ", "   ")}
+
+
+def tree(study: Study) -> str:
+    """One line a model and a stage; a stage's other edges stand behind it."""
+    rows = [*_rows(study)]
+    width = max(len(label) for label, *_ in rows)
+    lines = [f"{label:<{width}}  {facts}" for label, facts, *_ in rows]
+    jobs, done = sum(row[2] for row in rows), sum(row[3] for row in rows)
+    stages = f"{len(study.needed)} stages, {jobs} jobs with data and evaluation, {done} of them done"
+    return "\n".join([f"{study.name}: {stages} ({study.results})", *lines])
+
+
+def _rows(study: Study) -> Iterator[tuple[str, str, int, int]]:
+    """Label, facts, jobs and finished jobs of the data, of each model and of each stage below it."""
+    yield _row(study, "data", study.settings.task.name, [f"{study.results}/data"])
+    for model in study.settings.models:
+        values = study.model(model)
+        what = values["path"] or f"{values['layers']} layers of {values['hidden_size']}"
+        yield _row(study, model, f"model    {what}", [f"{study.results}/models/{model}"])
+        yield from _below(study, model, "")
+    for name in [name for name, stage in study.stages.items() if "from" not in stage.edges]:
+        yield _stage(study, name, "", name)
+
+
+def _below(study: Study, parent: str, indent: str) -> Iterator[tuple[str, str, int, int]]:
+    children = [name for name, stage in study.stages.items() if stage.edges.get("from") == parent]
+    for name in children:
+        stem, deeper = STEMS[name == children[-1]]
+        yield _stage(study, name, f"{indent}{stem}", name)
+        yield from _below(study, name, f"{indent}{deeper}")
+
+
+def _stage(study: Study, name: str, indent: str, label: str) -> tuple[str, str, int, int]:
+    stage, seeds = study.stages[name], study.seeds_of(name)
+    folders = [study.folder(name, seed) for seed in seeds]
+    if name in study.evaluated:  # one job for all seeds, finished with the last
+        folders.append(f"{study.results}/stages/{name}/evaluation/seed{seeds[-1]}")
+    what = stage.values.get("algorithm", "")
+    others = [f"{key} {target}" for key, target in study.edges(name).items() if key != "from"]
+    others += ["by TRL"] if stage.values.get("trainer") == "trl" else []
+    facts = "  ".join(filter(None, [stage.kind, what, f"seeds {','.join(map(str, seeds))}", *others]))
+    if name not in study.needed:
+        return f"{indent}{label}", f"{facts}  not run: nothing needs it", 0, 0
+    return _row(study, f"{indent}{label}", facts, folders)
+
+
+def _row(study: Study, label: str, facts: str, folders: list[str]) -> tuple[str, str, int, int]:
+    done = sum(_is_finished(Path(folder) / "run.json") for folder in folders)
+    state = "done" if done == len(folders) else f"{done} of {len(folders)} done"
+    return label, f"{facts}  [{state}]", len(folders), done
+
+
+def _is_finished(record: Path) -> bool:
+    try:
+        return json.loads(record.read_text(encoding="utf-8")).get("status") == "finished"
+    except (OSError, ValueError):
+        return False
