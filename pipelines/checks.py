@@ -61,7 +61,8 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
     for key, target in plan.edges(stage.name).items():
         for seed in seeds if target in plan.stages else ():
             plan.seed_of(target, seed, f"{where}.{key}", stage.name)
-    _check_sizes(plan, config, where)
+    if stage.values.get("path") is None:  # else the pairs are the user's own
+        _check_sizes(plan, config, where)
 
 
 def _check_trainer(plan: Plan, config, where: str) -> None:

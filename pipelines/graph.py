@@ -41,8 +41,8 @@ def merged(shared: dict, own: dict) -> dict:
 class Expansion:
     """Resolves `like` and `vary`. Raises SettingsError for unknown names, circles and keys that cannot be."""
 
-    def __init__(self, written: dict[str, dict]):
-        self.written = written
+    def __init__(self, written: dict[str, dict], defaults: dict[str, dict]):
+        self.written, self.defaults = written, defaults
         self.made = {name: made for parent in written for name, made in self._made(parent).items()}
         self.families = {name for name, stage in written.items() if stage.get("vary") is not None}
         self.names = [name for parent in written for name in self._members(parent)]
@@ -112,9 +112,18 @@ class Expansion:
             if key not in KINDS[kind].keys:
                 one_of(key, KINDS[kind].keys, f"{where}, key")
         result = merged(shared, own)
+        algorithm = result.get("algorithm", self.defaults.get(kind, {}).get("algorithm"))
+        if kind == "rl":
+            self._check_algorithm(algorithm, where)
         for key, value in chosen.items():
-            _set(result, key, value, kind, f"{where}.vary")
+            _set(result, key, value, kind, algorithm, f"{where}.vary")
         return result
+
+    @staticmethod
+    def _check_algorithm(name: object, where: str) -> None:
+        if name is None:
+            raise SettingsError(f"{where}: write `algorithm: <name>`; `python -m algos list` prints the names.")
+        one_of(name, ALGORITHMS, f"{where}: algorithm")
 
     def known(self, name: object, allowed: list[str], where: str) -> None:
         """Raise SettingsError unless the name is allowed; a stage with `vary` is named by the stages that it makes."""
@@ -133,11 +142,10 @@ def _shown(value: object, where: str) -> str:
     return text
 
 
-def _set(values: dict, key: str, value: object, kind: str, where: str) -> None:
+def _set(values: dict, key: str, value: object, kind: str, algorithm: str | None, where: str) -> None:
     """Set a varied key: a setting of the stage, a dotted part of one, or a hyperparameter of its algorithm."""
     allowed = [name for name in KINDS[kind].keys if name not in COMMON]
-    algorithm = ALGORITHMS.get(values.get("algorithm", ""))
-    hparams = list(vars(algorithm.defaults)) if kind == "rl" and algorithm is not None else []
+    hparams = list(vars(ALGORITHMS[algorithm].defaults)) if kind == "rl" and algorithm is not None else []
     first, *rest = key.split(".")
     if not rest and first in hparams and first not in allowed:
         first, rest = "settings", [first]

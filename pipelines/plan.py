@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from algos import ALGORITHMS
-from algos.pieces.settings import SettingsError, from_dict, one_of
+from algos.pieces.settings import DTYPES, SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.stage.config import parse
@@ -52,6 +52,9 @@ class StudySettings:
     evaluation: dict = field(default_factory=dict)
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
 
+    def __post_init__(self):
+        one_of(self.dtype, DTYPES, "dtype")
+
 
 class Plan:
     """The settings and stages of a study. Raises SettingsError where they cannot be read; `checks` looks further."""
@@ -91,7 +94,7 @@ class Plan:
             allowed = [key for key in KINDS[kind].keys if key not in COMMON or key == "threads"]
             for key in values:
                 one_of(key, allowed, f"defaults.{kind}, key")
-        expansion = Expansion(self.settings.stages)
+        expansion = Expansion(self.settings.stages, self.settings.defaults)
         self.stages = expansion.stages()
         for stage in self.stages.values():
             inherited[stage.name] = self._sources(stage)
@@ -103,7 +106,7 @@ class Plan:
         current: Stage | None = stage
         while current is not None:
             if current.varies:
-                places.append(("stages", current.varies))
+                places += [("stages", current.varies, "vary"), ("stages", current.varies)]
             elif current is not stage:
                 places.append(("stages", current.name))
             current = self.stages.get(current.like or "")
@@ -202,18 +205,14 @@ class Plan:
 
     def _with_algorithm(self, shared: dict, stage: Stage) -> dict:
         """The settings that an algorithm brings for its runs, over the shared ones; its rewards are added to theirs."""
-        algorithm = stage.values.get("algorithm", shared.get("algorithm"))
-        run = dict(ALGORITHMS[algorithm].run) if algorithm in ALGORITHMS else {}
+        run = dict(ALGORITHMS[stage.values.get("algorithm", shared.get("algorithm"))].run)
         if "rewards" in run:
             run["rewards"] = {**shared.get("rewards", {"correctness": 1.0}), **run["rewards"]}
         return merged(shared, run)
 
     def parsed(self, name: str, seed: int):
         """The settings object of a stage."""
-        values = self.values(name, seed)
-        if self.stages[name].kind == "rl" and "algorithm" not in values:
-            raise SettingsError(f"stages.{name}: write `algorithm: <name>`; `python -m algos list` prints the names.")
-        return parse(KINDS[self.stages[name].kind].settings, values, f"stages.{name}")
+        return parse(KINDS[self.stages[name].kind].settings, self.values(name, seed), f"stages.{name}")
 
     def resolved(self, name: str, seed: int) -> dict:
         """All settings of a stage, defaults filled in: they go to its command, and its re-runs depend on them.

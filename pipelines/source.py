@@ -65,7 +65,7 @@ def located(message: str, source: str, lines: Lines, inherited: dict[str, list[t
     A message begins with the place of a value, such as `stages.grpo: settings: clip_low must be`. What a stage does
     not write itself is looked up in `inherited`: for each stage the places that it takes settings from, nearest first.
     """
-    words = re.findall(r"[^\s:,;'\"`\[\]]+", message)
+    words = re.findall(r"[^\s:,;'\"`\[\]]+", message.removeprefix("the study"))
     place: tuple[str, ...] = ()
     if words and words[0].startswith("stages."):
         name = max((n for n in inherited if words[0].startswith(f"stages.{n}")), key=len, default=None)

@@ -3,6 +3,7 @@
 python -m pipelines.study FILE     checks a study; prints its stages as a tree, with their jobs and what is done
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -110,7 +111,10 @@ def main(words: list[str]) -> None:
         study = load(words[0] if words else "pipelines/config.yaml")
     except SettingsError as error:
         raise SystemExit(f"error: {error}") from None
-    print(tree(study))
+    try:
+        print(tree(study), flush=True)
+    except BrokenPipeError:  # the reader, head for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for warning in study.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

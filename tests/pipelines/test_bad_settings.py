@@ -15,18 +15,20 @@ from conftest import fixture_a
 from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import RunConfig
-from pipelines.study import KL_SETTINGS, Study
+from pipelines.checks import KL_SETTINGS
+from pipelines.study import Study
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = yaml.safe_load((ROOT / "pipelines" / "config.yaml").read_text())
-OFFSPRING = ("preferences", "reward_model", "rejection_sampling", "distillation")
 
 
-def study(run: dict, twin: bool = False, **rl) -> dict:
-    """The default study with one run, x, and other shared settings; and its TRL twin."""
-    config = {key: value for key, value in copy.deepcopy(DEFAULT).items() if key not in OFFSPRING}
-    config["runs"] = {"x": run} | ({"trl_x": {"twin_of": "x"}} if twin else {})
-    config["rl"] |= rl
+def study(run: dict, trl: bool = False, **rl) -> dict:
+    """The default study with one RL stage, x, and other shared settings; and the TRL baseline of x."""
+    config = copy.deepcopy(DEFAULT)
+    cold_start = config["stages"]["cold_start"]
+    config["stages"] = {"cold_start": cold_start, "x": {"kind": "rl", "from": "cold_start", **run}}
+    config["stages"] |= {"trl_x": {"like": "x", "trainer": "trl"}} if trl else {}
+    config["defaults"]["rl"] |= rl
     return config
 
 
@@ -56,9 +58,11 @@ REFUSED = [
     (settings("ppo", value_clip=0.0), "value_clip must be above 0, or null for none, got 0"),
     (settings("ppo", gamma=1.5), r"gamma must be in 0\.\.1, got 1.5"),
     (settings("ppo", gae_lambda_critic=-0.1), r"gae_lambda_critic must be in 0\.\.1, got -0.1"),
-    (settings("ppo", critic_layers=4), "settings: critic_layers is 4, but base_model.layers is 3; at most that many"),
+    (settings("ppo", critic_layers=4), "settings: critic_layers is 4, but models.base.layers is 3; at most that many"),
     (settings("ppo", critic_layers=0), "critic_layers must be at least 1, or null for all, got 0"),
-    (settings("ppo", critic_path="/no/such"), "settings.critic_path: '/no/such' is neither a folder nor a hub id"),
+    ({"algorithm": "ppo", "critic": "/no/such"}, "stages.x.critic: '/no/such' is unknown. Allowed: "),
+    ({"algorithm": "grpo", "critic": "base"}, "stages.x.critic: without effect, as there is no separate critic"),
+    ({"algorithm": "grpo", "reference": "base"}, "stages.x.reference: without effect, as kl_coef is 0"),
     (settings("ppo", critic_path="x", critic_init="fresh"), "critic_init fresh says what .* critic_path must be null"),
     (settings("ppo_shared", critic_layers=1), "critic shared stands on .* critic_layers must be null, got 1"),
     # memory and speed
@@ -84,7 +88,7 @@ REFUSED = [
     (settings("raft", scale="whiten_minibatch"), "RAFT's advantages are all 1: scale must be none"),
     (settings("raft", kl_coef=0.1), "RAFT's advantages are all 1, .* kl_in must be loss, got reward"),
     # KL
-    *((settings("grpo", **{name: value}), f"runs.x.settings: {name} without effect, as kl_coef is 0: .* set kl_coef")
+    *((settings("grpo", **{name: value}), f"stages.x.settings: {name} without effect, as kl_coef is 0: .* set kl_coef")
       for name, value in (
           ("kl_estimator", "k3"), ("kl_in", "loss"), ("kl_direction", "reverse"), ("kl_importance_weighted", True),
           ("kl_horizon", 100), ("kl_target", None),
@@ -155,11 +159,11 @@ REFUSED = [
 def test_what_cannot_be_is_refused_by_name(run, message):
     with pytest.raises(SettingsError, match=message) as raised:
         Study(study(run), "mine.yaml")
-    assert str(raised.value).startswith("mine.yaml: runs.x") and "\n" not in str(raised.value)
+    assert str(raised.value).startswith("mine.yaml: stages.x") and "\n" not in str(raised.value)
 
 
 def test_settings_that_the_record_spells_out_are_no_mistake():  # a command gets all keys, kl_estimator among them
-    resolved = Study(study({"algorithm": "grpo"}), "mine.yaml").resolved("x")
+    resolved = Study(study({"algorithm": "grpo"}), "mine.yaml").resolved("x", 0)
     assert set(KL_SETTINGS) <= set(resolved["settings"])
     from_dict(RunConfig, resolved)
     for run in (settings("grpo", kl_coef=0.1, kl_estimator="k2", kl_in="loss"), settings("rloo", kl_estimator="full")):
@@ -184,20 +188,20 @@ def test_the_nearest_possible_settings_are_accepted():
 
 
 @pytest.mark.parametrize("algorithm, own", [("grpo", {"std_epsilon": 1.0e-4}), ("ppo", {"gae_lambda": 1.0})])
-def test_a_twin_cannot_end_by_tokens(algorithm, own):
+def test_a_trl_baseline_cannot_end_by_tokens(algorithm, own):
     run = settings(algorithm, **own)
-    Study(study(run, twin=True), "mine.yaml")
-    with pytest.raises(SettingsError, match=r"runs\.trl_x: trainer trl: TRL .* got budget_tokens 1000"):
-        Study(study({**run, "budget_tokens": 1000}, twin=True), "mine.yaml")
+    Study(study(run, trl=True), "mine.yaml")
+    with pytest.raises(SettingsError, match=r"stages\.trl_x: trainer trl: TRL .* got budget_tokens 1000"):
+        Study(study({**run, "budget_tokens": 1000}, trl=True), "mine.yaml")
 
 
-def test_a_twin_cannot_shuffle_whole_prompts():
+def test_a_trl_baseline_cannot_shuffle_whole_prompts():
     run = {**settings("grpo", std_epsilon=1.0e-4), "minibatch_of": "prompts"}
-    Study(study({**run, "minibatches": 1}, twin=True), "mine.yaml")
+    Study(study({**run, "minibatches": 1}, trl=True), "mine.yaml")
     with pytest.raises(
-        SettingsError, match=r"runs\.trl_x: trainer trl: TRL shuffles single .* got minibatch_of prompts"
+        SettingsError, match=r"stages\.trl_x: trainer trl: TRL shuffles single .* got minibatch_of prompts"
     ):
-        Study(study({**run, "minibatches": 2}, twin=True), "mine.yaml")
+        Study(study({**run, "minibatches": 2}, trl=True), "mine.yaml")
 
 
 # ---- what is missing is named by the pure functions
@@ -305,9 +309,9 @@ UNWARNED = [
 @pytest.mark.parametrize("run, message", WARNED, ids=lambda x: str(x) if isinstance(x, dict) else "")
 def test_what_is_seldom_meant_is_warned_of_by_name(run, message):
     checked = Study(study(run), "mine.yaml")
-    assert [w for w in checked.warnings if w.startswith(f"runs.x: {message}")] == checked.warnings != []
-    run = from_dict(RunConfig, checked.resolved("x"))
-    assert [f"runs.x: {warning}" for warning in run.warnings()] == checked.warnings  # what run.json records
+    assert [w for w in checked.warnings if w.startswith(f"stages.x: {message}")] == checked.warnings != []
+    run = from_dict(RunConfig, checked.resolved("x", 0))
+    assert [f"stages.x: {warning}" for warning in run.warnings()] == checked.warnings  # what run.json records
 
 
 @pytest.mark.parametrize("run", UNWARNED, ids=str)
@@ -315,10 +319,10 @@ def test_what_is_meant_is_not_warned_of(run):
     assert Study(study(run), "mine.yaml").warnings == []
 
 
-def test_the_default_study_warns_of_nothing_and_a_twin_does_not_warn_again():
+def test_the_default_study_warns_of_nothing_and_a_trl_baseline_does_not_warn_again():
     assert Study(DEFAULT, "config.yaml").warnings == []
     run = settings("grpo", std_epsilon=1.0e-4)
-    assert len(Study(study({**run, "minibatches": 1}, twin=True), "mine.yaml").warnings) == 1
+    assert len(Study(study({**run, "minibatches": 1}, trl=True), "mine.yaml").warnings) == 1
 
 
 @pytest.mark.parametrize("command", [["pipelines.study", "FILE"], ["snakemake", "--dry-run", "--configfile", "FILE"]])
@@ -334,4 +338,4 @@ def test_warnings_are_printed_once_when_a_study_is_checked(tmp_path, command):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr.count("warning: runs.x: ratio product explodes") == 1 and "explodes" not in done.stdout
+    assert done.stderr.count("warning: stages.x: ratio product explodes") == 1 and "explodes" not in done.stdout
