@@ -3,101 +3,36 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from project import PROJECT, STUDY, copy_project, environment, planned, record, results, snakemake
 
 from evaluation.report import write as write_report
 from evaluation.tasks.files import read_jsonl
 from pipelines.study import load
 
-PROJECT = Path(__file__).parents[2]
-STUDY = "pipelines/studies/smoke.yaml"
-PARTS = (".gitignore", "Snakefile", "README.md", "pyproject.toml", "pipelines", "algos", "evaluation")
-OFFSPRING = [
-    "rejection_sft",
-    "trl_rejection_sft",
-    "expert_iteration",
-    "student_cold",
-    "student_distilled",
-    "student_gkd",
-    "trl_student_gkd",
-]
-RUNS = ["ppo", "grpo", "gspo", "gspo_paper_clip", "ppo_rm", "trl_ppo", "trl_grpo", "trl_gspo"]
-
-
-def copy_project(to: Path) -> Path:
-    """The project's files without results, so that a test may edit them."""
-    to.mkdir()
-    for part in PARTS:
-        source = PROJECT / part
-        if source.is_dir():
-            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, to / part)
-    for command in (
-        ["init", "-q"],
-        ["add", "-A"],
-        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "copy"],
-    ):
-        subprocess.run(["git", *command], cwd=to, check=True)
-    return to
-
-
-def environment(tree: Path) -> dict[str, str]:
-    """Jobs import the copy's modules, and find this Python."""
-    return {**os.environ, "PYTHONPATH": str(tree), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def snakemake(tree: Path, *arguments: str, study: str = STUDY) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", study]
-    return subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=900)
-
-
-def planned(tree: Path, *arguments: str) -> dict[str, int]:
-    """Jobs per rule that a dry run would do."""
-    run = snakemake(tree, "-n", *arguments)
-    assert run.returncode == 0, run.stderr
-    table = re.findall(r"^(\w+) +(\d+)$", run.stdout + run.stderr, re.M)
-    return {rule: int(count) for rule, count in table if rule != "total"}
-
-
-@pytest.fixture(scope="session")
-def tree(tmp_path_factory) -> Path:
-    """A copy of the project with the finished smoke study. Tests that change it take a copy of their own."""
-    tree = copy_project(tmp_path_factory.mktemp("smoke") / "project")
-    run = snakemake(tree)
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
-    return tree
-
-
-@pytest.fixture
-def own(tree, tmp_path) -> Path:
-    """A copy of the finished tree, times kept, so that nothing in it counts as changed."""
-    shutil.copytree(tree, tmp_path / "own")
-    return tmp_path / "own"
-
-
-def results(tree: Path) -> Path:
-    return tree / "results" / "smoke"
+SMOKE = load(PROJECT / STUDY)
+RUNS = SMOKE.of_kind("rl")
+FROM_COLD_START = [name for name in RUNS if SMOKE.edges(name)["from"] == "cold_start" and "trl" not in name]
 
 
 def test_every_run_has_its_files(tree):
-    for run in [*RUNS, "cold_start", *OFFSPRING]:
-        folder = results(tree) / "runs" / run / "seed0"
-        record = json.loads((folder / "run.json").read_text())
-        assert record["status"] == "finished" and record["packages"]["torch"] and record["command"][1] == "-m"
-        assert set(record["memory"]["policy"]) == {"parameters", "weights", "gradients", "optimizer", "master"}
+    for stage in SMOKE.evaluated:
+        folder = record(tree, stage)
+        facts = json.loads((folder / "run.json").read_text())
+        assert facts["status"] == "finished" and facts["packages"]["torch"] and facts["command"][1] == "-m"
+        assert facts["kind"] == SMOKE.stages[stage].kind and facts["name"] == f"{stage}/seed0"
+        assert set(facts["memory"]["policy"]) == {"parameters", "weights", "gradients", "optimizer", "master"}
         assert read_jsonl(folder / "metrics.jsonl")
         assert (folder / "checkpoint" / "model.safetensors").is_file() and not list(folder.rglob("*.bin"))
-        responses = read_jsonl(folder / "evaluation" / "responses.jsonl")
+        evaluation = folder.parent / "evaluation" / "seed0"
+        responses = read_jsonl(evaluation / "responses.jsonl")
         assert len(responses) == 20 * 9
-        scores = json.loads((folder / "evaluation" / "scores.json").read_text())
+        scores = json.loads((evaluation / "scores.json").read_text())
         assert scores["overall"]["mean@8"] == pytest.approx(
             sum(r["correct"] for r in responses if r["sample"] >= 0) / 160
         )
@@ -105,8 +40,8 @@ def test_every_run_has_its_files(tree):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_every_rl_run_logs_what_it_promises(tree, run):
-    folder = results(tree) / "runs" / run / "seed0"
-    lines, record = read_jsonl(folder / "metrics.jsonl"), json.loads((folder / "run.json").read_text())
+    folder = record(tree, run)
+    lines, facts = read_jsonl(folder / "metrics.jsonl"), json.loads((folder / "run.json").read_text())
     assert [line["step"] for line in lines] == [0, 1, 2]
     for line in lines:
         assert {
@@ -125,8 +60,8 @@ def test_every_rl_run_logs_what_it_promises(tree, run):
             "generate_tokens_per_second",
         } <= set(line)
     assert run == "trl_ppo" or all("entropy" in line for line in lines)  # TRL's PPO averages its own over padding
-    assert lines[-1]["generated_tokens"] == record["generated_tokens"] and record["generated_responses"] == 48
-    assert record["optimizer_steps"] == 12 and read_jsonl(folder / "samples.jsonl")
+    assert lines[-1]["generated_tokens"] == facts["generated_tokens"] and facts["generated_responses"] == 48
+    assert facts["optimizer_steps"] == 12 and read_jsonl(folder / "samples.jsonl")
     assert {
         "advantage_baseline",
         "advantage_divisor",
@@ -136,8 +71,8 @@ def test_every_rl_run_logs_what_it_promises(tree, run):
         "kl_place",
         "kl_estimator",
         "loss_aggregation",
-    } <= set(record["estimator"])
-    assert record["peak_memory"]["peak_bytes"] > 0 and set(record["phase_seconds"]) == {
+    } <= set(facts["estimator"])
+    assert facts["peak_memory"]["peak_bytes"] > 0 and set(facts["phase_seconds"]) == {
         "generate",
         "reward",
         "logprobs",
@@ -147,13 +82,13 @@ def test_every_rl_run_logs_what_it_promises(tree, run):
 
 def test_components_are_those_of_the_algorithm(tree):
     def components(run):
-        return set(json.loads((results(tree) / "runs" / run / "seed0" / "run.json").read_text())["memory"])
+        return set(json.loads((record(tree, run) / "run.json").read_text())["memory"])
 
     assert components("grpo") == components("gspo") == components("trl_grpo") == {"policy"}
     assert components("ppo") == {"policy", "critic"}
     assert components("ppo_rm") == {"policy", "critic", "reference", "reward_model"}
     assert components("trl_ppo") == {"policy", "critic", "reference"}
-    memory = json.loads((results(tree) / "runs" / "ppo_rm" / "seed0" / "run.json").read_text())["memory"]
+    memory = json.loads((record(tree, "ppo_rm") / "run.json").read_text())["memory"]
     policy = memory["policy"]
     assert policy["weights"] == policy["gradients"] == 4 * policy["parameters"]
     assert policy["optimizer"] == pytest.approx(8 * policy["parameters"], rel=0.01)
@@ -162,39 +97,38 @@ def test_components_are_those_of_the_algorithm(tree):
 
 def test_runs_share_prompts_and_first_responses(tree):
     """Paired seeds: all of our runs begin from the same policy with the same prompts and random numbers."""
-    samples = {run: read_jsonl(results(tree) / "runs" / run / "seed0" / "samples.jsonl") for run in RUNS}
+    samples = {run: read_jsonl(record(tree, run) / "samples.jsonl") for run in RUNS}
     assert len({tuple((row["step"], row["prompt"]) for row in rows) for rows in samples.values()}) == 1
-    assert len({samples[run][0]["response"] for run in RUNS[:5]}) == 1
+    assert len({samples[run][0]["response"] for run in FROM_COLD_START}) == 1
 
 
 def test_the_learned_reward_is_logged_beside_the_gold_accuracy(tree):
-    line = read_jsonl(results(tree) / "runs" / "ppo_rm" / "seed0" / "metrics.jsonl")[0]
+    line = read_jsonl(record(tree, "ppo_rm") / "metrics.jsonl")[0]
     assert line["reward"] == pytest.approx(line["reward_reward_model"]) and "kl_to_ref_sequence" in line
     assert line["accuracy"] == line["reward_correctness"]
-    held_out = json.loads((results(tree) / "reward_model" / "run.json").read_text())["held_out"]
-    assert (
-        0
-        <= held_out["pair_accuracy_gold_low"]
-        <= held_out["pair_accuracy_gold"]
-        <= held_out["pair_accuracy_gold_high"]
-        <= 1
-    )
+    held_out = json.loads((record(tree, "reward_model") / "run.json").read_text())["held_out"]
+    assert 0 <= held_out["pair_accuracy_gold"] <= 1 and held_out["held_out_prompts"] > 0
 
 
 def test_the_report_is_complete_self_contained_and_names_its_source(tree):
     report = results(tree) / "report"
     page = (report / "report.html").read_text()
-    assert all(f">{run}<" in page for run in [*RUNS, "cold_start", *OFFSPRING])
+    assert all(f">{stage}<" in page for stage in SMOKE.evaluated)
     assert page.count("<svg") == 6 and STUDY in page
     assert not re.search(r"<(script|link|iframe)|<img|\b(?:src|href)=\"https?:", page)
     rows = (report / "comparison.csv").read_text().splitlines()
-    names = ["cold_start", *RUNS, *OFFSPRING]
-    assert [row.split(",")[0] for row in rows] == ["run", *names]
-    assert (report / "comparison.md").read_text().count("\n") == 2 + len(names)
+    assert [row.split(",")[0] for row in rows] == ["stage", *SMOKE.evaluated]
+    table = [line for line in (report / "comparison.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(SMOKE.evaluated)
+
+
+def test_the_report_pairs_stages_that_differ_in_one_thing(tree):
+    pairs = (results(tree) / "report" / "pairs.csv").read_text()
+    assert "grpo_kl-kl_coef=0.01" in pairs and "trl_grpo" in pairs
 
 
 def test_model_output_is_escaped_in_the_report(own):
-    path = results(own) / "runs" / "grpo" / "seed0" / "evaluation" / "responses.jsonl"
+    path = results(own) / "stages" / "grpo" / "evaluation" / "seed0" / "responses.jsonl"
     rows = read_jsonl(path)
     for row in rows:
         row["response"] = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -217,13 +151,14 @@ def test_mlflow_has_every_stage_and_every_metric(tree):
         for p in results(tree).rglob("run.json")
         if "mlflow_artifacts" not in p.parts
     }
-    others = 6  # data, two models, preferences, reward model, rejection sampling
-    assert set(runs) == on_disk and len(on_disk) == 2 * (1 + len(RUNS + OFFSPRING)) + others  # runs and evaluations
+    stages = [name for name in SMOKE.stages]
+    assert set(runs) == on_disk
+    assert len(on_disk) == 1 + len(SMOKE.settings.models) + len(stages) + len(SMOKE.evaluated)  # data, models, stages
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True
     ).stdout.strip()
     for name in RUNS:
-        run = runs[f"runs/{name}/seed0"]
+        run = runs[f"stages/{name}/seed0"]
         assert run.info.status == "FINISHED" and "test/mean_at_8" in run.data.metrics
         assert (
             run.data.params["estimator.ratio_level"]
@@ -231,7 +166,7 @@ def test_mlflow_has_every_stage_and_every_metric(tree):
             and run.data.tags["commit"] == head
         )
         history = client.get_metric_history(run.info.run_id, "reward")
-        lines = read_jsonl(results(tree) / "runs" / name / "seed0" / "metrics.jsonl")
+        lines = read_jsonl(record(tree, name) / "metrics.jsonl")
         assert [(m.step, m.value) for m in history] == [(line["step"], line["reward"]) for line in lines]
         assert {"run.json", "metrics.jsonl", "samples.jsonl"} <= {
             a.path for a in client.list_artifacts(run.info.run_id)
@@ -244,17 +179,32 @@ def test_after_a_finished_run_there_is_nothing_to_do(tree):
 
 def test_one_changed_clip_range_runs_that_run_its_evaluation_and_the_report(own):
     study = own / STUDY
-    study.write_text(study.read_text().replace("clip_low: 3.0e-4", "clip_low: 2.0e-4"))
-    assert planned(own) == {"train": 1, "evaluate": 1, "report": 1, "mlflow": 1, "all": 1}
+    study.write_text(study.read_text().replace("clip_low: 0.03", "clip_low: 0.02"))
+    # gspo, and trl_gspo, which is like it
+    assert planned(own) == {"rl": 2, "evaluate": 2, "report": 1, "mlflow": 1, "all": 1}
 
 
 def test_a_changed_cold_start_runs_what_follows_from_it(own):
     study = own / STUDY
     study.write_text(study.read_text().replace("steps: 120", "steps: 121"))
     jobs = planned(own)
-    assert (
-        jobs["train"] == len(RUNS) and jobs["evaluate"] == len(RUNS + OFFSPRING) and "data" not in jobs
-    )  # not student_cold, which starts from nothing
+    assert jobs["rl"] == len(RUNS) and "data" not in jobs and "model" not in jobs
+    assert jobs["evaluate"] == len(SMOKE.evaluated) - 1  # not student_cold, which starts from the student
+
+
+@pytest.mark.parametrize(
+    "file, jobs",
+    [
+        ("algos/gspo.py", {"rl": 2, "evaluate": 2}),  # gspo and its TRL baseline
+        ("algos/training/rewards/rules.py", {"rl": len(RUNS)}),
+        ("algos/dapo.py", {}),  # an algorithm that the study does not use
+    ],
+)
+def test_an_edited_file_of_an_algorithm_or_a_reward_runs_again_what_uses_it(own, file, jobs):
+    (own / file).write_text((own / file).read_text() + "\n# edited\n")
+    plan = planned(own)
+    assert {rule: plan.get(rule) for rule in jobs} == jobs and ("rl" in plan) == bool(jobs)
+    assert ("data" not in plan and "sft" not in plan) or "rules.py" in file
 
 
 @pytest.mark.parametrize(
@@ -265,6 +215,7 @@ def test_a_changed_cold_start_runs_what_follows_from_it(own):
         "gspo",
         "trl_grpo",
         "trl_ppo",
+        "second_rl",
         "trl_rejection_sft",
         "expert_iteration",
         "student_distilled",
@@ -273,7 +224,7 @@ def test_a_changed_cold_start_runs_what_follows_from_it(own):
     ],
 )
 def test_the_recorded_command_makes_the_same_weights_again(tree, tmp_path, run):
-    folder = results(tree) / "runs" / run / "seed0"
+    folder = record(tree, run)
     command = json.loads((folder / "run.json").read_text())["command"]
     command[command.index("--out") + 1] = str(tmp_path / "again")
     done = subprocess.run(
@@ -301,20 +252,20 @@ def test_the_readmes_algorithm_is_trained_measured_and_reported_after_three_edit
     table = own / "algos" / "__init__.py"
     table.write_text(table.read_text().replace('    "gspo": "algos.gspo",\n', '    "gspo": "algos.gspo",\n' + line))
     study = own / STUDY
-    study.write_text(study.read_text().replace("\nruns:\n", "\nruns:\n" + entry))
-    assert planned(own) == {"train": 1, "evaluate": 1, "report": 1, "mlflow": 1, "all": 1}
+    study.write_text(study.read_text().replace("\nstages:\n", "\nstages:\n" + entry))
+    assert planned(own) == {"rl": 1, "evaluate": 1, "report": 1, "mlflow": 1, "all": 1}
     run = snakemake(own)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     report = results(own) / "report"
     for name in ("comparison.csv", "throughput.csv", "memory.csv", "report.html", "curves_tokens.svg"):
         assert "grpo_v32" in (report / name).read_text(), name
-    metrics = read_jsonl(results(own) / "runs" / "grpo_v32" / "seed0" / "metrics.jsonl")
+    metrics = read_jsonl(record(own, "grpo_v32") / "metrics.jsonl")
     assert all(0 <= line["masked_responses"] <= 1 for line in metrics)
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{results(own) / 'mlflow.db'}")
     found = client.search_runs(
-        [client.get_experiment_by_name("smoke").experiment_id], "tags.directory = 'runs/grpo_v32/seed0'"
+        [client.get_experiment_by_name("smoke").experiment_id], "tags.directory = 'stages/grpo_v32/seed0'"
     )
     assert len(found) == 1 and "test/mean_at_8" in found[0].data.metrics
 
@@ -330,8 +281,8 @@ def test_a_bad_study_stops_before_anything_with_one_clear_message(tmp_path):
     study.write_text(study.read_text().replace("algorithm: gspo", "algorithm: gsop"))
     run = snakemake(tree)
     assert run.returncode != 0 and not (tree / "results").exists()
-    message = f"{STUDY}: runs.gspo: algorithm: 'gsop' is unknown. Did you mean 'gspo'? Allowed: "
-    assert message in run.stdout + run.stderr
+    message = r": stages.gspo: algorithm: 'gsop' is unknown. Did you mean 'gspo'\? Allowed: "
+    assert re.search(f"{STUDY}, line \\d+{message}", run.stdout + run.stderr)
     assert "Traceback" not in run.stdout + run.stderr
 
 
@@ -342,8 +293,8 @@ def test_a_data_row_without_an_answer_stops_before_any_training(tmp_path):
     for split in ("train", "test"):
         (data / f"{split}.jsonl").write_text('{"question": "1+1?", "answer": "2\\n#### 2"}\n{"question": "2+2?"}\n')
     study = tree / STUDY
-    task = f"task: {{name: gsm8k, settings: {{path: {data}}}}}\n\nbase_model:"
-    study.write_text(re.sub(r"task:\n.*?\n\nbase_model:", task, study.read_text(), flags=re.S))
+    task = f"task: {{name: gsm8k, settings: {{path: {data}}}}}\n\nsampling:"
+    study.write_text(re.sub(r"task:\n.*?\n\nsampling:", task, study.read_text(), flags=re.S))
     run = snakemake(tree)
     assert run.returncode != 0
     assert f"error: {data / 'train.jsonl'}, row 2: 'answer' is missing or empty" in run.stdout + run.stderr
@@ -359,22 +310,15 @@ def test_a_study_may_start_from_a_model_and_data_on_disk(tree, tmp_path):
         rows = [{"question": f"{split} {i}+1?", "answer": f"<<{i}+1={i + 1}>>\n#### {i + 1}"} for i in range(count)]
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     study = project / STUDY
-    text = re.sub(
-        r"task:\n.*?\n\nbase_model: .*?\n",
-        f"task: {{name: gsm8k, settings: {{path: {data}}}}}\n\n"
-        f"base_model: {{path: {results(tree) / 'models' / 'base' / 'checkpoint'}}}\n",
-        study.read_text(),
-        flags=re.S,
-    )
+    text = study.read_text()
+    text = re.sub(r"task:\n.*?\n\n", f"task: {{name: gsm8k, settings: {{path: {data}}}}}\n\n", text, flags=re.S)
+    text = re.sub(r"  base: .*\n", f"  base: {results(tree) / 'models' / 'base' / 'checkpoint'}\n", text)
+    text = re.sub(r"stages:\n(  cold_start:\n(    .*\n)+)(.*\n)*?evaluation", r"stages:\n\1\nevaluation", text)
     study.write_text(text)
-    run = snakemake(project, "results/smoke/runs/cold_start/seed0/evaluation/scores.json")
+    run = snakemake(project, "results/smoke/stages/cold_start/evaluation")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert (
-        json.loads((results(project) / "runs" / "cold_start" / "seed0" / "evaluation" / "scores.json").read_text())[
-            "problems"
-        ]
-        == 10
-    )
+    scores = results(project) / "stages" / "cold_start" / "evaluation" / "seed0" / "scores.json"
+    assert json.loads(scores.read_text())["problems"] == 10
     weights = [f / "models" / "base" / "checkpoint" / "model.safetensors" for f in (results(tree), results(project))]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -393,16 +337,16 @@ def test_after_an_interrupt_finished_stages_are_not_repeated(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     finished = results(tree) / "models" / "base" / "checkpoint" / "model.safetensors"
-    began = results(tree) / "runs" / "cold_start" / "seed0" / "metrics.jsonl"
+    began = record(tree, "cold_start") / "metrics.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and not (finished.exists() and began.exists() and began.stat().st_size):
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
     jobs = planned(tree)
-    assert "data" not in jobs and "base_model" not in jobs and jobs["cold_start"] == 1
+    assert "data" not in jobs and "model" not in jobs and jobs["sft"] >= 1
     stamp = finished.stat().st_mtime
-    run = snakemake(tree, "results/smoke/runs/cold_start/seed0/run.json")
+    run = snakemake(tree, "results/smoke/stages/cold_start/seed0/run.json")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert (
         finished.stat().st_mtime == stamp
