@@ -123,7 +123,7 @@ def _small_multiples(stages: dict[str, Stage], baselines, look, x: str, x_label:
     for axis, name in zip(axes.flat, own, strict=False):
         for table in data.values():
             axis.plot(table["x"] / scale, 100 * table["mean"], color="#dcdcdc", linewidth=0.6)
-        for shown in [name, *(trl for trl, ours in baselines.items() if ours == name and trl in data)]:
+        for shown in [name, *(trl for trl, own_name in baselines.items() if own_name == name and trl in data)]:
             table = data[shown]
             axis.fill_between(
                 table["x"] / scale,

@@ -1,15 +1,17 @@
 """One call evaluates all seeds of a stage, with the responses that each would give alone."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.checkpoints import save_policy
+from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.sampling.respond import respond
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import check_folders, responses
@@ -57,6 +59,22 @@ def test_greedy_and_sampled_responses_are_those_of_two_separate_calls(stage):
     apart = respond(checkpoint, PROBLEMS, 0, CONFIG) + respond(checkpoint, PROBLEMS, 2, CONFIG)
     together = responses(stage / "seed0" / "checkpoint", PROBLEMS, CONFIG, "together")
     assert together == sorted(apart, key=lambda row: (row["problem"], row["sample"]))
+
+
+def test_a_model_is_dropped_before_the_next_one_is_loaded(stage, monkeypatch):
+    loaded = []
+
+    def load(*arguments):
+        gc.collect()
+        assert all(reference() is None for reference in loaded)
+        model = load_policy(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("evaluation.evaluate.load_policy", load)
+    for seed in (0, 1):
+        responses(stage / f"seed{seed}" / "checkpoint", PROBLEMS, CONFIG, "x")
+    assert len(loaded) == 2
 
 
 def test_a_folder_without_a_checkpoint_and_two_of_one_name_are_refused(stage, tmp_path):

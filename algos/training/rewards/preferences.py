@@ -47,7 +47,7 @@ def preference_row(problem: dict, responses: list[dict], flip_share: float, rng:
 def sample_rows(policy: str, prompts: str, config: PreferenceConfig, name: str) -> tuple[list[dict], dict]:
     """(rows, metrics): pairs of responses sampled from the policy; prompts without a pair are left out."""
     problems = draw_problems(prompts, config.prompts, config.seed, "preferences.prompts")
-    rng = random.Random(f"flips {config.seed}")  # other numbers than those that chose the problems
+    rng = random.Random(f"flips {config.seed}")  # independent of the draw of the problems
     progress = Progress(len(problems), name or "preferences", unit="prompt")
     responses = respond(policy, problems, config.responses, config, progress)
     progress.close()
