@@ -130,7 +130,7 @@ def baseline_rows(table: pd.DataFrame, baselines: dict[str, str], metric: str) -
     ]
 
 
-def first_samples(results: Path, stages: dict[str, Stage]) -> tuple[str, list[dict]]:
+def first_samples(results: Path, stages: dict[str, Stage]) -> dict:
     """The first test problem's prompt, and the first sampled response of each stage's first seed to it."""
     problem = read_jsonl(results / "data" / "test.jsonl")[0]
     samples = []
@@ -139,7 +139,8 @@ def first_samples(results: Path, stages: dict[str, Stage]) -> tuple[str, list[di
         row = next(r for r in read_jsonl(path) if r["problem"] == problem["id"] and r["sample"] == 0)
         samples.append({"stage": stage.name, "response": row["response"], "correct": row["correct"]})
     prompt = problem["prompt"]
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False), samples
+    shown = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    return {"problem": shown, "samples": samples}
 
 
 def lead(study: dict, stages: dict[str, Stage], origin: str) -> str:
@@ -168,62 +169,66 @@ def draw(study: dict, stages: dict[str, Stage], baselines: dict, tables: dict, m
     return drawn
 
 
+def make_tables(stages: dict[str, Stage], baselines: dict[str, str], k: int) -> dict[str, pd.DataFrame]:
+    """The tables of the report by name; each is written as <name>.csv."""
+    return {
+        "comparison": collect.comparison(stages, baselines, k),
+        "pairs": pairs(stages, f"mean@{k}"),
+        "throughput": collect.throughput(stages),
+        "memory": collect.memory(stages),
+        "curves": collect.curves(stages),
+        "estimators": collect.estimators(stages),
+        "provenance": collect.provenance(stages),
+    }
+
+
 def write(results: Path, study: dict, out: Path) -> None:
     """All tables and figures, and report.html with the figures inside."""
     out.mkdir(parents=True, exist_ok=True)
     k = study["samples"]
-    metric = f"mean@{k}"
     stages = collect.collect(results, study)
     if not stages:
         raise SettingsError("the study evaluates no stage; a report needs at least one.")
     baselines, records = trl_baselines(stages), findings.study_records(results, study)
-    origin = findings.origin(records, study)
-    tables = {
-        "comparison": collect.comparison(stages, baselines, k),
-        "pairs": pairs(stages, metric),
-        "throughput": collect.throughput(stages),
-        "memory": collect.memory(stages),
-        "curves": collect.curves(stages),
-        "provenance": collect.provenance(stages),
-    }
+    tables = make_tables(stages, baselines, k)
     for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False, float_format=FLOATS)
-    resolved = collect.estimators(stages)
-    resolved.to_csv(out / "estimators.csv")
+        table.to_csv(out / f"{name}.csv", index=name == "estimators", float_format=FLOATS)
+    origin = findings.origin(records, study)
     (out / "comparison.md").write_text(markdown(tables["comparison"], k, origin), encoding="utf-8")
     write_json(out / "study.json", study)
-    drawn = draw(study, stages, baselines, tables, metric, out)
-
-    columns, rows = score_rows(tables["comparison"], k)
-    problem, samples = first_samples(results, stages)
-    page = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            study=study,
-            k=k,
-            lead=lead(study, stages, origin),
-            warnings=findings.warnings(records, stages),
-            findings=findings.findings(tables["comparison"], tables["pairs"], stages, baselines, k),
-            score_columns=columns,
-            score_rows=rows,
-            pairs=pair_rows(tables["pairs"]),
-            pair_count=len(tables["pairs"]),
-            rule=RULE,
-            figures={name: inline_svg(out / f"{name}.svg", name) for name in drawn},
-            captions={name: caption(name) for name in drawn},
-            baselines=baseline_rows(tables["comparison"], baselines, metric),
-            trl_version=next(iter(stages.values())).records[0]["packages"].get("trl"),
-            cost_table=cost_table(tables["throughput"], tables["comparison"]),
-            reward_models=findings.reward_model_sentences(results, study),
-            estimators=resolved,
-            provenance=tables["provenance"],
-            samples=samples,
-            problem=problem,
-            command=f"snakemake --cores all --forcerun report --configfile {study['source']}",
-        )
-    )
+    drawn = draw(study, stages, baselines, tables, f"mean@{k}", out)
+    content = {
+        "study": study,
+        "k": k,
+        "lead": lead(study, stages, origin),
+        "warnings": findings.warnings(records, stages),
+        "findings": findings.findings(tables["comparison"], tables["pairs"], stages, baselines, k),
+        "reward_models": findings.reward_model_sentences(results, study),
+        "figures": {name: inline_svg(out / f"{name}.svg", name) for name in drawn},
+        "captions": {name: caption(name) for name in drawn},
+        "trl_version": next(iter(stages.values())).records[0]["packages"].get("trl"),
+        "command": f"snakemake --cores all --forcerun report --configfile {study['source']}",
+        **table_content(tables, baselines, k),
+        **first_samples(results, stages),
+    }
+    page = environment().get_template("report.html.j2").render(content)
     (out / "report.html").write_text(page, encoding="utf-8")
+
+
+def table_content(tables: dict[str, pd.DataFrame], baselines: dict[str, str], k: int) -> dict:
+    """The template's variables that are made of tables."""
+    columns, rows = score_rows(tables["comparison"], k)
+    return {
+        "score_columns": columns,
+        "score_rows": rows,
+        "pairs": pair_rows(tables["pairs"]),
+        "pair_count": len(tables["pairs"]),
+        "rule": RULE,
+        "baselines": baseline_rows(tables["comparison"], baselines, f"mean@{k}"),
+        "cost_table": cost_table(tables["throughput"], tables["comparison"]),
+        "estimators": tables["estimators"],
+        "provenance": tables["provenance"],
+    }
 
 
 def caption(name: str) -> str:
