@@ -1,4 +1,4 @@
-"""A study's files -> tables: one row a run, with intervals over seeds and questions. No model, no plot."""
+"""A study's files -> tables: one row a stage, with intervals over seeds and questions. No model, no plot."""
 
 import json
 import shlex
@@ -14,23 +14,34 @@ from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")
 COMPONENTS = ("policy", "critic", "reference", "reward_model")
-COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are no shares
+COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are counts; all others are shares
 PARTS = ("weights", "gradients", "optimizer", "master")
+WORK = ("generated_tokens", "trained_tokens", "teacher_tokens", "optimizer_steps")  # facts that some kinds record
+NO_INTERVAL = Interval(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass
-class Run:
-    """One run over its seeds, as its files tell it."""
+class Stage:
+    """An evaluated stage over its seeds: its place in the study's graph, and its files."""
 
     name: str
+    kind: str
+    start: str | None  # the stage or model that the stage starts from
+    like: str | None  # the stage whose settings the study file copies
+    edges: dict[str, str]
     seeds: list[int]
     records: list[dict]  # run.json of each seed
-    scores: list[dict]  # evaluation/scores.json of each seed
+    scores: list[dict]  # scores.json of each seed's evaluation
     metrics: list[pd.DataFrame] = field(repr=False, default_factory=list)  # metrics.jsonl of each seed
 
     @property
     def is_rl(self) -> bool:
-        return self.records[0]["stage"] == "train"
+        return self.kind == "rl"
+
+    @property
+    def settings(self) -> dict:
+        """The settings of the first seed, as the stage ran with them."""
+        return self.records[0]["settings"]
 
     @property
     def algorithm(self) -> str:
@@ -38,56 +49,84 @@ class Run:
 
     @property
     def trainer(self) -> str:
-        return self.records[0].get("trainer", "")
+        return self.records[0].get("trainer") or self.settings.get("trainer") or ""
 
-    def grid(self, metric: str) -> np.ndarray:
-        """Scores (seeds, questions) of a per-problem metric."""
-        return np.array([scores["per_problem"][metric] for scores in self.scores], dtype=float)
+    def grid(self, metric: str, seeds: list[int] | None = None) -> np.ndarray:
+        """Scores (seeds, questions) of a per-problem metric; seeds: these in this order, by default all."""
+        chosen = self.seeds if seeds is None else seeds
+        return np.array([self.scores[self.seeds.index(s)]["per_problem"][metric] for s in chosen], dtype=float)
 
     def interval(self, metric: str) -> Interval:
         """Mean with its 95 % interval, which stays within 0..1 for shares."""
-        scores = self.grid(metric)
-        interval = mean_interval(scores)
+        interval = mean_interval(self.grid(metric))
         if metric in COUNTS:
             return interval
         return Interval(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0))
 
-    def minus(self, other: "Run", metric: str) -> Interval:
-        """The paired difference self - other: same questions, and the same seeds where both have them."""
-        mine, theirs = self.grid(metric), other.grid(metric)
-        if len(theirs) not in (1, len(mine)) or (len(theirs) > 1 and self.seeds != other.seeds):
+    def minus(self, other: "Stage", metric: str) -> Interval:
+        """The paired difference self - other: same questions, and the seeds that both have.
+
+        Without a common seed the difference of the means is given without an interval.
+        """
+        common = self.common_seeds(other)
+        if not common:
+            return Interval(float(self.grid(metric).mean() - other.grid(metric).mean()), float("nan"), float("nan"))
+        return mean_interval(self.grid(metric, common) - other.grid(metric, common))
+
+    def common_seeds(self, other: "Stage") -> list[int]:
+        return [seed for seed in self.seeds if seed in other.seeds]
+
+    def minus_start(self, start: "Stage", metric: str) -> Interval:
+        """The paired difference to the stage that this one starts from: each seed against the seed it went on from.
+
+        That is the start's only seed where the start has one, else the same seed.
+        """
+        seeds = [start.seeds[0] if len(start.seeds) == 1 else seed for seed in self.seeds]
+        if not set(seeds) <= set(start.seeds):
             raise SettingsError(
-                f"{self.name} and {other.name} have different seeds, {self.seeds} and {other.seeds}; "
+                f"{self.name} has the seeds {self.seeds} and starts from {start.name}, which has {start.seeds}; "
                 "their difference is not paired."
             )
-        return mean_interval(mine - theirs)
+        return mean_interval(self.grid(metric) - start.grid(metric, seeds))
 
 
-def collect(results: Path, study: dict) -> dict[str, Run]:
-    """All evaluated runs of a study, in the order of its file."""
-    runs = {}
-    for name, seeds in study["checkpoints"].items():
-        folders = [results / "runs" / name / f"seed{seed}" for seed in seeds]
-        records = [_read(folder / "run.json") for folder in folders]
-        scores = [_read(folder / "evaluation" / "scores.json") for folder in folders]
-        runs[name] = Run(
-            name, seeds, records, scores, [pd.DataFrame(read_jsonl(folder / "metrics.jsonl")) for folder in folders]
-        )
-    return runs
+def collect(results: Path, study: dict) -> dict[str, Stage]:
+    """All evaluated stages of a study, in the order of its file."""
+    return {name: _stage(results, name, facts) for name, facts in study["stages"].items() if facts["evaluated"]}
 
 
-def _read(path: Path) -> dict:
+def _stage(results: Path, name: str, facts: dict) -> Stage:
+    stage = results / "stages" / name
+    folders = [stage / f"seed{seed}" for seed in facts["seeds"]]
+    return Stage(
+        name,
+        facts["kind"],
+        facts["from"],
+        facts["like"],
+        facts["edges"],
+        facts["seeds"],
+        [read_json(folder / "run.json") for folder in folders],
+        [read_json(stage / "evaluation" / folder.name / "scores.json") for folder in folders],
+        [pd.DataFrame(read_jsonl(folder / "metrics.jsonl")) for folder in folders],
+    )
+
+
+def read_json(path: Path) -> dict:
     if not path.is_file():
-        raise SettingsError(f"{path} is missing: the run that writes it has not finished.")
+        raise SettingsError(f"{path} is missing: the stage that writes it has not finished.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _columns(name: str, interval: Interval) -> dict[str, float]:
+def rl_stages(stages: dict[str, Stage]) -> list[Stage]:
+    return [stage for stage in stages.values() if stage.is_rl]
+
+
+def columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def verdict(difference: Interval) -> str:
-    """higher or lower if the 95 % interval excludes 0, else tie; one without an interval is no verdict."""
+    """higher or lower if the 95 % interval excludes 0, else tie; a difference without an interval has no verdict."""
     if np.isnan(difference.low):
         return "no interval"
     if not difference.excludes_zero:
@@ -95,110 +134,112 @@ def verdict(difference: Interval) -> str:
     return "higher" if difference.mean > 0 else "lower"
 
 
-def comparison(runs: dict[str, Run], study: dict) -> pd.DataFrame:
-    """One row a run: test scores and their differences to the cold start and to the TRL twin, cost, lengths."""
-    k = study["samples"]
+def comparison(stages: dict[str, Stage], baselines: dict[str, str], k: int) -> pd.DataFrame:
+    """One row a stage: test scores, their difference to the stage's start, and a TRL baseline's to our own stage."""
+    return pd.DataFrame([_comparison_row(stage, stages, baselines, k) for stage in stages.values()])
+
+
+def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str, str], k: int) -> dict:
     main = f"mean@{k}"
-    cold = runs["cold_start"]
-    twin_of = {ours: twin for twin, ours in study["twins"].items()}
-    rows = []
-    for run in runs.values():
-        row = {
-            "run": run.name,
-            "algorithm": run.algorithm,
-            "trainer": run.trainer,
-            "seeds": len(run.seeds),
-            **_columns(main, run.interval(main)),
-            **_columns("greedy", run.interval("greedy")),
-        }
-        for metric in (
-            f"pass@{k}",
-            f"maj@{k}",
-            "greedy_flexible",
-            f"mean@{k}_flexible",
-            "format_rate",
-            "truncation_rate",
-            "response_tokens",
-            "distinct_answers",
-        ):
-            row |= _columns(metric, run.interval(metric))
-        if run is not cold:
-            gain = run.minus(cold, main)
-            row |= {
-                **_columns("minus_cold_start", gain),
-                "against_cold_start": verdict(gain),
-                **_columns("greedy_minus_cold_start", run.minus(cold, "greedy")),
-            }
-        if run.name in twin_of and twin_of[run.name] in runs:
-            gap = run.minus(runs[twin_of[run.name]], main)
-            row |= {"twin": twin_of[run.name], **_columns("minus_twin", gap), "against_twin": verdict(gap)}
-        if run.is_rl:  # share of tokens (PPO, GRPO) or of responses (GSPO) that clipping silenced, mean over the run
-            shares = [frame["clip_fraction"].mean() for frame in run.metrics if "clip_fraction" in frame]
-            row["clip_fraction"] = np.mean(shares) if shares else np.nan  # REINFORCE has nothing to clip
-        generated = [record.get("generated_tokens") for record in run.records]
-        row["generated_tokens"] = np.mean(generated) if all(generated) else np.nan
-        row["train_seconds"] = np.mean([sum(record.get("phase_seconds", {}).values()) for record in run.records])
-        row["peak_megabytes"] = np.mean(
-            [record.get("peak_memory", {}).get("peak_bytes", np.nan) / 1e6 for record in run.records]
-        )
-        row["state_megabytes"] = np.mean([_state_bytes(record) / 1e6 for record in run.records])
-        rows.append(row)
-    return pd.DataFrame(rows)
+    row = {
+        "stage": stage.name,
+        "kind": stage.kind,
+        "algorithm": stage.algorithm,
+        "trainer": stage.trainer,
+        "from": stage.start,
+        "seeds": len(stage.seeds),
+    }
+    for metric in (
+        main,
+        "greedy",
+        f"pass@{k}",
+        f"maj@{k}",
+        "greedy_flexible",
+        f"mean@{k}_flexible",
+        "format_rate",
+        "truncation_rate",
+        "response_tokens",
+        "distinct_answers",
+    ):
+        row |= columns(metric, stage.interval(metric))
+    start, own = stages.get(stage.start), stages.get(baselines.get(stage.name))
+    gain, greedy = (stage.minus_start(start, m) if start else NO_INTERVAL for m in (main, "greedy"))
+    gap = stage.minus(own, main) if own else NO_INTERVAL
+    return row | {
+        **columns("minus_start", gain),
+        "against_start": verdict(gain) if start else None,
+        **columns("greedy_minus_start", greedy),
+        "own": own.name if own else None,
+        **columns("minus_own", gap),
+        "against_own": verdict(gap) if own else None,
+        **_cost(stage),
+    }
+
+
+def _cost(stage: Stage) -> dict[str, float]:
+    """What a stage spent, as means over its seeds; NaN for work that a stage of its kind does not record."""
+    records = stage.records
+    # share of tokens (PPO, GRPO) or of responses (GSPO) that clipping silenced; REINFORCE has nothing to clip
+    shares = [frame["clip_fraction"].mean() for frame in stage.metrics if stage.is_rl and "clip_fraction" in frame]
+    return {
+        "clip_fraction": np.mean(shares) if shares else np.nan,
+        **{name: np.mean([record.get(name, np.nan) for record in records]) for name in WORK},
+        "train_seconds": np.mean([sum(record.get("phase_seconds", {}).values()) for record in records]),
+        "peak_megabytes": np.mean([r.get("peak_memory", {}).get("peak_bytes", np.nan) / 1e6 for r in records]),
+        "state_megabytes": np.mean([_state_bytes(record) / 1e6 for record in records]),
+    }
 
 
 def _state_bytes(record: dict) -> int:
     return sum(parts.get(part, 0) for parts in record.get("memory", {}).values() for part in PARTS)
 
 
-def throughput(runs: dict[str, Run]) -> pd.DataFrame:
-    """Seconds and generated tokens per second of each phase, over whole runs; mean and interval over seeds."""
+def throughput(stages: dict[str, Stage]) -> pd.DataFrame:
+    """Seconds and generated tokens per second of each phase of the RL stages, over whole runs; means over seeds."""
     rows = []
-    for run in filter(lambda r: r.is_rl, runs.values()):
-        row = {"run": run.name, "algorithm": run.algorithm, "trainer": run.trainer}
+    for stage in rl_stages(stages):
+        row = {"stage": stage.name, "algorithm": stage.algorithm, "trainer": stage.trainer}
+        tokens = np.array([record["generated_tokens"] for record in stage.records])
         for phase in PHASES:
-            seconds = np.array([record["phase_seconds"].get(phase, 0.0) for record in run.records])
+            seconds = np.array([record["phase_seconds"].get(phase, 0.0) for record in stage.records])
             row[f"{phase}_seconds"] = seconds.mean()
-            tokens = np.array([record["generated_tokens"] for record in run.records])
             row[f"{phase}_tokens_per_second"] = (tokens / seconds).mean() if (seconds > 0).all() else np.nan
-        rate = np.array([r["generated_tokens"] / sum(r["phase_seconds"].values()) for r in run.records])
-        row |= _columns("tokens_per_second", seed_interval(rate))
-        row["seconds"] = np.mean([sum(r["phase_seconds"].values()) for r in run.records])
-        rows.append(row)
+        total = np.array([sum(record["phase_seconds"].values()) for record in stage.records])
+        rows.append(row | columns("tokens_per_second", seed_interval(tokens / total)) | {"seconds": total.mean()})
     return pd.DataFrame(rows)
 
 
-def memory(runs: dict[str, Run]) -> pd.DataFrame:
+def memory(stages: dict[str, Stage]) -> pd.DataFrame:
     """Megabytes (1e6 bytes) of weights, gradients, optimizer state and masters by component, and the measured peak."""
     rows = []
-    for run in filter(lambda r: r.is_rl, runs.values()):
-        record = run.records[0]
-        for component in COMPONENTS:
-            parts = record["memory"].get(component)
-            if parts:
-                rows.append(
-                    {
-                        "run": run.name,
-                        "algorithm": run.algorithm,
-                        "trainer": run.trainer,
-                        "component": component,
-                        "parameters": parts["parameters"],
-                        **{f"{p}_megabytes": parts.get(p, 0) / 1e6 for p in PARTS},
-                        "run_peak_megabytes": record["peak_memory"]["peak_bytes"] / 1e6,
-                        "peak_source": record["peak_memory"]["source"],
-                    }
-                )
+    for stage in rl_stages(stages):
+        record = stage.records[0]
+        for component in filter(record["memory"].get, COMPONENTS):
+            parts = record["memory"][component]
+            rows.append(
+                {
+                    "stage": stage.name,
+                    "algorithm": stage.algorithm,
+                    "trainer": stage.trainer,
+                    "component": component,
+                    "parameters": parts["parameters"],
+                    **{f"{p}_megabytes": parts.get(p, 0) / 1e6 for p in PARTS},
+                    "peak_megabytes": record["peak_memory"]["peak_bytes"] / 1e6,
+                    "peak_source": record["peak_memory"]["source"],
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def estimators(runs: dict[str, Run]) -> pd.DataFrame:
-    """What each run's settings resolve to, one column a run: the answer to "which GRPO is this?"."""
+def estimators(stages: dict[str, Stage]) -> pd.DataFrame:
+    """The estimator that each RL stage's settings resolve to, one column a stage: which GRPO is this?"""
     table = {}
-    for run in filter(lambda r: r.is_rl, runs.values()):
-        settings = run.records[0]["settings"]
-        table[run.name] = {
-            "algorithm": run.algorithm,
-            "trainer": run.trainer,
-            **run.records[0]["estimator"],
+    for stage in rl_stages(stages):
+        settings = stage.settings
+        table[stage.name] = {
+            "algorithm": stage.algorithm,
+            "trainer": stage.trainer,
+            **stage.records[0]["estimator"],
             "rewards": ", ".join(f"{weight:g} x {name}" for name, weight in settings["rewards"].items()),
             "updates per rollout batch": f"{settings['epochs']} x {settings['minibatches']}",
             "responses per batch": f"{settings['prompts_per_step']} x {settings['group_size']}",
@@ -207,14 +248,14 @@ def estimators(runs: dict[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def provenance(runs: dict[str, Run]) -> pd.DataFrame:
-    """Which command, commit and machine made each run's numbers."""
+def provenance(stages: dict[str, Stage]) -> pd.DataFrame:
+    """The command, commit and machine that made each stage's numbers."""
     rows = []
-    for run in runs.values():
-        for seed, record in zip(run.seeds, run.records, strict=True):
+    for stage in stages.values():
+        for seed, record in zip(stage.seeds, stage.records, strict=True):
             rows.append(
                 {
-                    "run": run.name,
+                    "stage": stage.name,
                     "seed": seed,
                     "commit": record["commit"],
                     "device": record.get("device"),
@@ -222,26 +263,24 @@ def provenance(runs: dict[str, Run]) -> pd.DataFrame:
                     "gpu": record["hardware"]["gpu"],
                     "threads": record["threads"],
                     "seconds": record["seconds"],
-                    "torch": record["packages"]["torch"],
-                    "transformers": record["packages"]["transformers"],
-                    "trl": record["packages"]["trl"],
+                    **{name: record["packages"].get(name) for name in ("torch", "transformers", "trl")},
                     "command": shlex.join(record["command"]),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def curve(run: Run, x: str, y: str) -> pd.DataFrame:
+def curve(stage: Stage, x: str, y: str) -> pd.DataFrame:
     """Mean over seeds of metric y against metric x, step by step, with the lowest and highest seed.
 
     Each seed's y is averaged over 3 neighboring steps: one rollout batch of a few hundred responses is noisy.
     """
     if x == "seconds":  # of training alone: start-up is left out, for our loop and TRL's alike
-        xs = [frame["step_seconds"].cumsum() for frame in run.metrics]
+        xs = [frame["step_seconds"].cumsum() for frame in stage.metrics]
     else:
-        xs = [frame[x] for frame in run.metrics]
-    smooth = [frame[y].rolling(3, min_periods=1, center=True).mean() for frame in run.metrics]
-    steps = min(len(frame) for frame in run.metrics)
+        xs = [frame[x] for frame in stage.metrics]
+    smooth = [frame[y].rolling(3, min_periods=1, center=True).mean() for frame in stage.metrics]
+    steps = min(len(frame) for frame in stage.metrics)
     values = np.array([s.to_numpy()[:steps] for s in smooth], dtype=float)
     xs = np.array([column.to_numpy()[:steps] for column in xs], dtype=float)
     return pd.DataFrame(
@@ -249,16 +288,16 @@ def curve(run: Run, x: str, y: str) -> pd.DataFrame:
     )
 
 
-def curves(runs: dict[str, Run]) -> pd.DataFrame:
-    """The learning curves as numbers: accuracy of each step against generated tokens and seconds."""
+def curves(stages: dict[str, Stage]) -> pd.DataFrame:
+    """The learning curves of the RL stages as numbers: accuracy of each step against generated tokens and seconds."""
     tables = []
-    for run in filter(lambda r: r.is_rl, runs.values()):
-        tokens, seconds = curve(run, "generated_tokens", "accuracy"), curve(run, "seconds", "accuracy")
+    for stage in rl_stages(stages):
+        tokens, seconds = curve(stage, "generated_tokens", "accuracy"), curve(stage, "seconds", "accuracy")
         table = tokens.rename(
             columns={"x": "generated_tokens", "mean": "accuracy", "low": "lowest_seed", "high": "highest_seed"}
         )
         table.insert(1, "seconds", seconds["x"])
         table.insert(0, "step", range(len(table)))
-        table.insert(0, "run", run.name)
+        table.insert(0, "stage", stage.name)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -36,3 +36,14 @@ class PromptSettings:
     def prompt(self, question: str) -> str | list[dict]:
         text = self.template.replace("{question}", question)
         return [{"role": "user", "content": text}] if self.chat else text
+
+
+def figures_of(study: dict) -> list[str]:
+    """The figures of a study's report, given its `--study` value: <name>.svg, each with a caption of the same name."""
+    rl = [stage for stage in study["stages"].values() if stage["kind"] == "rl" and stage["evaluated"]]
+    names = ["accuracy"]
+    if rl:
+        names += ["curves_tokens", "curves_time", "memory", "throughput"]
+    if any("reward_model" in stage["settings"].get("rewards", {}) for stage in rl):
+        names.append("proxy_and_gold")
+    return names

@@ -1,17 +1,27 @@
-"""Checkpoint -> responses -> scores. One row a response, kept.
+"""Checkpoints of a stage -> graded responses, one row each -> scores.
 
-Greedy accuracy is of one response at temperature 0; mean@k, pass@k and maj@k are of k responses at the study's
-temperature, so mean@k is the accuracy of the sampling policy. Graded strictly unless the name says flexible.
-By hand: python -m evaluation.evaluate --settings '{"seed": 0}' --checkpoint DIR --problems test.jsonl --out DIR
+Greedy accuracy is of one response at temperature 0. mean@k, pass@k and maj@k are of k responses at the study's
+temperature, so mean@k is the accuracy of the sampling policy. Grading is strict unless the name says flexible.
+One call evaluates all seeds of a stage, one after the other. Every checkpoint has its own random generators, so its
+responses are the same whether it is evaluated alone or after others.
+By hand, for results/stages/grpo/seed0/checkpoint and seed1's:
+    python -m evaluation.evaluate --settings '{"seed": 0}' --problems results/data/test.jsonl \\
+        --out results/stages/grpo/evaluation results/stages/grpo/seed0 results/stages/grpo/seed1
 """
 
+import gc
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from algos.training.sampling.respond import GREEDY, respond
+from algos.pieces.settings import SettingsError
+from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device
+from algos.training.sampling.respond import GREEDY, sampled
+from algos.training.stage.config import parse
+from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
 from evaluation.tasks import check_rows
@@ -50,38 +60,69 @@ def scores(rows: list[dict], samples: int) -> dict:
     return {"problems": len(grid), "samples": samples, "overall": overall, "per_problem": dict(per_problem)}
 
 
-def main() -> None:
-    from algos.training.stage.config import parse
-    from algos.training.stage.record import Progress, Record, load_settings, stage_parser, use_threads
+def responses(checkpoint: Path, problems: list[dict], config: EvaluationConfig, name: str) -> list[dict]:
+    """A greedy response and the sampled ones of a checkpoint to every problem, graded, in the order of the problems."""
+    device = resolve_device(config.device)
+    tokenizer, policy = load_tokenizer(str(checkpoint)), load_policy(str(checkpoint), device, config.dtype)
+    progress = Progress(len(problems), f"evaluate {name}", unit="problem")
+    rows = []
+    for samples in (0, config.samples):
+        generator = torch.Generator(device).manual_seed(config.seed)
+        for part, _ in sampled(policy, tokenizer, problems, samples, config, generator):
+            rows += part
+            if samples:
+                drawn = rows[len(problems) :]
+                progress.update(len(drawn) // samples, accuracy=float(np.mean([row["correct"] for row in drawn])))
+    progress.close()
+    order = {problem["id"]: i for i, problem in enumerate(problems)}
+    return sorted(rows, key=lambda row: (order[row["problem"]], row["sample"]))
 
+
+def evaluate(
+    seed_folder: Path, problems: list[dict], config: EvaluationConfig, out: Path, threads: int, **facts
+) -> None:
+    """Evaluate seed_folder/checkpoint; writes responses.jsonl, scores.json and the record into out."""
+    name = f"{seed_folder.parent.name}/{seed_folder.name}"
+    record = Record(out, "evaluation", asdict(config), threads, name=name, seed=config.seed)
+    rows = responses(seed_folder / "checkpoint", problems, config, name)
+    write_jsonl(out / "responses.jsonl", rows)
+    result = scores(rows, config.samples)
+    record.log(0, {k: v for k, v in result["overall"].items() if not isinstance(v, list)})
+    prompts = {problem["id"]: problem["prompt"] for problem in problems}
+    for row in rows[:: max(len(rows) // 8, 1)][:8]:
+        record.sample(step=0, prompt=prompts[row["problem"]], response=row["response"], correct=row["correct"])
+    write_json(out / "scores.json", result)
+    record.finish(**facts)
+
+
+def check_folders(folders: list[Path]) -> None:
+    """Refuse a folder without a checkpoint, and two folders whose results would overwrite each other."""
+    for folder in folders:
+        if not (folder / "checkpoint").is_dir():
+            raise SettingsError(f"{folder} has no folder checkpoint; name the folder of one seed of a stage.")
+    names = [folder.name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(
+                f"two folders are called {name}, and results are written by that name; evaluate one stage a call."
+            )
+
+
+def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="STAGE/SEED", help="folders that hold checkpoint/")
     parser.add_argument("--problems", required=True, help="test problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
     config = parse(EvaluationConfig, load_settings(args.settings), "evaluation")
     problems = read_jsonl(args.problems)
     check_rows(problems, args.problems)
-    record = Record(args.out, "evaluate", asdict(config), args.threads, name=args.name, seed=config.seed)
-    progress = Progress(len(problems), f"evaluate {args.name}", unit="problem")
-    rows = respond(args.checkpoint, problems, 0, config) + respond(
-        args.checkpoint, problems, config.samples, config, progress
-    )
-    progress.close()
-    order = {problem["id"]: i for i, problem in enumerate(problems)}
-    rows.sort(key=lambda row: (order[row["problem"]], row["sample"]))
-    write_jsonl(Path(args.out) / "responses.jsonl", rows)
-    result = scores(rows, config.samples)
-    record.log(0, {k: v for k, v in result["overall"].items() if not isinstance(v, list)})
-    for row in rows[:: max(len(rows) // 8, 1)][:8]:
-        record.sample(
-            step=0, prompt=problems[order[row["problem"]]]["prompt"], response=row["response"], correct=row["correct"]
-        )
-    write_json(Path(args.out) / "scores.json", result)
-    record.finish()
+    check_folders(args.folders)
+    for i, folder in enumerate(args.folders):
+        facts = {"start_up_seconds": 0.0} if i else {}  # the process starts once
+        evaluate(folder, problems, config, Path(args.out) / folder.name, args.threads, **facts)
+        gc.collect()  # a model in a reference cycle would stay until after the next one is loaded
 
 
 if __name__ == "__main__":
-    from algos.training.stage.record import main_guard
-
     main_guard(main)

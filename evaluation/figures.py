@@ -1,4 +1,4 @@
-"""Tables -> figures, as SVG. Each algorithm keeps one color; TRL's twin has the same, dashed."""
+"""Tables -> figures, as SVG. Each RL stage keeps one color; its TRL baseline has the same color, dashed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from evaluation.collect import COMPONENTS, PARTS, PHASES, Run, curve
+from evaluation.collect import COMPONENTS, PARTS, PHASES, Stage, curve, rl_stages
 
 # Okabe and Ito's colors, told apart by color-blind readers too
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#8C6D31")
@@ -33,13 +33,15 @@ matplotlib.rcParams.update(
 )
 
 
-def styles(runs: dict[str, Run], twins: dict[str, str]) -> dict[str, dict]:
-    """Color and line of each run; a twin looks like its run, dashed."""
-    own = [name for name, run in runs.items() if run.is_rl and name not in twins]
-    colors = COLORS if len(own) <= len(COLORS) else COLORS[:1]  # no two runs may share one of several colors
+def styles(stages: dict[str, Stage], baselines: dict[str, str]) -> dict[str, dict]:
+    """Color and line of each stage; a TRL baseline looks like our own stage, dashed."""
+    own = [stage.name for stage in rl_stages(stages) if stage.name not in baselines]
+    colors = COLORS if len(own) <= len(COLORS) else COLORS[:1]  # no two stages may share one of several colors
     table = {name: {"color": colors[i % len(colors)], "linestyle": "-"} for i, name in enumerate(own)}
-    table |= {twin: {"color": table[ours]["color"], "linestyle": "--"} for twin, ours in twins.items() if ours in table}
-    return {name: table.get(name, {"color": GRAY, "linestyle": "-"}) for name in runs}
+    table |= {
+        trl: {"color": table[name]["color"], "linestyle": "--"} for trl, name in baselines.items() if name in table
+    }
+    return {name: table.get(name, {"color": GRAY, "linestyle": "-"}) for name in stages}
 
 
 def save(figure, path: Path) -> None:
@@ -47,57 +49,64 @@ def save(figure, path: Path) -> None:
     plt.close(figure)
 
 
-def accuracy(table: pd.DataFrame, runs, twins, metric: str, path: Path) -> None:
-    """Dots with 95 % intervals, one line a run, the cold start as a dashed line."""
-    look = styles(runs, twins)
+def accuracy(table: pd.DataFrame, stages, baselines, metric: str, path: Path) -> None:
+    """Dots with 95 % intervals, one line a stage; a gray bar is the score of the stage that the stage starts from."""
+    look = styles(stages, baselines)
     figure, axis = plt.subplots(figsize=(8, 0.42 * len(table) + 1.1))
     rows = np.arange(len(table))[::-1]
-    axis.axvline(100 * table[metric].iloc[0], color=GRAY, linestyle=":", linewidth=1)
+    scores = table.set_index("stage")[metric]
     for y, (_, row) in zip(rows, table.iterrows(), strict=True):
-        twin = row["run"] in twins
+        style = look[row["stage"]]
+        if row["from"] in scores:
+            axis.plot(100 * scores[row["from"]], y, "|", color=GRAY, markersize=15, markeredgewidth=1.6)
         axis.plot(
             [100 * row[f"{metric}_low"], 100 * row[f"{metric}_high"]],
             [y, y],
             linewidth=2.2,
             solid_capstyle="butt",
-            **look[row["run"]],
+            **style,
         )
         axis.plot(
             100 * row[metric],
             y,
             "o",
             markersize=7,
-            color=look[row["run"]]["color"],
-            markerfacecolor="white" if twin else look[row["run"]]["color"],
+            color=style["color"],
+            markerfacecolor="white" if row["stage"] in baselines else style["color"],
             markeredgewidth=1.8,
         )
-    axis.set_yticks(rows, table["run"])
+    axis.set_yticks(rows, literal(table["stage"]))
     axis.set_xlabel(f"test accuracy, {metric} (%)")
     axis.grid(axis="y", visible=False)
     save(figure, path)
 
 
-def curves(runs: dict[str, Run], twins, x: str, x_label: str, scale: float, path: Path) -> None:
+def literal(names) -> list[str]:
+    """Names without a meaning for matplotlib, which reads text between dollar signs as mathematics."""
+    return [name.replace("$", r"\$") for name in names]
+
+
+def curves(stages: dict[str, Stage], baselines, x: str, x_label: str, scale: float, path: Path) -> None:
     """Accuracy on the training prompts during training; the line is the mean over seeds, the band their range.
 
-    One panel, or, with more runs than colors, one for each run, the others in gray behind it.
+    One panel; or, with more stages than colors, one panel a stage, with the other stages in gray behind it.
     """
-    look = styles(runs, twins)
-    if sum(run.is_rl and run.name not in twins for run in runs.values()) > len(COLORS):
-        _small_multiples(runs, twins, look, x, x_label, scale, path)
+    look = styles(stages, baselines)
+    if sum(stage.name not in baselines for stage in rl_stages(stages)) > len(COLORS):
+        _small_multiples(stages, baselines, look, x, x_label, scale, path)
         return
     figure, axis = plt.subplots(figsize=(8, 4.6))
-    for run in filter(lambda r: r.is_rl, runs.values()):
-        data = curve(run, x, "accuracy")
+    for stage in rl_stages(stages):
+        data = curve(stage, x, "accuracy")
         axis.fill_between(
             data["x"] / scale,
             100 * data["low"],
             100 * data["high"],
-            color=look[run.name]["color"],
+            color=look[stage.name]["color"],
             alpha=0.10,
             linewidth=0,
         )
-        axis.plot(data["x"] / scale, 100 * data["mean"], label=run.name, linewidth=1.8, **look[run.name])
+        axis.plot(data["x"] / scale, 100 * data["mean"], label=stage.name, linewidth=1.8, **look[stage.name])
     axis.set_xlabel(x_label)
     axis.set_ylabel("accuracy on training prompts (%)")
     axis.set_xlim(left=0)
@@ -105,16 +114,16 @@ def curves(runs: dict[str, Run], twins, x: str, x_label: str, scale: float, path
     save(figure, path)
 
 
-def _small_multiples(runs: dict[str, Run], twins, look, x: str, x_label: str, scale: float, path: Path) -> None:
-    data = {name: curve(run, x, "accuracy") for name, run in runs.items() if run.is_rl}
-    own = [name for name in data if name not in twins]
+def _small_multiples(stages: dict[str, Stage], baselines, look, x: str, x_label: str, scale: float, path: Path) -> None:
+    data = {stage.name: curve(stage, x, "accuracy") for stage in rl_stages(stages)}
+    own = [name for name in data if name not in baselines]
     columns = 4
     rows = -(-len(own) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(10, 1.75 * rows + 0.6), sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes.flat, own, strict=False):
         for table in data.values():
             axis.plot(table["x"] / scale, 100 * table["mean"], color="#dcdcdc", linewidth=0.6)
-        for shown in [name, *(twin for twin, ours in twins.items() if ours == name and twin in data)]:
+        for shown in [name, *(trl for trl, own_name in baselines.items() if own_name == name and trl in data)]:
             table = data[shown]
             axis.fill_between(
                 table["x"] / scale,
@@ -122,7 +131,7 @@ def _small_multiples(runs: dict[str, Run], twins, look, x: str, x_label: str, sc
                 100 * table["high"],
                 alpha=0.15,
                 linewidth=0,
-                **_plain(look[shown]),
+                color=look[shown]["color"],
             )
             axis.plot(table["x"] / scale, 100 * table["mean"], linewidth=1.8, **look[shown])
         axis.set_title(name, fontsize=9, loc="left")
@@ -133,13 +142,9 @@ def _small_multiples(runs: dict[str, Run], twins, look, x: str, x_label: str, sc
     save(figure, path)
 
 
-def _plain(style: dict) -> dict:
-    return {"color": style["color"]}
-
-
-def memory(table: pd.DataFrame, runs, path: Path) -> None:
+def memory(table: pd.DataFrame, stages, path: Path) -> None:
     """Stacked bars: weights, gradients, optimizer state and float32 masters of each component."""
-    names = [name for name in runs if (table["run"] == name).any()]
+    names = [name for name in stages if (table["stage"] == name).any()]
     figure, axis = plt.subplots(figsize=(8, 0.42 * len(names) + 1.6))
     rows = np.arange(len(names))[::-1]
     left = np.zeros(len(names))
@@ -147,7 +152,7 @@ def memory(table: pd.DataFrame, runs, path: Path) -> None:
         for part in PARTS:
             widths = np.array(
                 [
-                    table[(table["run"] == n) & (table["component"] == component)][f"{part}_megabytes"].sum()
+                    table[(table["stage"] == n) & (table["component"] == component)][f"{part}_megabytes"].sum()
                     for n in names
                 ]
             )
@@ -164,7 +169,7 @@ def memory(table: pd.DataFrame, runs, path: Path) -> None:
                     label=f"{component.replace('_', ' ')}: {part}",
                 )
             left += widths
-    axis.set_yticks(rows, names)
+    axis.set_yticks(rows, literal(names))
     axis.set_xlabel("model states, counted (MB)")
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
@@ -181,20 +186,20 @@ def throughput(table: pd.DataFrame, path: Path) -> None:
         widths = (table[f"{phase}_seconds"].to_numpy() / tokens) * 1000
         axis.barh(rows, widths, left=left, color=COLORS[i], height=0.68, edgecolor="white", linewidth=0.6, label=phase)
         left += widths
-    axis.set_yticks(rows, table["run"])
+    axis.set_yticks(rows, literal(table["stage"]))
     axis.set_xlabel("seconds per 1,000 generated tokens")
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=4)
     save(figure, path)
 
 
-def proxy_and_gold(runs: dict[str, Run], path: Path) -> None:
-    """The learned reward of each run that trains on it, and the gold accuracy of the same responses."""
+def proxy_and_gold(stages: list[Stage], path: Path) -> None:
+    """The learned reward of the stages that are trained on one, and the gold accuracy of the same responses."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
-    for run in runs.values():
+    for stage in stages:
         for axis, metric, scale in ((axes[0], "reward_reward_model", 1), (axes[1], "accuracy", 100)):
-            data = curve(run, "generated_tokens", metric)
-            (line,) = axis.plot(data["x"] / 1000, scale * data["mean"], linewidth=1.8, label=run.name)
+            data = curve(stage, "generated_tokens", metric)
+            (line,) = axis.plot(data["x"] / 1000, scale * data["mean"], linewidth=1.8, label=stage.name)
             axis.fill_between(
                 data["x"] / 1000,
                 scale * data["low"],

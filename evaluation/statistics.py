@@ -73,8 +73,8 @@ def clustered_standard_error(scores: np.ndarray) -> float:
 def interquartile_mean(scores: np.ndarray) -> float:
     """Mean of the middle half of all scores, of any shape: floor(n / 4) are dropped at each end.
 
-    Agarwal et al. 2021, arXiv:2108.13264, section 4.3: unlike the median it uses half of the runs, unlike the mean it
-    is not moved by single ones that failed or excelled. Raises ValueError without scores.
+    Agarwal et al. 2021, arXiv:2108.13264, section 4.3: it uses half of the runs, where the median uses one or two; a
+    single run that fails or excels does not move it, as it would move the mean. Raises ValueError without scores.
     """
     ordered = np.sort(np.asarray(scores, dtype=float), axis=None)
     if not len(ordered):
@@ -86,8 +86,9 @@ def interquartile_mean(scores: np.ndarray) -> float:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided p-value of McNemar's exact test: two models on the same questions, one answer each, right or wrong.
 
-    only_first, only_second: questions that one of the two alone answers right; questions on which they agree say
-    nothing. Under the null hypothesis each falls to either side with probability 1/2 (McNemar 1947).
+    only_first, only_second: the number of questions that the first, or the second, model alone answers right.
+    Questions on which the models agree say nothing. Under the null hypothesis each of the others falls to either side
+    with probability 1/2 (McNemar 1947).
     """
     if min(only_first, only_second) < 0:
         raise ValueError(f"counts must be at least 0, got {only_first} and {only_second}")
@@ -98,7 +99,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def student(freedom: float) -> float:
     """97.5 % point of Student's distribution."""
-    from scipy.special import stdtrit  # here, as most stages grade and need no interval; scipy.stats takes 0.5 s
+    from scipy.special import stdtrit  # imported here: a process that only grades needs no scipy
 
     return float(stdtrit(freedom, 0.975))
 
@@ -110,10 +111,10 @@ def mean_interval(scores: np.ndarray) -> Interval:
     has a seed part, a question part and a residual part:
         s_seed^2 / S  +  s_question^2 / Q  -  s_cell^2 / (S Q)
     where s_seed^2 is the variance of the seeds' means, s_question^2 that of the questions' means, and s_cell^2 the
-    interaction, which the first two count twice (two-way analysis of variance without replication). Never less than
-    the larger of the first two. Degrees of freedom after Satterthwaite 1946, so that three seeds are paid for
-    by the wide Student quantile that they deserve, unless the questions dominate.
-    With one seed only the questions' part exists: the interval then says nothing about other seeds.
+    interaction, which the first two count twice (two-way analysis of variance without replication). The variance is
+    never less than the larger of the first two. Degrees of freedom are Satterthwaite's (1946): few seeds give a wide
+    Student quantile, unless the questions dominate the variance.
+    With one seed only the questions' part exists, and the interval says nothing about other seeds.
     For a paired difference pass the differences.
     """
     scores = np.asarray(scores, dtype=float)

@@ -1,11 +1,11 @@
 """Preference pairs -> Bradley-Terry reward model.
 
 P(chosen beats rejected) = sigmoid(R_chosen - R_rejected) (Bradley and Terry 1952; Stiennon et al., arXiv:2009.01325).
-All pairs of a prompt are in one batch and weigh 1 together (Ouyang et al. 2022, arXiv:2203.02155, section 3.5); each
-response passes through the model once, however many pairs it is in. Scores are free up to an offset, which
-a small centering term ties down (arXiv:2312.09244); at the end they are normalized to mean 0 and standard deviation 1
-over the distinct complete responses to the held-out prompts, which are those with both right and wrong responses.
-By hand: python -m algos.training.rewards.reward_model --settings '{"seed": 0}' --policy DIR --preferences DIR --out DIR
+All pairs of a prompt are in one batch and weigh 1 together (Ouyang et al. 2022, arXiv:2203.02155, section 3.5). Each
+response passes through the model once, however many pairs hold it. The loss leaves the scores' offset free; a small
+centering term fixes it (arXiv:2312.09244). At the end the scores are normalized to mean 0 and standard deviation 1 over
+all responses to the held-out prompts.
+By hand: python -m algos.training.rewards.reward_model --settings '{"seed": 0}' --from DIR --data DIR --out DIR
 """
 
 import math
@@ -41,7 +41,6 @@ from algos.training.stage.record import (
 )
 from algos.training.supervised.examples import Example, as_batch
 from algos.training.update.optimize import make_optimizer, optimizer_step
-from evaluation.statistics import wilson
 from evaluation.tasks.files import read_jsonl
 
 
@@ -93,26 +92,24 @@ def pair_scores(scores: list[Tensor], rows: list[dict], key: str) -> tuple[Tenso
 
 @torch.no_grad()
 def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device, layout: Layout) -> dict:
-    """Held-out pair accuracy against the gold answers and against the rater, each with a Wilson interval.
+    """Held-out pair accuracy against the gold answers and against the rater, averaged over prompts.
 
-    The interval takes prompts as trials (each one's accuracy is the mean over its pairs): pairs of a prompt share
-    responses and are not independent.
+    A prompt's accuracy is the mean over its pairs. An interval must take prompts as trials: pairs of a prompt share
+    responses and are not independent. Rows without gold_pairs, as the user's own, give the rater's accuracy alone.
     """
     scores = [score_examples(model, examples, pad_id, device, layout).cpu() for examples in encoded]
     metrics = {"held_out_prompts": len(rows), "held_out_pairs": sum(len(row["pairs"]) for row in rows)}
-    for label, key in (("gold", "gold_pairs"), ("rater", "pairs")):
+    labels = {"gold": "gold_pairs", "rater": "pairs"}
+    for label, key in labels.items():
+        if key not in rows[0]:
+            continue
         each = [
             pair_accuracy(s[[i for i, _ in row[key]]], s[[j for _, j in row[key]]])
             for s, row in zip(scores, rows, strict=True)
         ]
-        interval = wilson(sum(each), len(each))
-        metrics |= {
-            f"pair_accuracy_{label}": interval.mean,
-            f"pair_accuracy_{label}_low": interval.low,
-            f"pair_accuracy_{label}_high": interval.high,
-        }
         chosen, rejected, _ = pair_scores(scores, rows, key)
         metrics |= {
+            f"pair_accuracy_{label}": sum(each) / len(each),
             f"held_out_loss_{label}": bradley_terry_loss(chosen, rejected).item(),
             f"margin_{label}": (chosen - rejected).mean().item(),
         }
@@ -126,9 +123,9 @@ def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device, 
     }
 
 
-def train(config: RewardModelConfig, policy_path: str, preferences: str, out: str, name: str, threads: int) -> None:
-    """Train on preferences/train.jsonl, measure on held_out.jsonl there; writes checkpoint/, metrics, run.json."""
-    rows, held_out = (read_jsonl(Path(preferences) / f"{split}.jsonl") for split in ("train", "held_out"))
+def train(config: RewardModelConfig, policy_path: str, data: str, out: str, name: str, threads: int) -> None:
+    """Train on data/train.jsonl, measure on data/held_out.jsonl; writes checkpoint/ and the record into out."""
+    rows, held_out = (read_jsonl(Path(data) / f"{split}.jsonl") for split in ("train", "held_out"))
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -188,9 +185,10 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
     record.log(step, metrics)
     model.offset, model.gain = metrics["score_mean"], 1 / max(metrics["score_std"], 1e-6)
     for row, examples in list(zip(held_out, held_out_encoded, strict=True))[:4]:
+        known = row.get("correct", [None] * len(examples))
         with torch.no_grad():
             scored = score_examples(model, examples, tokenizer.pad_token_id, device, layout)
-        for text, correct, score in zip(row["responses"], row["correct"], scored.tolist(), strict=True):
+        for text, correct, score in zip(row["responses"], known, scored.tolist(), strict=True):
             record.sample(step=step, prompt=row["prompt"], response=text, correct=correct, reward=score)
     model.save(Path(out) / "checkpoint")
     record.finish(
@@ -204,12 +202,18 @@ def train(config: RewardModelConfig, policy_path: str, preferences: str, out: st
 
 def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
-    parser.add_argument("--policy", required=True, help="checkpoint whose backbone the reward model starts from")
-    parser.add_argument("--preferences", required=True, help="folder with train.jsonl and held_out.jsonl")
+    parser.add_argument(
+        "--from",
+        required=True,
+        dest="start",
+        metavar="DIR",
+        help="checkpoint that gives the backbone",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder with train.jsonl and held_out.jsonl")
     args = parser.parse_args()
     use_threads(args.threads)
     config = parse(RewardModelConfig, load_settings(args.settings), "reward_model")
-    train(config, args.policy, args.preferences, args.out, args.name, args.threads)
+    train(config, args.start, args.data, args.out, args.name, args.threads)
 
 
 if __name__ == "__main__":

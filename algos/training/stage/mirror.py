@@ -1,9 +1,10 @@
-"""Mirrors the files of all stages into MLflow. The files are the record, MLflow is a view of them.
+"""Mirrors the records of a study into MLflow. The files are the record, MLflow is a view of the files.
 
-Training never talks to MLflow: this program alone writes to its store, so a run cannot fail or lose a metric because
-MLflow is locked or away, and the mirror can be made anew from the files at any time:
+Training never talks to MLflow: this program alone writes to MLflow's store. So no stage fails or loses a metric because
+the store is locked or away, and the mirror can be made anew from the files at any time:
     python -m algos.training.stage.mirror --results results --uri sqlite:///results/mlflow.db --experiment default
-It only adds what is new since the last time. With --watch PID it does so again and again until that process ends.
+Each call adds the lines that are new since the last call. With --watch PID the program mirrors again and again until
+the process PID ends.
 """
 
 import argparse
@@ -15,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-STATE = ".mlflow_state.json"  # in the results folder: which directory is which MLflow run, and how far it is mirrored
+STATE = ".mlflow_state.json"  # in the results folder: the MLflow run of each record, and how many lines it has
 WATCH_SECONDS = 20.0
 METRICS_PER_CALL = 900  # MLflow takes 1,000 at most
 ATTEMPTS = 3  # at a store that is locked or away
-STAGES = ("data", "models", "preferences", "reward_model", "rejection_sampling", "runs")  # folders of a study
+FOLDERS = ("data", "models", "stages")  # of a study's results
 ARTIFACT_FOLDER = "mlflow_artifacts"  # in the results folder, if the store is SQLite
 ARTIFACTS = ("run.json", "metrics.jsonl", "samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl")
 NO_PARAMETERS = {
@@ -58,8 +59,21 @@ def flatten(values: dict, prefix: str = "") -> dict:
 
 
 def find_records(results: Path) -> list[Path]:
-    """Directories that hold a stage's run.json, parents before their evaluations; no other study's below results."""
-    return sorted(path.parent for stage in STAGES for path in (results / stage).rglob("run.json"))
+    """The directories of this study that hold a run.json, evaluations last; studies in folders below are left out."""
+    found = [path.parent for folder in FOLDERS for path in (results / folder).rglob("run.json")]
+    return sorted(found, key=lambda directory: (evaluated_by(key_of(results, directory)) is not None, directory))
+
+
+def key_of(results: Path, directory: Path) -> str:
+    return directory.relative_to(results).as_posix()
+
+
+def evaluated_by(key: str) -> str | None:
+    """stages/grpo/evaluation/seed0 -> stages/grpo/seed0, the stage that was evaluated; None if key is no evaluation."""
+    folder, *inside = key.split("/")
+    if folder != "stages" or len(inside) != 3 or inside[1] != "evaluation":
+        return None
+    return f"stages/{inside[0]}/{inside[2]}"
 
 
 class Mirror:
@@ -85,21 +99,21 @@ class Mirror:
         self.state = json.loads(self.state_path.read_text(encoding="utf-8")) if self.state_path.is_file() else {}
 
     def mirror_all(self) -> dict:
-        """Mirror every stage; what a broken one raised is noted and the others go on. Returns a summary."""
+        """Mirror every record. An error of one record is noted, and the others go on. Returns a summary."""
         lines, errors, records = 0, [], find_records(self.results)
         for directory in records:
-            key = directory.relative_to(self.results).as_posix()
+            key = key_of(self.results, directory)
             try:
                 lines += self.mirror(directory, key)
-            except Exception as error:  # whatever MLflow or its store throws: the files still hold everything
+            except Exception as error:  # of MLflow or its store: the files still hold everything
                 errors.append(f"{key}: {type(error).__name__}: {error}")
             partial = self.state_path.with_suffix(".partial")
             partial.write_text(json.dumps(self.state, indent=1), encoding="utf-8")
             partial.replace(self.state_path)  # never half a file, whenever this program is stopped
-        return {"stages": len(records), "new_lines": lines, "errors": errors}
+        return {"records": len(records), "new_lines": lines, "errors": errors}
 
     def mirror(self, directory: Path, key: str) -> int:
-        """Add what is new in one stage's files to its MLflow run; returns the number of new metrics lines."""
+        """Add the new lines of one record to its MLflow run; returns the number of new metrics lines."""
         facts = json.loads((directory / "run.json").read_text(encoding="utf-8"))
         entry = self._entry(key, facts)
         new = self._metrics(directory, entry, facts)
@@ -112,35 +126,35 @@ class Mirror:
             }
             summary["seconds"] = facts["seconds"]
             self._log_metrics(entry["run_id"], summary, facts["finished"], 0)
-            self._log_parameters(entry["run_id"], facts)  # a finished run knows more of them
+            self._log_parameters(entry["run_id"], facts)  # a finished record holds more facts
             for name in ARTIFACTS:
                 if (directory / name).is_file():
                     self.client.log_artifact(entry["run_id"], str(directory / name))
-            if directory.name == "evaluation":
+            if evaluated_by(key):
                 self._copy_scores_to_parent(directory, key, facts)
             self.client.set_terminated(entry["run_id"], "FINISHED", int(facts["finished"] * 1000))
             entry["status"] = "finished"
         return new
 
     def _entry(self, key: str, facts: dict) -> dict:
-        """The state of one stage; a new MLflow run for a stage that is new, ran again, or is gone from the store."""
+        """The state of one record; a new MLflow run if the record is new, was made again, or is gone from the store."""
         entry = self.state.get(key)
         if entry is not None and self._exists(entry["run_id"]):
             if entry["started"] == facts["started"]:
                 return entry
-            self.client.delete_run(entry["run_id"])  # the stage ran again: its earlier run's files are gone
+            self.client.delete_run(entry["run_id"])  # the stage ran again, and the earlier files are gone
         tags = {
-            "stage": facts["stage"],
+            "kind": facts["kind"],
             "directory": key,
             "commit": str(facts.get("commit")),
             "device": str(facts.get("device", "cpu")),
             "command": shlex.join(facts.get("command", [])),
         }
-        parent = self.state.get(str(Path(key).parent.as_posix()))
-        if Path(key).name == "evaluation" and parent:
+        parent = self.state.get(evaluated_by(key) or "")
+        if parent:
             tags["mlflow.parentRunId"] = parent["run_id"]
         run = self.client.create_run(
-            self.experiment, start_time=int(facts["started"] * 1000), run_name=key.removeprefix("runs/"), tags=tags
+            self.experiment, start_time=int(facts["started"] * 1000), run_name=key.removeprefix("stages/"), tags=tags
         )
         self._log_parameters(run.info.run_id, facts)
         self.state[key] = {"run_id": run.info.run_id, "started": facts["started"], "lines": 0, "status": "running"}
@@ -177,7 +191,7 @@ class Mirror:
         path = directory / "metrics.jsonl"
         if not path.is_file():
             return 0
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line end is not yet written
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end is not fully written yet
         pending, start = [], entry["lines"]
         for number in range(start, len(lines)):
             row = json.loads(lines[number])
@@ -198,8 +212,8 @@ class Mirror:
             self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
 
     def _copy_scores_to_parent(self, directory: Path, key: str, facts: dict) -> None:
-        """The test scores stand on the trained run too, so that runs can be sorted by them."""
-        parent = self.state.get(Path(key).parent.as_posix())
+        """Put the test scores on the stage's MLflow run too, so that stages can be sorted by score."""
+        parent = self.state.get(evaluated_by(key))
         if parent is None or not (directory / "scores.json").is_file():
             return
         overall = json.loads((directory / "scores.json").read_text(encoding="utf-8"))["overall"]
@@ -212,9 +226,9 @@ class Mirror:
 
 
 def mirror_once(results: Path, uri: str, experiment: str) -> dict:
-    """Mirror everything, one program at a time, trying again while the store is locked or away. Never raises for it."""
+    """Mirror every record, one program at a time. Tries again while the store is locked or away, and never raises."""
     results.mkdir(parents=True, exist_ok=True)
-    summary = {"stages": 0, "new_lines": 0, "errors": ["not tried"]}
+    summary = {"records": 0, "new_lines": 0, "errors": ["not tried"]}
     with (results / ".mlflow_lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for attempt in range(ATTEMPTS):
@@ -223,7 +237,7 @@ def mirror_once(results: Path, uri: str, experiment: str) -> dict:
             try:
                 summary = Mirror(results, uri, experiment).mirror_all()
             except Exception as error:  # the store cannot even be opened
-                summary = {"stages": 0, "new_lines": 0, "errors": [f"{type(error).__name__}: {error}"]}
+                summary = {"records": 0, "new_lines": 0, "errors": [f"{type(error).__name__}: {error}"]}
             if not summary["errors"]:
                 break
     return summary
@@ -245,7 +259,7 @@ def main() -> None:
     parser.add_argument("--uri", required=True, help="MLflow tracking URI")
     parser.add_argument("--experiment", required=True, help="MLflow experiment")
     parser.add_argument("--watch", type=int, metavar="PID", help="mirror again and again until this process ends")
-    parser.add_argument("--summary", type=Path, help="write a summary of what was mirrored here, JSON")
+    parser.add_argument("--summary", type=Path, help="write a summary of the call to this file, as JSON")
     args = parser.parse_args()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if args.watch is not None:
@@ -262,7 +276,7 @@ def main() -> None:
         print(f"not mirrored into MLflow: {error}", file=sys.stderr)
     if summary["errors"]:
         print(
-            f"MLflow at {args.uri} misses {len(summary['errors'])} stage(s); nothing is lost: the files in "
+            f"MLflow at {args.uri} misses {len(summary['errors'])} record(s); nothing is lost: the files in "
             f"{args.results} are the record. Mirror them later with: python -m algos.training.stage.mirror "
             f"--results {args.results} --uri {args.uri} --experiment {args.experiment}",
             flush=True,

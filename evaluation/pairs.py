@@ -1,0 +1,176 @@
+"""Which stages differ in what: for every pair of one kind, the settings and edges that differ, and the score's gap.
+
+Two stages are a controlled comparison if they differ in one thing. RULE says in one sentence what counts as one.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import combinations
+
+import pandas as pd
+
+from algos import ALGORITHMS
+from algos.pieces.critic import WithCritic
+from algos.pieces.estimator import Estimator
+from algos.pieces.ratios import PER_RESPONSE
+from evaluation.collect import Stage, columns, verdict
+
+RULE = (
+    "Counted is each edge, each resolved setting and each hyperparameter that differs, and the objective if it is "
+    "another function. A setting that acts in one of the two stages only, or in neither (the critic’s settings without "
+    "a critic, the kind of a KL whose coefficient is 0), is listed as a consequence and not counted: the setting that "
+    "switches it on is counted. The name of an algorithm counts for nothing by itself."
+)
+CRITIC = {f.name for f in fields(WithCritic)} - {f.name for f in fields(Estimator)}
+KL = ("kl_in", "kl_estimator", "kl_direction", "kl_importance_weighted", "kl_target")
+WHOLE_SPREADS = ("group_std", "leave_one_out_std", "batch_std")  # scales that add std_epsilon
+ONE_VALUE = ("rewards",)  # written and read as one value, not key by key
+ABSENT = "absent"  # shown for a setting that a stage does not have
+
+Difference = tuple[str, object, object]  # key, value in the first stage, value in the second
+Split = tuple[list[Difference], list[Difference]]  # counted, consequences
+
+
+def differing(a: dict, b: dict, prefix: str = "") -> Iterator[Difference]:
+    """The keys of two nested dicts whose values differ, as ("settings.clip_high", 0.2, 0.28)."""
+    for key in {**a, **b}:
+        old, new = a.get(key, ABSENT), b.get(key, ABSENT)
+        if isinstance(old, dict) and isinstance(new, dict) and key not in ONE_VALUE:
+            yield from differing(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new
+
+
+def in_effect(key: str, settings: dict) -> bool:
+    """Whether a stage with these resolved settings makes use of the setting `key`."""
+    hparams = settings.get("settings", {})
+    folder, _, name = key.rpartition(".")
+    if key == "critic_learning_rate" or (folder == "settings" and name in CRITIC):
+        return hparams.get("baseline") == "critic"
+    if key.startswith("vllm"):
+        return settings.get("engine") == "vllm"
+    return folder != "settings" or _hparam_in_effect(name, hparams)
+
+
+def _hparam_in_effect(name: str, hparams: dict) -> bool:
+    kl = bool(hparams.get("kl_coef"))
+    rules = {
+        **dict.fromkeys(KL, kl),
+        "kl_horizon": kl and hparams.get("kl_target") is not None,
+        "credit": kl and hparams.get("kl_in") == "reward",
+        "std_ddof": hparams.get("scale") != "none",
+        "std_epsilon": hparams.get("scale") in WHOLE_SPREADS,
+        "aggregation": hparams.get("ratio") not in PER_RESPONSE,
+        "aggregation_length": hparams.get("aggregation") == "seq-mean-token-sum-norm",
+        "max_rounds": hparams.get("keep") not in ("all", "correct"),
+        "correction_low": str(hparams.get("correction")).endswith("_mask"),
+        "correction_high": hparams.get("correction") != "none",
+    }
+    return rules.get(name, True)
+
+
+def objective(algorithm: str) -> object:
+    """The functions of an algorithm's loss and advantages; its name, if it is not among the installed algorithms."""
+    if algorithm not in ALGORITHMS:
+        return algorithm
+    entry = ALGORITHMS[algorithm]
+    return type(entry), entry.objective, entry.advantages, entry.adapt, entry.update
+
+
+def setting_differences(first: Stage, second: Stage) -> Split:
+    """Of the resolved settings, and of the objective."""
+    a, b = (without(stage.settings, "seed", "algorithm") for stage in (first, second))
+    other_objective = objective(first.algorithm) != objective(second.algorithm)
+    counted: list[Difference] = [("objective", first.algorithm, second.algorithm)] if other_objective else []
+    consequences: list[Difference] = []
+    for key, old, new in differing(a, b):
+        if ABSENT in (old, new) and key.startswith("settings."):
+            value, side = (new, b) if old == ABSENT else (old, a)
+            if value in (None, 0, False):  # switched off is the same as absent
+                continue
+            counts = not other_objective and in_effect(key, side) and key.removeprefix("settings.") not in CRITIC
+        elif key == "engine":  # TRL's trainers always sample with transformers: the engine follows from the trainer
+            counts = a.get("trainer") == b.get("trainer")
+        else:
+            counts = in_effect(key, a) and in_effect(key, b)
+        (counted if counts else consequences).append((key, old, new))
+    return counted, consequences
+
+
+def without(values: dict, *keys: str) -> dict:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def edge_differences(first: Stage, second: Stage, changed: set[str]) -> Split:
+    """Of the edges; changed: the keys of the settings that differ."""
+    a, b = ({k: v for k, v in {"from": s.start, **s.edges}.items() if v is not None} for s in (first, second))
+    counted, consequences = [], []
+    for key, old, new in differing(a, b):
+        follows = False
+        if key == "reference":  # by default a stage's own start
+            follows = old in (ABSENT, a.get("from")) and new in (ABSENT, b.get("from"))
+        if key == "reward_model" and ABSENT in (old, new):  # needed by the settings that name it
+            follows = not changed.isdisjoint({"rewards", "settings.critic_init"})
+        (consequences if follows else counted).append((key, old, new))
+    return counted, consequences
+
+
+def differences(first: Stage, second: Stage) -> Split:
+    """(counted, consequences) of two stages of one kind; see RULE."""
+    settings = setting_differences(first, second)
+    edges = edge_differences(first, second, {key for key, _, _ in settings[0]})
+    return edges[0] + settings[0], edges[1] + settings[1]
+
+
+def say(found: list[Difference]) -> str:
+    """settings.clip_high: 0.2 -> 0.28; steps: 30 -> 60"""
+    return "; ".join(f"{key}: {_text(old)} -> {_text(new)}" for key, old, new in found)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def trl_baselines(stages: dict[str, Stage]) -> dict[str, str]:
+    """{TRL baseline: our own stage}: stages that differ from the stage that they are like by `trainer: trl` alone."""
+    found = {}
+    for name, stage in stages.items():
+        own = stages.get(stage.like)
+        if own is None or own.kind != stage.kind or (own.trainer, stage.trainer) != ("own", "trl"):
+            continue
+        if differences(own, stage)[0] == [("trainer", "own", "trl")]:
+            found[name] = own.name
+    return found
+
+
+def pairs(stages: dict[str, Stage], metric: str) -> pd.DataFrame:
+    """One row a pair of stages of one kind: what differs, and the paired difference stage - against.
+
+    Pairs that differ in one thing come first, among them those where one stage is written as `like` the other.
+    """
+    rows = [_pair(*pair, metric) for pair in combinations(stages.values(), 2) if pair[0].kind == pair[1].kind]
+    if not rows:
+        return pd.DataFrame(columns=["stage", "against", "kind", "like", "differences"])
+    table = pd.DataFrame(rows)
+    order = table.assign(rank=table["differences"].where(table["differences"] > 0, 1.5), unlike=~table["like"])
+    return table.loc[order.sort_values(["rank", "unlike"], kind="stable").index].reset_index(drop=True)
+
+
+def _pair(first: Stage, second: Stage, metric: str) -> dict:
+    if first.like == second.name:  # the stage that the other one is like is the one to compare with
+        first, second = second, first
+    counted, follows = differences(first, second)
+    gap = second.minus(first, metric)
+    return {
+        "stage": second.name,
+        "against": first.name,
+        "kind": first.kind,
+        "like": second.like == first.name,
+        "differences": len(counted),
+        "differs": say(counted),
+        "consequences": say(follows),
+        "paired_seeds": len(first.common_seeds(second)),
+        **columns("difference", gap),
+        "verdict": verdict(gap),
+    }

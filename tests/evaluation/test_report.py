@@ -1,0 +1,178 @@
+"""The report of any graph of stages: no stage's name means anything, and a study without cold start is complete."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from algos.pieces.settings import SettingsError
+from evaluation.collect import collect, comparison
+from evaluation.config import figures_of
+from evaluation.publish import publish
+from evaluation.report import write
+from evaluation.statistics import mean_interval
+from tests.evaluation.synthetic import rl, stage, study, write_results
+
+SFT = {"steps": 10, "trainer": "own"}
+CHAIN = study(  # base -> RL -> rejection sampling -> SFT -> RL again, one seed beside three, a TRL baseline, `vary`
+    zero=rl("base", score=0.3),
+    kept=stage("rejection_sampling", "zero", evaluated=False, responses=2),
+    on_kept=stage("sft", "base", score=0.5, edges={"data": "kept"}, **SFT),
+    cheap=stage("sft", "base", seeds=[0], score=0.2, edges={"data": "demonstrations"}, **SFT),
+    again=rl("on_kept", like="zero", score=0.8),
+    trl_again=rl("on_kept", like="again", score=0.8, loop={"trainer": "trl"}),
+    from_cheap=rl("cheap", like="zero", score=0.7),
+    **{"again-kl_coef=0.01": rl("on_kept", like="again", score=0.8, kl_coef=0.01)},
+)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    made = write_results(results, CHAIN)
+    write(results, made, results / "report")
+    return results
+
+
+def table(results: Path, name: str, **options) -> pd.DataFrame:
+    return pd.read_csv(results / "report" / f"{name}.csv", **options)
+
+
+def test_every_evaluated_stage_is_a_row_in_the_studys_order(chain):
+    rows = table(chain, "comparison")
+    assert list(rows["stage"]) == [name for name in CHAIN["stages"] if name != "kept"]
+    assert list(rows.columns[:6]) == ["stage", "kind", "algorithm", "trainer", "from", "seeds"]
+    assert list(rows["seeds"]) == [3, 3, 1, 3, 3, 3, 3]
+    by_name = rows.set_index("stage")
+    assert by_name.loc["zero", "generated_tokens"] == 1000 and np.isnan(by_name.loc["cheap", "generated_tokens"])
+    assert by_name.loc["cheap", "trained_tokens"] == 500 and np.isnan(by_name.loc["cheap", "clip_fraction"])
+
+
+def test_a_stage_is_compared_with_the_evaluated_stage_that_it_starts_from(chain):
+    rows = table(chain, "comparison").set_index("stage")
+    assert set(rows.index[rows["minus_start"].isna()]) == {"zero", "on_kept", "cheap"}  # they start from a model
+    stages = collect(chain, CHAIN)
+    by_hand = mean_interval(stages["again"].grid("mean@2") - stages["on_kept"].grid("mean@2"))
+    assert rows.loc["again", "minus_start"] == pytest.approx(by_hand.mean, rel=1e-5)
+    assert rows.loc["again", "minus_start_low"] == pytest.approx(by_hand.low, rel=1e-4)
+    only_seed = mean_interval(stages["from_cheap"].grid("mean@2") - stages["cheap"].grid("mean@2"))  # (3, Q) - (1, Q)
+    assert rows.loc["from_cheap", "minus_start_low"] == pytest.approx(only_seed.low, rel=1e-4)
+    assert rows.loc["from_cheap", "against_start"] == "higher"
+
+
+def test_a_trl_baseline_is_compared_with_our_own_stage(chain):
+    rows = table(chain, "comparison").set_index("stage")
+    assert rows["own"].dropna().to_dict() == {"trl_again": "again"}
+    expected = rows.loc["trl_again", "mean@2"] - rows.loc["again", "mean@2"]
+    assert rows.loc["trl_again", "minus_own"] == pytest.approx(expected, abs=1e-5)
+    page = (chain / "report" / "report.html").read_text()
+    assert "TRL minus own" in page and "twin" not in page
+
+
+def test_the_page_is_complete_and_escapes_model_output(chain):
+    page = (chain / "report" / "report.html").read_text()
+    assert all(f">{name}<" in page for name in CHAIN["stages"] if name != "kept")
+    assert "again-kl_coef=0.01" in page and page.count("<svg") == len(figures_of(CHAIN)) == 5
+    assert "&lt;script&gt;x" in page and "<script" not in page
+    assert "cold" not in page
+
+
+def test_the_page_names_stages_with_one_seed_and_the_markdown_its_origin(chain):
+    page = (chain / "report" / "report.html").read_text()
+    assert "cheap: one seed; intervals cover new questions only" in page
+    lines = (chain / "report" / "comparison.md").read_text().splitlines()
+    assert lines[-1] == "Study file made_up.yaml, commit abc123, on a CPU (2 cores)."
+    assert sum(line.startswith("| ") for line in lines) == 2 + 7
+
+
+def test_pairs_that_differ_in_one_thing_come_first(chain):
+    rows = table(chain, "pairs")
+    one = rows[rows["differences"] == 1]
+    assert list(one.index) == list(range(len(one)))
+    found = {(row["against"], row["stage"]): row["differs"] for _, row in one.iterrows()}
+    assert found[("zero", "again")] == "from: base -> on_kept"
+    assert found[("again", "trl_again")] == "trainer: own -> trl"
+    assert found[("again", "again-kl_coef=0.01")] == "settings.kl_coef: 0.0 -> 0.01"
+    assert found[("cheap", "on_kept")] if ("cheap", "on_kept") in found else found[("on_kept", "cheap")]
+    likes = rows["like"] & (rows["differences"] == 1)
+    assert likes.iloc[: likes.sum()].all()
+    assert set(rows["kind"]) == {"rl", "sft"} and len(rows) == 10 + 1
+
+
+def test_a_pair_shares_the_seeds_that_both_have(chain):
+    row = table(chain, "pairs").query("kind == 'sft'").iloc[0]
+    assert row["paired_seeds"] == 1
+    stages = collect(chain, CHAIN)
+    by_hand = mean_interval(stages["cheap"].grid("mean@2", [0]) - stages["on_kept"].grid("mean@2", [0]))
+    assert (row["difference"], row["difference_low"]) == pytest.approx((by_hand.mean, by_hand.low), rel=1e-4)
+
+
+def test_stages_without_a_common_seed_have_a_difference_without_an_interval(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base", seeds=[0]), b=rl("base", seeds=[1])))
+    stages = collect(tmp_path, made)
+    difference = stages["a"].minus(stages["b"], "mean@2")
+    assert np.isnan(difference.low) and not np.isnan(difference.mean)
+    write(tmp_path, made, tmp_path / "report")
+    assert "All stages have one seed" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_study_without_any_sft(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base"), b=rl("a", like="a", score=0.9)))
+    write(tmp_path, made, tmp_path / "report")
+    assert table(tmp_path, "comparison").set_index("stage").loc["b", "against_start"] == "higher"
+
+
+def test_a_study_without_any_rl(tmp_path):
+    made = write_results(tmp_path, study(a=stage("sft", "base", **SFT)))
+    write(tmp_path, made, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert figures_of(made) == ["accuracy"] and page.count("<svg") == 1 and "Learning curves" not in page
+
+
+def test_learned_rewards_and_reward_models_are_shown(tmp_path):
+    learned = {"rewards": {"reward_model": 1.0}}
+    made = study(
+        start=stage("sft", "base", seeds=[0], **SFT),
+        judge=stage("reward_model", "start", seeds=[0], evaluated=False, edges={"data": "mine"}),
+        plain=rl("start"),
+        judged=rl("start", like="plain", loop=learned, edges={"reward_model": "judge"}),
+    )
+    made = write_results(tmp_path, made)
+    write(tmp_path, made, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "judge, seed 0: on 50 held-out pairs of 20 prompts" in page
+    assert "75.0 [53.1, 88.8] %" in page  # Wilson: 15 of 20
+    assert page.count("<svg") == 6
+    pair = table(tmp_path, "pairs").query("like").iloc[0]
+    assert pair["differs"] == 'rewards: {"correctness": 1.0} -> {"reward_model": 1.0}'
+    assert pair["consequences"] == "reward_model: absent -> judge"
+
+
+def test_a_start_whose_seeds_do_not_match_is_refused(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base", seeds=[0, 1]), b=rl("a", seeds=[0, 1, 2])))
+    with pytest.raises(SettingsError, match=r"b has the seeds \[0, 1, 2\] and starts from a, which has \[0, 1\]"):
+        comparison(collect(tmp_path, made), {}, 2)
+
+
+def test_a_missing_score_is_named(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base")))
+    (tmp_path / "stages" / "a" / "evaluation" / "seed1" / "scores.json").unlink()
+    command = [sys.executable, "-m", "evaluation.report", "--study", json.dumps(made)]
+    command += ["--results", str(tmp_path), "--out", str(tmp_path / "report")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2 and "seed1/scores.json is missing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_publishing_replaces_the_tables_and_leaves_the_page_out(chain, tmp_path):
+    (tmp_path / "made_up").mkdir()
+    (tmp_path / "made_up" / "old.csv").write_text("x")
+    files = publish(chain, tmp_path)
+    names = {path.name for path in files}
+    assert {"comparison.csv", "comparison.md", "pairs.csv", "accuracy.svg"} <= names
+    assert {path.name for path in (tmp_path / "made_up").iterdir()} == names
+    with pytest.raises(SettingsError, match=r"report.html is missing: let the study finish first"):
+        publish(tmp_path, tmp_path)
