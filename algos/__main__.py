@@ -31,7 +31,7 @@ def describe(name: str, study: str | None) -> str:
     one_of(name, loaded.runs, "RUN")
     run = loaded.run_config(name)
     title = f"{name} ({run.algorithm}{', by TRL' if run.trainer == 'trl' else ''})"
-    loop = {"epochs": run.epochs, "minibatches": run.minibatches}
+    loop: dict[str, object] = {"epochs": run.epochs, "minibatches": run.minibatches}
     for key in ("group_size", "prompts_per_step", "rewards"):
         loop[key] = getattr(run, key)
     loop["learning_rate"] = run.optimizer.learning_rate

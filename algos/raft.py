@@ -9,7 +9,10 @@ solved often weigh more.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from algos.pieces.algorithm import Algorithm
+from algos.pieces.types import Batch
 from algos.reinforce import ReinforceConfig, reinforce_objective, term
 
 
@@ -27,7 +30,7 @@ class RAFTConfig(ReinforceConfig):
             raise ValueError("RAFT's advantages are all 1, no reward enters them: kl_in must be loss, got reward")
 
 
-def all_ones(batch, config):
+def all_ones(batch: Batch, hparams: RAFTConfig) -> Tensor:
     """1 for every kept response: (B, 1). The setting keep: correct drops the others from loss and divisor."""
     return batch.rewards.new_ones((len(batch.rewards), 1))
 

@@ -10,8 +10,11 @@ which shrinks the expected gradient by (G - 1) / G; rloo.py leaves it out.
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator
+from algos.pieces.types import Shares
 
 ONE_STEP = {"epochs": 1, "minibatches": 1}
 
@@ -30,12 +33,14 @@ class ReinforceConfig(Estimator):
             raise ValueError(f"REINFORCE has no ratio: ratio must be none, got {self.ratio}; cispo has a token ratio")
 
 
-def reinforce_objective(log_ratio, logprobs, advantages, mask, config):
+def reinforce_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: ReinforceConfig
+) -> tuple[Tensor, Shares]:
     """A log pi: (B, T). Its value means nothing, its gradient is the policy gradient."""
     return advantages * logprobs, {}
 
 
-def term(config) -> str:
+def term(hparams: ReinforceConfig) -> str:
     return "A log pi"
 
 

@@ -12,11 +12,12 @@ B and sum_i T_i are those of the whole optimizer step, so that micro-batches add
 from torch import Tensor
 
 from algos.pieces.masked import masked_mean, masked_sum
+from algos.pieces.types import Totals
 
 MODES = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 
 
-def aggregate(x: Tensor, mask: Tensor, mode: str, totals, length: int | None = None) -> Tensor:
+def aggregate(x: Tensor, mask: Tensor, mode: str, totals: Totals, length: int | None = None) -> Tensor:
     """x (B, T), or (B, 1) for one number per response; mask (B, T) bool: -> scalar.
 
     totals counts the responses and tokens of the whole optimizer step. length is the constant of

@@ -15,22 +15,22 @@ from algos.pieces.masked import masked_mean, masked_sum
 MODES = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
-def weights(old_logprobs: Tensor, sampler_logprobs: Tensor | None, mask: Tensor, config) -> Tensor:
+def weights(old_logprobs: Tensor, sampler_logprobs: Tensor | None, mask: Tensor, hparams) -> Tensor:
     """Weights (B, T), 0 on padding, no grad; sequence modes hold the product over a response in all its tokens.
 
     truncate: min(w, correction_high). mask: w where correction_low <= w <= correction_high, else 0.
     """
     if sampler_logprobs is None:
-        raise ValueError(f"correction {config.correction} needs the sampler's log-probabilities, got None")
+        raise ValueError(f"correction {hparams.correction} needs the sampler's log-probabilities, got None")
     with torch.no_grad():
         difference = log_ratio(old_logprobs, sampler_logprobs, mask)
-        if config.correction.startswith("sequence"):
+        if hparams.correction.startswith("sequence"):
             difference = masked_sum(difference, mask, dim=1, keepdim=True).clamp(-20, 20).expand_as(difference)
         weight = difference.exp()
-        if config.correction.endswith("truncate"):
-            weight = weight.clamp(max=config.correction_high)
+        if hparams.correction.endswith("truncate"):
+            weight = weight.clamp(max=hparams.correction_high)
         else:
-            inside = (weight >= config.correction_low) & (weight <= config.correction_high)
+            inside = (weight >= hparams.correction_low) & (weight <= hparams.correction_high)
             weight = torch.where(inside, weight, torch.zeros_like(weight))
         return torch.where(mask, weight, torch.zeros_like(weight))
 

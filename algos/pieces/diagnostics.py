@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from algos.pieces.masked import masked_sum
+from algos.pieces.types import Totals
 
 
 @torch.no_grad()
-def ratio_metrics(log_ratio: Tensor, response_mask: Tensor, totals) -> dict[str, Tensor]:
+def ratio_metrics(log_ratio: Tensor, response_mask: Tensor, totals: Totals) -> dict[str, Tensor]:
     """Token ratios and the approximate KL(old || new), both estimators; log_ratio and response_mask (B, T).
 
     The samples come from the old policy, so k1 = old - new = -log_ratio and k3 = ratio - 1 - log_ratio.

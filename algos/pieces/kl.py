@@ -54,24 +54,24 @@ def kl_full(all_logprobs: Tensor, ref_all_logprobs: Tensor, direction: str = "re
 SAMPLED = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3, "k3+": kl_k3_plus}
 
 
-def kl_loss(config, logprobs, ref_logprobs, full_kl, token_log_ratio, mask: Tensor) -> Tensor:
+def kl_loss(hparams, logprobs, ref_logprobs, full_kl, token_log_ratio, mask: Tensor) -> Tensor:
     """The KL term of the loss, per token (B, T), with gradient; 0 on padding.
 
     kl_importance_weighted multiplies by the ratio of new to old policy, with gradient through it: tokens come from the
     old policy, and only so is the gradient that of the reverse KL (arXiv:2512.02556).
     """
-    if config.kl_estimator == "full":
+    if hparams.kl_estimator == "full":
         if full_kl is None:
             raise ValueError("kl_estimator full needs the KL over the whole vocabulary, got None")
         kl = torch.where(mask, full_kl, torch.zeros_like(full_kl))
     else:
         if ref_logprobs is None:
             raise ValueError(
-                f"kl_estimator {config.kl_estimator} needs a reference, got ref_logprobs None although kl_coef is "
-                f"{config.kl_coef}"
+                f"kl_estimator {hparams.kl_estimator} needs a reference, got ref_logprobs None although kl_coef is "
+                f"{hparams.kl_coef}"
             )
-        kl = SAMPLED[config.kl_estimator](logprobs, ref_logprobs.detach(), mask)
-    return kl * token_log_ratio.exp() if config.kl_importance_weighted else kl
+        kl = SAMPLED[hparams.kl_estimator](logprobs, ref_logprobs.detach(), mask)
+    return kl * token_log_ratio.exp() if hparams.kl_importance_weighted else kl
 
 
 def adapt_coefficient(kl_coef: float, sequence_kl: float, target: float, responses: int, horizon: int) -> float:

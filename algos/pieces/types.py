@@ -4,10 +4,17 @@ P prompts, G responses per prompt (a group), B = P * G responses, T response tok
 L tokens of prompt and response together (right-padded), V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+Shares = dict[str, Tensor]  # name of a metric -> a tensor whose mean is logged, such as "this token is clipped"
+# How an algorithm joins importance ratio and advantage: (log_ratio, logprobs, advantages, mask, hparams) -> the value
+# to maximize, (B, T) or (B, 1), and shares of the same shape.
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Any], tuple[Tensor, Shares]]
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,16 @@ class Rollouts:
         """The given groups, in the given order."""
         rows = torch.tensor([g * self.group_size + i for g in groups for i in range(self.group_size)], dtype=torch.long)
         rows = rows.to(self.response_ids.device)
-        tensors = (self.response_ids, self.response_mask, self.sampler_logprobs, self.truncated)
-        known = (self.entropies, self.ref_logprobs)
-        chosen = (None if tensor is None else tensor[rows] for tensor in (*tensors, *known))
-        return Rollouts([self.prompts[g] for g in groups], self.group_size, *chosen)
+        return Rollouts(
+            [self.prompts[g] for g in groups],
+            self.group_size,
+            self.response_ids[rows],
+            self.response_mask[rows],
+            self.sampler_logprobs[rows],
+            self.truncated[rows],
+            None if self.entropies is None else self.entropies[rows],
+            None if self.ref_logprobs is None else self.ref_logprobs[rows],
+        )
 
     @staticmethod
     def join(parts: list["Rollouts"], pad_id: int) -> "Rollouts":
@@ -43,22 +56,23 @@ class Rollouts:
             return parts[0]
         width = max(part.response_ids.shape[1] for part in parts)
 
-        def joined(name: str, fill) -> Tensor | None:
+        def joined(tensors: list[Tensor], fill: float) -> Tensor:
             pad = torch.nn.functional.pad
-            each = [getattr(part, name) for part in parts]
-            if any(tensor is None for tensor in each):
-                return None
-            return torch.cat([pad(x, (0, width - x.shape[1]), value=fill) for x in each])
+            return torch.cat([pad(x, (0, width - x.shape[1]), value=fill) for x in tensors])
+
+        def joined_if_known(tensors: list[Tensor | None]) -> Tensor | None:
+            known = [x for x in tensors if x is not None]
+            return joined(known, 0.0) if len(known) == len(tensors) else None
 
         return Rollouts(
             [prompt for part in parts for prompt in part.prompts],
             parts[0].group_size,
-            joined("response_ids", pad_id),
-            joined("response_mask", False),
-            joined("sampler_logprobs", 0.0),
+            joined([part.response_ids for part in parts], pad_id),
+            joined([part.response_mask for part in parts], False),
+            joined([part.sampler_logprobs for part in parts], 0.0),
             torch.cat([part.truncated for part in parts]),
-            joined("entropies", 0.0),
-            joined("ref_logprobs", 0.0),
+            joined_if_known([part.entropies for part in parts]),
+            joined_if_known([part.ref_logprobs for part in parts]),
         )
 
 
@@ -122,13 +136,13 @@ class Batch:
 
     def select(self, rows: Tensor) -> "Batch":
         """The given rows, with the columns that are padding in all of them cut off. Groups need not stay whole."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen["greedy_rewards"] = None  # one per prompt, used up when the advantages are made
         chosen["packed"] = None
         chosen = {name: value[rows] if isinstance(value, Tensor) else value for name, value in chosen.items()}
         batch = replace(self, **chosen)
         width, total = int(batch.response_mask.sum(dim=1).max()), int(batch.lengths.max())
-        cut = {
+        cut: dict[str, Any] = {
             name: value[:, :width]
             for name, value in chosen.items()
             if isinstance(value, Tensor)

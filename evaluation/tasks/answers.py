@@ -39,8 +39,7 @@ def normalize(answer: str) -> str | None:
     if fraction := FRACTION.fullmatch(text):
         if int(fraction[2]) == 0:
             return None
-        value = Fraction(int(fraction[1]), int(fraction[2]))
-        return str(value)  # lowest terms; a whole number prints without its denominator
+        return str(Fraction(int(fraction[1]), int(fraction[2])))  # lowest terms; a whole number has no denominator
     if not NUMBER.fullmatch(text):
         return None
     try:

@@ -16,6 +16,7 @@ import random
 from dataclasses import dataclass
 
 from algos.pieces.settings import positive, share
+from evaluation.tasks.rows import all_given
 
 NAMES = ("Mia", "Tom", "Ana", "Sam", "Leo", "Eva", "Max", "Zoe")
 ITEMS = ("apples", "books", "coins", "cards", "shells", "pens", "stamps", "cups")
@@ -142,18 +143,16 @@ def load(config: WordProblemsConfig, sizes: dict[str, int | None], seed: int) ->
 
     Raises ValueError if the settings allow too few different questions.
     """
-    for split, size in sizes.items():
-        if size is None:
-            raise ValueError(f"word_problems generates its problems: give {split} a size")
+    wanted = all_given(sizes, "word_problems")
     rng = random.Random(seed)
     seen, splits, sources = set(), {}, {}
     for split in ("test", "dev", "train"):
-        rows = []
+        rows: list[dict] = []
         attempts = 0
-        while len(rows) < sizes[split]:
+        while len(rows) < wanted[split]:
             attempts += 1
-            if attempts > MAX_ATTEMPTS * sizes[split]:
-                raise ValueError(f"the settings allow too few different questions for {sizes[split]} {split} problems")
+            if attempts > MAX_ATTEMPTS * wanted[split]:
+                raise ValueError(f"the settings allow too few different questions for {wanted[split]} {split} problems")
             question, start, operations = _problem(config, rng)
             if question in seen:
                 continue
@@ -162,7 +161,7 @@ def load(config: WordProblemsConfig, sizes: dict[str, int | None], seed: int) ->
             rows.append({"question": question, "answer": _solution(start, operations, rng, 0.0)})
         splits[split] = rows
     demonstrations = []
-    for _ in range(sizes["demonstrations"]):
+    for _ in range(wanted["demonstrations"]):
         if rng.random() < config.drill_share:
             demonstrations.append(_drill(config, rng))
             continue

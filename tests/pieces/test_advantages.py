@@ -284,7 +284,8 @@ def test_without_a_kl_penalty_in_the_reward_no_reference_is_needed_and_none_has_
 
 def test_the_full_kl_under_the_mask_is_no_penalty(a):  # NaN or garbage there: 0
     config = rloo.RLOOConfig(kl_coef=0.1, kl_estimator="full")
-    close(kl_penalties(config, a.old, None, a.values, a.mask), [[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]])
+    a.full_kl = a.values
+    close(kl_penalties(a, config), [[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]])
 
 
 def test_a_full_kl_in_the_reward_is_taken_as_it_is(a):  # rewards 1 - 0.1 x 3 and 0 - 0.1 x 2: 0.9 apart
