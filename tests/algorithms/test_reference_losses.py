@@ -109,4 +109,4 @@ def test_the_default_hyperparameters_are_those_of_the_entry(file):
 def test_the_three_differ_on_one_batch():  # else the comparison above would say little
     batch, logprobs = random_batch(EVERY_KIND["ragged"], 4, 0, 0.3, "random")
     losses = [both_losses(file, batch, logprobs)[1][0] for file in (ppo, grpo, gspo)]
-    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-3
+    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-4
