@@ -3,11 +3,12 @@
     J = 1 / sum_i T_i  sum_it sg(min(rho_it, is_max)) A_i log pi(y_it)
 
 Source: MiniMax 2025 (MiniMax-M1), arXiv:2506.13585, section 3.1. PPO's clip takes the gradient away from the tokens
-whose probability moved most, often the rare ones that a chain of thought turns on; here they keep it.
+whose probability moved most. They are often rare tokens at which a chain of thought changes direction. CISPO keeps
+their gradient.
 
-Convention trap: is_max is the bound itself, as TRL's epsilon_high is (5.0 is ScaleRL's); verl's bound is 1 plus its
-setting. The loss's value means nothing. With a negative advantage nothing stops log pi from falling: watch entropy
-and KL.
+Frameworks differ: is_max is the bound itself, like TRL's epsilon_high (5.0 is the value of ScaleRL). In verl the bound
+is 1 plus the setting. The value of the loss has no meaning. With a negative advantage nothing stops log pi from
+falling, so watch entropy and KL.
 """
 
 from dataclasses import dataclass

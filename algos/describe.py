@@ -1,4 +1,4 @@
-"""An algorithm's settings in words: for the record of a run, for the report, and for `python -m algos describe`."""
+"""An algorithm's hyperparameters in words: for the record of a run, the report, and `python -m algos describe`."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ AGGREGATIONS = {
 
 
 def estimator(hparams: Estimator) -> dict[str, object]:
-    """The estimator that these settings resolve to, in words, for the record."""
+    """The choices that the hyperparameters resolve to, in words, for the record."""
     critic = ""
     if isinstance(hparams, WithCritic):
         critic = f"critic ({hparams.critic}), GAE(gamma={hparams.gamma:g}, lambda={hparams.gae_lambda:g})"
@@ -63,7 +63,7 @@ def estimator(hparams: Estimator) -> dict[str, object]:
 
 
 def _special(hparams: Estimator) -> dict[str, object]:
-    """Settings that most runs leave alone, where they are in use."""
+    """Hyperparameters that most runs leave at their default: only the ones in use."""
     found: dict[str, object] = {}
     if hparams.kl_coef and hparams.kl_importance_weighted:
         found["kl_times_ratio"] = hparams.kl_importance_weighted
@@ -96,7 +96,7 @@ def _aggregation(hparams: Estimator) -> str:
 
 
 def equation(algorithm: Algorithm, hparams: Estimator) -> list[str]:
-    """The objective in full, resolved, a line each: what is maximized, the ratio, the advantage, the KL."""
+    """The resolved objective in lines of text: the sum to maximize, the ratio, the advantage, the KL."""
     whole = bool(hparams.per_response)
     total = "1/B sum_i" if whole else SUMS[hparams.aggregation]
     index = "i" if whole else "it"
@@ -201,7 +201,7 @@ def _whitened(hparams: Estimator) -> str:
 def page(
     name: str, algorithm: Algorithm, algorithms: dict, hparams: Estimator | None = None, loop: dict | None = None
 ) -> str:
-    """Everything about an algorithm or a run of it: idea, source, equation, choices, what differs from its paper's."""
+    """Everything about an algorithm or a run of it: idea, source, equation, choices, differences from its paper."""
     hparams = hparams or algorithm.defaults
     loop = {**algorithm.run, **(loop or {})}
     lines = [f"{name}: {algorithm.idea}", f"source: {algorithm.source}", "", *equation(algorithm, hparams), ""]
@@ -233,7 +233,7 @@ def _differences(title: str, hparams: Estimator, base: Estimator) -> list[str]:
 
 
 def with_length(hparams: Estimator, max_response_tokens: int) -> Estimator:
-    """The constant length of Dr. GRPO's aggregation filled in from the run's length limit."""
+    """The hyperparameters with the constant length of Dr. GRPO's aggregation filled in from the run's length limit."""
     if hparams.aggregation != "seq-mean-token-sum-norm" or hparams.aggregation_length is not None:
         return hparams
     return replace(hparams, aggregation_length=max_response_tokens)

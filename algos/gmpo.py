@@ -2,9 +2,9 @@
 
     J = 1 / B  sum_i  A_i exp(1 / T_i  sum_t y_it),   y_it = the more pessimistic of log rho_it and its clip
 
-Source: Zhao et al. 2025, arXiv:2507.20673, section 3. Differs from gspo.py in the order: there the mean is clipped, and
-a response is kept or dropped as a whole; here single outlying tokens lose their say. The range (e^-0.4, e^0.4) is wider
-than GRPO's.
+Source: Zhao et al. 2025, arXiv:2507.20673, section 3. Differs from gspo.py in the order. GSPO clips the mean, so that a
+response is kept or dropped as a whole. GMPO clips each token before the mean, so that only outlying tokens lose their
+influence. The range (e^-0.4, e^0.4) is wider than GRPO's.
 """
 
 from dataclasses import dataclass

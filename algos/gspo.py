@@ -4,14 +4,14 @@
     s_i = exp(1 / T_i  sum_t  log pi(y_it) - log pi_old(y_it)),   A_i as in GRPO
 
 Source: Zheng et al. 2025, arXiv:2507.18071, section 4.1; clip range from section 5.1. Differs from grpo.py in one
-place: the ratio is the geometric mean over a response's tokens, so clipping keeps or drops whole responses.
+place: the ratio is the geometric mean over a response's tokens, so that the clip keeps or drops whole responses.
 
-The paper's clip range belongs to its models and learning rates: a length-normalized ratio stays near 1, and how near
-depends on how far an optimizer step moves the policy. Watch clip_fraction before trusting a comparison. Several
-frameworks ship GSPO with GRPO's 0.2, with which it practically never clips.
+The paper's clip range suits its models and learning rates. A length-normalized ratio stays near 1; how near depends on
+how far an optimizer step moves the policy. Watch clip_fraction before trusting a comparison. Several frameworks ship
+GSPO with GRPO's clip range of 0.2, at which GSPO practically never clips.
 
-GSPO-token (section 4.3) gives every token the response's ratio as value and its own gradient. With one advantage per
-response it is the same; it permits an advantage per token.
+GSPO-token (section 4.3) gives every token the value of the response's ratio and the token's own gradient. With one
+advantage per response it equals GSPO. It also permits an advantage per token.
 """
 
 from dataclasses import dataclass, replace

@@ -7,9 +7,9 @@ Source: Schulman et al. 2017, arXiv:1707.06347 (objective), and 2016, arXiv:1506
 models Stiennon et al. 2020, arXiv:2009.01325, and Huang et al. 2024, arXiv:2403.17031.
 
 Where codebases disagree:
-- the reward stands on the last *valid* token of a response, never in the last column of the padded batch, and a
-  response that ran into the length limit counts as ended there;
-- the KL penalty, where there is one, is in the reward: -kl_coef * (old_logprobs - ref_logprobs), k1, computed once;
+- the reward stands on the last *valid* token of a response, not in the last column of the padded batch; a response
+  that reached the length limit counts as ended there;
+- the KL penalty, if any, is in the reward: -kl_coef * (old_logprobs - ref_logprobs), k1, computed once;
 - advantages are whitened over the valid tokens of the whole rollout batch, sample variance (TRL, verl);
 - the loss is the mean over tokens; the value loss is half the mean of the larger of two squared errors (TRL, verl).
 """

@@ -3,8 +3,8 @@
     J = 1 / sum_i T_i  sum_it  rho_it A_it - penalty_coef KL(pi_old || pi)
 
 Source: Schulman et al. 2017, arXiv:1707.06347, section 4. Tokens come from the old policy, so rho - 1 - log rho
-estimates KL(old || new) without bias, in value and in gradient. Not to be taken for the KL to the *reference*. The
-paper's targets of 0.003 to 0.03 are for continuous control; a token of a language model moves less in an update.
+estimates KL(old || new) without bias, in value and in gradient. This is not the KL to the *reference*. The paper's
+targets of 0.003 to 0.03 are for continuous control. A token of a language model moves less in one update.
 """
 
 from dataclasses import dataclass, replace

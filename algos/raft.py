@@ -3,8 +3,8 @@
     J = 1 / sum over correct i of T_i  sum over correct i, t  log pi(y_it)
 
 Source: Dong et al. 2023, arXiv:2304.06767, algorithm 1; as reinforcement learning Xiong et al. 2025, arXiv:2504.11343.
-It is REINFORCE with rewards 0 and 1, no baseline and no negative examples: entropy falls fast, and prompts that are
-solved often weigh more.
+RAFT is REINFORCE with rewards 0 and 1, no baseline and no negative examples. So entropy falls fast, and prompts that
+are often solved weigh more.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class RAFTConfig(ReinforceConfig):
 
 
 def all_ones(batch: Batch, hparams: RAFTConfig) -> Tensor:
-    """1 for every kept response: (B, 1). The setting keep: correct drops the others from loss and divisor."""
+    """1 for every kept response: (B, 1). With keep `correct`, wrong responses count neither in loss nor in divisor."""
     return batch.rewards.new_ones((len(batch.rewards), 1))
 
 

@@ -2,9 +2,10 @@
 
     J = 1 / B  sum_i  1 / T_i  sum_t  (4 / tau) sigmoid(tau (rho_it - 1)) A_i,   tau = tau_pos if A_i > 0 else tau_neg
 
-Source: Gao et al. 2025, arXiv:2511.20347, section 3. A token's gradient is rho A times a gate 4 q (1 - q),
-q = sigmoid(tau (rho - 1)), which is 1 on-policy and falls smoothly on both sides. tau_neg is the larger: pushing a
-token down raises many unsampled ones. The objective is offset by 2 / tau: its value is not PPO's.
+Source: Gao et al. 2025, arXiv:2511.20347, section 3. A token's gradient is rho A times a gate 4 q (1 - q), q =
+sigmoid(tau (rho - 1)). The gate is 1 on-policy and falls smoothly on both sides. tau_neg is larger than tau_pos,
+because pushing one token down raises many tokens that were not sampled. The objective differs from PPO's by an offset
+of 2 / tau.
 """
 
 from dataclasses import dataclass

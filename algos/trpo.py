@@ -1,11 +1,11 @@
-"""TRPO: a natural-gradient step of a size that a hard bound on KL(old || new) allows. What PPO approximates.
+"""TRPO: a natural-gradient step, as large as a hard bound on KL(old || new) allows. PPO approximates TRPO.
 
     maximize  1 / sum_i T_i  sum_it rho_it A_it   subject to   mean_it KL(pi_old(. | s_it) || pi(. | s_it)) <= max_kl
     H x = g by conjugate gradient,   step = sqrt(2 max_kl / x'Hx) x,   halved until the surrogate rises within the bound
 
 g is the surrogate's gradient and H the Hessian of the mean KL at the old policy, the Fisher matrix. Source: Schulman et
 al. 2015, arXiv:1502.05477, section 6 and appendix C. Each conjugate-gradient iteration costs a double backward pass and
-several vectors of the size of the parameters, which is why it is for small models: a reference, not a contender.
+several vectors of the size of the parameters. So TRPO is for small models, as a standard to compare with.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Baselines, scales and credit: from rewards to advantages. None of this carries gradient.
+"""Baselines, scales and credit: from rewards to advantages. Advantages carry no gradient.
 
-An advantage is built in three steps, each a choice of its own: subtract a baseline from the response's reward, divide
-by a scale, and spread the result over the response's tokens. Sources stand at each function.
+An advantage is built in three steps, each with a choice: subtract a baseline from the response's reward, divide by a
+scale, and spread the result over the response's tokens. Each function names its sources.
 """
 
 import torch
@@ -74,19 +74,19 @@ def rescale(centered: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilo
         std = leave_one_out_std(rewards, ddof)
         return torch.where(
             std > 0, centered / (std + epsilon), centered
-        )  # one odd reward out: the others have no spread
+        )  # with a single different reward, the others of its group have no spread
     if scale == "batch_std":
         return _divided(centered, rewards.std(correction=ddof) + epsilon)
     return centered
 
 
 def _divided(centered: Tensor, divisor: Tensor) -> Tensor:
-    """0 stays 0, whatever the divisor: equal rewards have standard deviation 0, and epsilon may be 0."""
+    """0 stays 0, whatever the divisor is: equal rewards have standard deviation 0, and epsilon may be 0."""
     return torch.where(centered == 0, centered, centered / divisor)
 
 
 def leave_one_out_std(rewards: Tensor, ddof: int = 1) -> Tensor:
-    """For each response the standard deviation of the others of its group, (P, G); 0 where fewer than ddof + 1."""
+    """For each response the standard deviation of the group's other rewards, (P, G); 0 if not more than ddof others."""
     group = rewards.shape[1]
     own = torch.eye(group, dtype=torch.bool, device=rewards.device)
     others = rewards[:, None, :].expand(-1, group, -1)[:, ~own].view(-1, group, group - 1)  # (P, G, G - 1)
@@ -108,14 +108,14 @@ def group_advantages(rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int
 def process_advantages(step_rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int = 1) -> Tensor:
     """Process supervision: step rewards (G, S) of one group, normalized jointly, summed from each step to the last.
 
-    For tasks with step rewards, of which the suite has none yet. Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
+    For tasks with step rewards; the suite has no such task yet. Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
     """
     normalized = (step_rewards - step_rewards.mean()) / (step_rewards.std(correction=std_ddof) + std_epsilon)
     return reward_to_go(normalized, torch.ones_like(normalized, dtype=torch.bool))
 
 
 def kl_penalties(batch: Batch, hparams) -> Tensor:
-    """Per-token KL to the reference (B, T), as it enters the reward: computed once, at rollout time."""
+    """KL to the reference per token (B, T), for use in the reward: computed once, at rollout time."""
     mask, full_kl = batch.response_mask, batch.full_kl
     if hparams.kl_estimator == "full":
         if full_kl is None:
@@ -155,10 +155,10 @@ def reward_to_go(token_rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
 
 
 def gae(token_rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Generalized advantage estimates, (B, T) each: values[:, t] is that of the state before token t.
+    """Generalized advantage estimates, (B, T) like all inputs: values[:, t] is the value of the state before token t.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where t+1 is the next *valid* token and
-    both V and A are 0 after the last one. Masked positions are passed over, whatever they hold; they get 0.
+    both V and A are 0 after the last one. Masked positions are skipped, whatever they hold, and get 0.
     Source: arXiv:1506.02438, eq. 16.
     """
     advantages = torch.zeros_like(values)
@@ -176,9 +176,9 @@ def gae(token_rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: flo
 def without_critic(batch: Batch, hparams) -> Tensor:
     """Advantages of a rollout batch from rewards alone: -> (B, 1), or (B, T) with credit `token` or whitening.
 
-    With kl_in `reward` the penalty is subtracted from the response's reward before the baseline (credit `response`),
-    or follows the token that it belongs to, as reward-to-go (credit `token`). Whitening comes last, over the
-    tokens of the batch that the loss sees.
+    With kl_in `reward` and credit `response`, the KL penalty is subtracted from the response's reward before the
+    baseline. With credit `token`, it is added to the advantages token by token, as reward-to-go. Whitening comes last,
+    over the tokens of the batch that count in the loss.
     """
     mask, rewards = batch.response_mask, batch.rewards
     penalized = hparams.kl_coef > 0 and hparams.kl_in == "reward"
@@ -200,7 +200,7 @@ def without_critic(batch: Batch, hparams) -> Tensor:
 
 
 def per_minibatch(advantages: Tensor, mask: Tensor, hparams) -> Tensor:
-    """Advantages of one minibatch: whitened over its valid tokens if that is the scale, else as they are."""
+    """Advantages of one minibatch: whitened over its valid tokens if scale is whiten_minibatch, else unchanged."""
     if hparams.scale != "whiten_minibatch":
         return advantages
     return masked_whiten(advantages.expand(mask.shape), mask, ddof=hparams.std_ddof)

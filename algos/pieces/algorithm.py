@@ -1,4 +1,4 @@
-"""What an algorithm is: choices among the pieces (its defaults), and the one function in which it differs."""
+"""The definition of an algorithm: choices among the pieces (its default hparams), and its own objective function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -91,7 +91,7 @@ class Algorithm:
 
     @torch.no_grad()
     def returns(self, batch: Batch, hparams: WithCritic) -> Tensor:
-        """The critic's targets, A + V with advantages that are not whitened: -> (B, T), 0 on padding, no grad."""
+        """The critic's targets: A + V, where the advantages A are not whitened. -> (B, T), 0 on padding, no grad."""
         lam = hparams.gae_lambda if hparams.gae_lambda_critic is None else hparams.gae_lambda_critic
         advantages = advantage_pieces.from_critic(batch, hparams, lam)
         assert batch.values is not None  # from_critic refuses a batch without values

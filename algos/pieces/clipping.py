@@ -1,4 +1,4 @@
-"""PPO's clipped objective, and the settings of every algorithm that uses it, whatever its ratio and its advantages."""
+"""PPO's clipped objective, and its hyperparameters, for any ratio and any advantages."""
 
 from dataclasses import dataclass
 
@@ -34,8 +34,8 @@ def clipped_objective(
 ) -> tuple[Tensor, Shares]:
     """min(ratio A, clip(ratio) A): (B, T), or (B, 1) where the ratio is one per response; to be maximized.
 
-    The minimum removes the incentive to leave the range, it does not bound the ratio: with A < 0 and a ratio above
-    the range the gradient flows, and grows. Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    The minimum removes the incentive to leave the clip range. It does not bound the ratio: with A < 0 and a ratio above
+    the range the gradient still flows, and grows with the ratio. Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - hparams.clip_low, 1 + hparams.clip_high)

@@ -1,4 +1,4 @@
-"""The critic's settings and its loss. Its advantages are algos.pieces.advantages.gae."""
+"""The critic's hyperparameters and its loss. Advantages from a critic: algos.pieces.advantages.gae."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
-"""What every policy-gradient estimator here is made of: orthogonal choices, and the loss that puts them together.
+"""The choices that every policy-gradient algorithm here is made of, and the loss that puts them together.
 
 prompts -> advantages (baseline, scale, credit) -> ratio (level) -> objective (the algorithm's own: how ratio and
-advantage meet) -> aggregation, minus a KL term, plus an entropy bonus. An algorithm's file names its choices and adds
-its objective; a study file may change any of them. Impossible combinations are refused here, by name.
+advantage are joined) -> aggregation, minus a KL term, plus an entropy bonus. An algorithm's file names its choices and
+adds its objective. A study file may change any choice. Impossible combinations are refused here, by name.
 """
 
 from dataclasses import dataclass, fields
@@ -229,7 +229,7 @@ def policy_loss(
     objective               how the algorithm joins importance ratio and advantage; see algos.pieces.types.Objective
     logprobs, old_logprobs  (B, T)  log-probability of each sampled token, in nats; old: no grad
     advantages              (B, 1)  one per response, or (B, T) one per token; no grad
-    response_mask           (B, T)  bool; what lies under False has no effect, not even NaN
+    response_mask           (B, T)  bool; values where the mask is False have no effect, not even NaN
     totals                  counts over the whole optimizer step, so that cutting the step into micro-batches leaves
                             the gradient unchanged
     ref_logprobs            (B, T)  under the frozen reference, no grad; needed for a sampled KL in the loss
@@ -250,7 +250,7 @@ def policy_loss(
         entropies,
         full_kl,
     )
-    if columns == 1:  # an empty second column: from here on one column means one number per response
+    if columns == 1:  # add an empty second column, so that from here on one column means one number per response
         inputs = tuple(x if x is None else torch.nn.functional.pad(x, (0, 1)) for x in inputs)
     logprobs, old_logprobs, mask, ref_logprobs, sampler_logprobs, entropies, full_kl = inputs
     advantages, zeros = advantages.detach(), torch.zeros_like(logprobs)
@@ -293,7 +293,7 @@ def share_of(x: Tensor, mask: Tensor, totals: Totals) -> Tensor:
 
 
 def _sequence_metrics(ratio: Tensor, mask: Tensor, totals: Totals) -> dict[str, Tensor]:
-    first = ratio[:, :1]  # the same for all tokens of a response, and the first one is never padding
+    first = ratio[:, :1]  # the ratio is the same for all tokens of a response, and the first token is never padding
     not_empty = mask.any(dim=1, keepdim=True)
     inside = torch.where(not_empty, first, 1.0)
     return {
@@ -304,7 +304,7 @@ def _sequence_metrics(ratio: Tensor, mask: Tensor, totals: Totals) -> dict[str, 
 
 
 def changed(hparams: Estimator, from_: Estimator) -> dict[str, tuple]:
-    """Settings in which two estimators differ: name -> (value there, value here)."""
+    """Hyperparameters in which two estimators differ: name -> (value there, value here)."""
     names = {f.name for f in fields(hparams)} | {f.name for f in fields(from_)}
     pairs = {name: (getattr(from_, name, None), getattr(hparams, name, None)) for name in sorted(names)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -119,7 +119,7 @@ def kl_gradient(toy: Toy, policies: Policies, **settings) -> Tensor:
 
 
 def kl_terms(toy: Toy) -> Iterator[dict]:
-    """Which KL gradient each placement and estimator has, on-policy and with responses of another policy."""
+    """The gradient of each placement and estimator of the KL, on-policy and with responses of another policy."""
     for where, old in (("", toy.logits), (", off-policy", toy.moved(DISTANCE))):
         policies = Policies.of(toy, old)
         exact = {
@@ -129,7 +129,7 @@ def kl_terms(toy: Toy) -> Iterator[dict]:
         }
         for label, settings in KL_TERMS.items():
             if where and settings["kl_in"] == "reward":
-                continue  # without a ratio on the policy term nothing in the reward is right off-policy
+                continue  # without a ratio on the policy term, no KL in the reward is right off-policy
             mean = kl_gradient(toy, policies, **settings)
             gaps = {name: relative(mean, g) for name, g in exact.items()}
             fits = [name for name, gap in gaps.items() if gap < TOLERANCE]

@@ -39,7 +39,7 @@ class Bias:
 
     @property
     def rest(self) -> float:
-        """|mean - c g| / |c g|: the bias that no learning rate repairs."""
+        """|mean - c g| / |c g|: the bias that no learning rate can remove."""
         return relative(self.mean, self.factor * self.exact)
 
     @property

@@ -21,8 +21,8 @@ CRITICS = ("exact", "constant", "wrong")
 class Toy:
     """P prompts, Y responses, T tokens, V tokens of vocabulary; float64, without gradient.
 
-    A response that is not over has thought at every token, so the prefix is known by its length: tables of prefixes
-    are (P, T, ...).
+    A response that is not over has thought at every token, so that its length determines the prefix. So tables of
+    prefixes are (P, T, ...).
     """
 
     tokens: Tensor  # (Y, T) int64, 0 on padding
@@ -31,20 +31,20 @@ class Toy:
     correct: Tensor  # (P, Y) bool
     logits: Tensor  # (P, T, V) of the policy
     ref_logits: Tensor  # (P, T, V) of the reference
-    direction: Tensor  # (P, T, V) of norm 1: where other policies lie
+    direction: Tensor  # (P, T, V) of norm 1: the direction in which other policies lie
     wrong_values: Tensor  # (P, T)
 
     def logprobs(self, logits: Tensor) -> Tensor:
-        """Of all responses' tokens: (P, T, V) -> (P, Y, T), 0 on padding."""
+        """Log-probabilities of the tokens of all responses: (P, T, V) -> (P, Y, T), 0 on padding."""
         picked = torch.log_softmax(logits, dim=-1)[:, torch.arange(LENGTH), self.tokens]
         return picked.where(self.mask, logits.new_zeros(()))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of all responses: (P, T, V) -> (P, Y)."""
+        """Probabilities of all responses: (P, T, V) -> (P, Y)."""
         return self.logprobs(logits).sum(dim=-1).exp()
 
     def values(self, critic: str, logits: Tensor) -> Tensor:
-        """V(prefix), (P, T): the expected reward, one number for all, or numbers that have nothing to do with it."""
+        """V(prefix), (P, T): exact: the expected reward; constant: 0.5 everywhere; wrong: unrelated random numbers."""
         if critic == "constant":
             return torch.full_like(self.wrong_values, 0.5)
         if critic == "wrong":
@@ -63,7 +63,7 @@ class Toy:
 
 
 def make_toy(seed: int = 0, prompts: int = 2, binary: bool = False) -> Toy:
-    """Every other prompt is hard. A right answer earns 1, each token 0.2, all of it with noise; binary: just 1 or 0."""
+    """Every second prompt is hard. A right answer earns 1 and each token 0.2, with noise added; binary: only 1 or 0."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape):
@@ -115,7 +115,7 @@ def response_kl(toy: Toy) -> Callable[[Tensor], Tensor]:
 def prefix_kl(toy: Toy, visited_by: Tensor, direction: str = "reverse") -> Callable[[Tensor], Tensor]:
     """logits -> sum over a response's tokens of the KL given the prefix; prefixes as the policy visited_by meets them.
 
-    In value the KL of whole responses, if visited by the policy itself. The gradient is a partial one: it leaves out
+    If visited_by is the policy itself, the value is the KL of whole responses. The gradient is partial: it leaves out
     that a token changes which prefixes come later (arXiv:2506.09477).
     """
     visits = (toy.probabilities(visited_by)[:, :, None] * toy.mask).sum(dim=1).detach()  # (P, T)

@@ -7,7 +7,7 @@ from evaluation.tasks.answers import extract_strict, gold_answer, is_correct
 def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
     """Raise SettingsError for an empty list, or the first row without a question or an answer.
 
-    gold: the answer must end in `#### <number>`, as a grader needs it; training texts may end as they like.
+    gold: the answer must end in `#### <number>`, which graders need. Other training texts may end in any way.
     """
     if not rows:
         raise SettingsError(f"{where} is empty; at least one problem is needed.")
