@@ -180,9 +180,9 @@ def test_raft_climbs_correctness_and_ignores_the_reward():
 
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("gmpo", "raft")])  # their means are not settings
 def test_an_estimator_without_its_causes_is_unbiased_up_to_a_factor(name):
-    config = configured(ALGORITHMS[name])
-    critic = "wrong" if config.has_critic else "exact"
-    found = of(name, critic=critic, **repaired(config, critic))
+    hparams = configured(ALGORITHMS[name])
+    critic = "wrong" if hparams.has_critic else "exact"
+    found = of(name, critic=critic, **repaired(hparams, critic))
     assert found.causes == [] and found.rest < EXACT and found.factor > 0
     assert found.verdict == ("unbiased up to a constant factor" if found.factors else "unbiased")
 
@@ -191,17 +191,17 @@ def test_an_estimator_without_its_causes_is_unbiased_up_to_a_factor(name):
     "name, critic", [(n, "exact") for n in ("opo", "grpo", "lite_ppo", "dapo")] + [("ppo", "wrong")]
 )
 def test_each_cause_alone_makes_an_estimator_biased(name, critic):
-    config = configured(ALGORITHMS[name])
-    for cause in causes(config, critic):
-        found = of(name, critic=critic, **repaired(config, critic, leave=cause))
+    hparams = configured(ALGORITHMS[name])
+    for cause in causes(hparams, critic):
+        found = of(name, critic=critic, **repaired(hparams, critic, leave=cause))
         assert found.causes == [cause] and found.verdict == "biased", cause
 
 
 @pytest.mark.parametrize("name", ["grpo", "dapo", "reinforce_pp", "raft", "opo"])
 def test_sampled_batches_agree_with_the_enumeration(name):
-    config = configured(ALGORITHMS[name])
+    hparams = configured(ALGORITHMS[name])
     generator = torch.Generator().manual_seed(1)
-    sampled = sampled_gradients(ALGORITHMS[name], config, TOY, G, 400, generator)
+    sampled = sampled_gradients(ALGORITHMS[name], hparams, TOY, G, 400, generator)
     found = of(name)
     assert 0.3 < deviation(sampled, found.mean) < 2
     spread = float(sampled.var(dim=0).sum() / found.mean.norm() ** 2)
