@@ -1,7 +1,8 @@
 """The algorithms under comparison, one file each, and the table of all of them.
 
-To add one: its file here, its line in FILES, a run in the study file. README.md shows an example;
-`python -m algos list` prints the table, `python -m algos describe NAME` an algorithm's equation and settings.
+To add an algorithm: its file here, its line in FILES, a stage in the study file. The project's README.md shows an
+example. `python -m algos list` prints the table, `python -m algos describe NAME` an algorithm's equation and
+hyperparameters.
 """
 
 from importlib import import_module
@@ -12,7 +13,7 @@ if TYPE_CHECKING:  # importing this package alone imports no torch
 
     ALGORITHMS: dict[str, Algorithm]
 
-FILES = {  # name in the study file -> its module, which defines ALGORITHM; or module:NAME
+FILES = {  # name in the study file -> module that defines ALGORITHM, or module:NAME of another entry
     "reinforce": "algos.reinforce",
     "reinforce_batch": "algos.reinforce:BATCH_BASELINE",
     "reinforce_group": "algos.reinforce:GROUP_BASELINE",
@@ -57,7 +58,7 @@ def load(place: str) -> "Algorithm":
 
 
 def __getattr__(name: str):
-    """ALGORITHMS is made when it is first asked for: importing a piece, or a task, imports no algorithm."""
+    """ALGORITHMS is made at its first use, so that importing a piece or a task imports no algorithm."""
     if name != "ALGORITHMS":
         raise AttributeError(name)
     globals()[name] = {algorithm: load(place) for algorithm, place in FILES.items()}

@@ -1,6 +1,6 @@
-"""python -m algos list                          all algorithms and presets, with source and one line
-python -m algos describe NAME                 an algorithm's equation and settings, resolved
-python -m algos describe RUN --study FILE     the same of a run of a study
+"""python -m algos list                          all algorithms and presets, each with its idea and its source
+python -m algos describe NAME                 an algorithm's equation and resolved hyperparameters
+python -m algos describe RUN --study FILE     the same for a run of a study
 """
 
 import argparse
@@ -31,7 +31,7 @@ def describe(name: str, study: str | None) -> str:
     one_of(name, loaded.runs, "RUN")
     run = loaded.run_config(name)
     title = f"{name} ({run.algorithm}{', by TRL' if run.trainer == 'trl' else ''})"
-    loop = {"epochs": run.epochs, "minibatches": run.minibatches}
+    loop: dict[str, object] = {"epochs": run.epochs, "minibatches": run.minibatches}
     for key in ("group_size", "prompts_per_step", "rewards"):
         loop[key] = getattr(run, key)
     loop["learning_rate"] = run.optimizer.learning_rate
@@ -40,17 +40,17 @@ def describe(name: str, study: str | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m algos", description="What can be run, and what it computes.")
+    parser = argparse.ArgumentParser(prog="python -m algos", description="The algorithms, and their equations.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="all algorithms and presets, with source and one line")
-    one = commands.add_parser("describe", help="an algorithm's equation and settings, resolved")
+    commands.add_parser("list", help="all algorithms and presets, each with its idea and its source")
+    one = commands.add_parser("describe", help="an algorithm's equation and resolved hyperparameters")
     one.add_argument("name")
-    one.add_argument("--study", help="study file; the name is then that of a run")
+    one.add_argument("--study", help="study file; NAME is then the name of a run of that study")
     args = parser.parse_args()
     try:
         print(list_algorithms() if args.command == "list" else describe(args.name, args.study))
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, head for example, has seen enough
+    except BrokenPipeError:  # the reading command, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)

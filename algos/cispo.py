@@ -3,17 +3,21 @@
     J = 1 / sum_i T_i  sum_it sg(min(rho_it, is_max)) A_i log pi(y_it)
 
 Source: MiniMax 2025 (MiniMax-M1), arXiv:2506.13585, section 3.1. PPO's clip takes the gradient away from the tokens
-whose probability moved most, often the rare ones that a chain of thought turns on; here they keep it.
+whose probability moved most. They are often rare tokens at which a chain of thought changes direction. CISPO keeps
+their gradient.
 
-Convention trap: is_max is the bound itself, as TRL's epsilon_high is (5.0 is ScaleRL's); verl's bound is 1 plus its
-setting. The loss's value means nothing. With a negative advantage nothing stops log pi from falling: watch entropy
-and KL.
+Frameworks differ: is_max is the bound itself, like TRL's epsilon_high (5.0 is the value of ScaleRL). In verl the bound
+is 1 plus the setting. The value of the loss has no meaning. With a negative advantage nothing stops log pi from
+falling, so watch entropy and KL.
 """
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.types import Shares
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,24 @@ class CISPOConfig(Estimator):
             raise ValueError(f"is_max is the bound of the ratio itself and must be at least 1, got {self.is_max}")
 
 
-def truncated_objective(log_ratio, logprobs, advantages, mask, config):
+def truncated_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: CISPOConfig
+) -> tuple[Tensor, Shares]:
     """sg(min(ratio, is_max)) A log pi: (B, T)."""
     ratio = log_ratio.detach().exp()
-    above = ratio > config.is_max
+    above = ratio > hparams.is_max
     shares = {
         "clip_fraction": above,
         "clip_fraction_low": above & (advantages < 0),
         "clip_fraction_high": above & (advantages > 0),
     }
-    return ratio.clamp(max=config.is_max) * advantages * logprobs, shares
+    return ratio.clamp(max=hparams.is_max) * advantages * logprobs, shares
 
 
 ALGORITHM = Algorithm(
     CISPOConfig(),
     truncated_objective,
-    lambda config: f"sg(min(rho, {config.is_max:g})) A log pi",
+    lambda hparams: f"sg(min(rho, {hparams.is_max:g})) A log pi",
     "REINFORCE with a truncated ratio as weight: no token loses its gradient",
     "arXiv:2506.13585, section 3.1",
     relative="reinforce_group",

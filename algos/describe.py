@@ -1,8 +1,9 @@
-"""An algorithm's settings in words: for the record of a run, for the report, and for `python -m algos describe`."""
+"""An algorithm's hyperparameters in words: for the record of a run, the report, and `python -m algos describe`."""
 
 from dataclasses import replace
 
 from algos.pieces.algorithm import Algorithm
+from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator, changed
 
 BASELINES = {
@@ -40,135 +41,140 @@ AGGREGATIONS = {
 }
 
 
-def estimator(config: Estimator) -> dict[str, object]:
-    """The estimator that these settings resolve to, in words, for the record."""
+def estimator(hparams: Estimator) -> dict[str, object]:
+    """The choices that the hyperparameters resolve to, in words, for the record."""
     critic = ""
-    if config.has_critic:
-        critic = f"critic ({config.critic}), GAE(gamma={config.gamma:g}, lambda={config.gae_lambda:g})"
+    if isinstance(hparams, WithCritic):
+        critic = f"critic ({hparams.critic}), GAE(gamma={hparams.gamma:g}, lambda={hparams.gae_lambda:g})"
     return {
-        "advantage_baseline": critic or BASELINES[config.baseline],
-        "advantage_divisor": _divisor(config),
-        "ratio_level": RATIOS[config.ratio],
-        **{name: getattr(config, name) for name in ("clip_low", "clip_high") if hasattr(config, name)},
-        "kl_place": config.kl_in if config.kl_coef else "none",
-        "kl_estimator": config.kl_estimator if config.kl_coef else "none",
-        "kl_direction": config.kl_direction if config.kl_coef else "none",
-        "kl_coef": config.kl_coef,
-        **_special(config),
-        "loss_aggregation": _aggregation(config),
-        "responses_kept": config.keep + (", truncated ones masked" if config.mask_truncated else ""),
-        "off_policy_correction": config.correction,
+        "advantage_baseline": critic or BASELINES[hparams.baseline],
+        "advantage_divisor": _divisor(hparams),
+        "ratio_level": RATIOS[hparams.ratio],
+        **{name: getattr(hparams, name) for name in ("clip_low", "clip_high") if hasattr(hparams, name)},
+        "kl_place": hparams.kl_in if hparams.kl_coef else "none",
+        "kl_estimator": hparams.kl_estimator if hparams.kl_coef else "none",
+        "kl_direction": hparams.kl_direction if hparams.kl_coef else "none",
+        "kl_coef": hparams.kl_coef,
+        **_special(hparams),
+        "loss_aggregation": _aggregation(hparams),
+        "responses_kept": hparams.keep + (", truncated ones masked" if hparams.mask_truncated else ""),
+        "off_policy_correction": hparams.correction,
     }
 
 
-def _special(config: Estimator) -> dict[str, object]:
-    """Settings that most runs leave alone, where they are in use."""
-    found = {}
-    if config.kl_coef:
-        found |= {"kl_times_ratio": config.kl_importance_weighted} if config.kl_importance_weighted else {}
-        found |= {"kl_target": config.kl_target} if config.kl_target is not None else {}
+def _special(hparams: Estimator) -> dict[str, object]:
+    """Hyperparameters that most runs leave at their default: only the ones in use."""
+    found: dict[str, object] = {}
+    if hparams.kl_coef and hparams.kl_importance_weighted:
+        found["kl_times_ratio"] = hparams.kl_importance_weighted
+    if hparams.kl_coef and hparams.kl_target is not None:
+        found["kl_target"] = hparams.kl_target
     for name in ("entropy_coef", "target_kl", "dual_clip", "ratio_cap", "whiten_rewards", "value_warmup"):
-        if getattr(config, name, None):
-            found[name] = getattr(config, name)
+        if getattr(hparams, name, None):
+            found[name] = getattr(hparams, name)
     return found
 
 
-def _divisor(config: Estimator) -> str:
-    kind = "sample" if config.std_ddof else "population"
+def _divisor(hparams: Estimator) -> str:
+    kind = "sample" if hparams.std_ddof else "population"
     return {
         "none": "none",
-        "group_std": f"{kind} standard deviation of the group + {config.std_epsilon:g}",
-        "leave_one_out_std": f"{kind} standard deviation of the group's other responses + {config.std_epsilon:g}",
-        "batch_std": f"{kind} standard deviation of the batch's rewards + {config.std_epsilon:g}",
+        "group_std": f"{kind} standard deviation of the group + {hparams.std_epsilon:g}",
+        "leave_one_out_std": f"{kind} standard deviation of the group's other responses + {hparams.std_epsilon:g}",
+        "batch_std": f"{kind} standard deviation of the batch's rewards + {hparams.std_epsilon:g}",
         "whiten": "standard deviation over the batch's tokens",
         "whiten_minibatch": "standard deviation over the minibatch's tokens",
-    }[config.scale]
+    }[hparams.scale]
 
 
-def _aggregation(config: Estimator) -> str:
-    if config.per_response:
+def _aggregation(hparams: Estimator) -> str:
+    if hparams.per_response:
         return "mean over responses"
-    if config.aggregation == "seq-mean-token-sum-norm":
-        return f"mean over responses of the sum over tokens / {config.aggregation_length or 'max_response_tokens'}"
-    return AGGREGATIONS[config.aggregation]
+    if hparams.aggregation == "seq-mean-token-sum-norm":
+        return f"mean over responses of the sum over tokens / {hparams.aggregation_length or 'max_response_tokens'}"
+    return AGGREGATIONS[hparams.aggregation]
 
 
-def equation(algorithm: Algorithm, config: Estimator) -> list[str]:
-    """The objective in full, resolved, a line each: what is maximized, the ratio, the advantage, the KL."""
-    whole = bool(config.per_response)
-    total = "1/B sum_i" if whole else SUMS[config.aggregation]
+def equation(algorithm: Algorithm, hparams: Estimator) -> list[str]:
+    """The resolved objective in lines of text: the sum to maximize, the ratio, the advantage, the KL."""
+    whole = bool(hparams.per_response)
+    total = "1/B sum_i" if whole else SUMS[hparams.aggregation]
     index = "i" if whole else "it"
-    weight = "" if config.correction == "none" else f"w_{index} "
-    objective = f"J = {total} {weight}[{algorithm.term(config)}]"
-    if config.kl_coef and config.kl_in == "loss":
-        ratio = "rho_it " if config.kl_importance_weighted else ""
-        objective += f" - {config.kl_coef:g} {SUMS[config.aggregation]} {ratio}{_kl(config)}"
-    if config.entropy_coef:
-        objective += f" + {config.entropy_coef:g} {SUMS[config.aggregation]} H(pi(. | x, y_i<t))"
+    weight = "" if hparams.correction == "none" else f"w_{index} "
+    objective = f"J = {total} {weight}[{algorithm.term(hparams)}]"
+    if hparams.kl_coef and hparams.kl_in == "loss":
+        ratio = "rho_it " if hparams.kl_importance_weighted else ""
+        objective += f" - {hparams.kl_coef:g} {SUMS[hparams.aggregation]} {ratio}{_kl(hparams)}"
+    if hparams.entropy_coef:
+        objective += f" + {hparams.entropy_coef:g} {SUMS[hparams.aggregation]} H(pi(. | x, y_i<t))"
     lines = [objective]
-    if RATIO_FORMULAS[config.ratio] and "rho" in algorithm.term(config):
-        lines.append(f"    {RATIO_FORMULAS[config.ratio]}")
-    lines += [f"    {line}" for line in _advantage(algorithm, config)]
+    if RATIO_FORMULAS[hparams.ratio] and "rho" in algorithm.term(hparams):
+        lines.append(f"    {RATIO_FORMULAS[hparams.ratio]}")
+    lines += [f"    {line}" for line in _advantage(algorithm, hparams)]
     if weight:
-        kind, how = config.correction.split("_")
+        kind, how = hparams.correction.split("_")
         w = "pi_old(y_it) / mu(y_it)" if kind == "token" else "prod_t pi_old(y_it) / mu(y_it)"
         cut = (
-            f"min(w, {config.correction_high:g})"
+            f"min(w, {hparams.correction_high:g})"
             if how == "truncate"
-            else f"w where {config.correction_low:g} <= w <= {config.correction_high:g}, else 0"
+            else f"w where {hparams.correction_low:g} <= w <= {hparams.correction_high:g}, else 0"
         )
         lines.append(f"    w = {cut.replace('w', 'v')},  v = {w},  mu: the sampler; no gradient")
     if "L sum" in total:
-        lines.append(f"    L = {config.aggregation_length or 'max_response_tokens'}")
-    if config.keep == "mixed_groups":
-        lines.append(f"    i over groups with right and wrong answers, sampled in up to {config.max_rounds} rounds")
-    if config.keep == "correct":
+        lines.append(f"    L = {hparams.aggregation_length or 'max_response_tokens'}")
+    if hparams.keep == "mixed_groups":
+        lines.append(f"    i over groups with right and wrong answers, sampled in up to {hparams.max_rounds} rounds")
+    if hparams.keep == "correct":
         lines.append("    i over correct responses")
-    if config.mask_truncated:
+    if hparams.mask_truncated:
         lines.append("    i over responses that end before the length limit")
-    if config.kl_coef and config.kl_target is not None:
+    if hparams.kl_coef and hparams.kl_target is not None:
         lines.append(
-            f"    {config.kl_coef:g} is kl_coef at the start; after each batch it is multiplied by 1 + clip(KL / "
-            f"{config.kl_target:g} - 1, -0.2, 0.2) B / {config.kl_horizon}"
+            f"    {hparams.kl_coef:g} is kl_coef at the start; after each batch it is multiplied by 1 + clip(KL / "
+            f"{hparams.kl_target:g} - 1, -0.2, 0.2) B / {hparams.kl_horizon}"
         )
-    if config.target_kl is not None:
-        lines.append(f"    a batch's updates end once KL(old || new) exceeds 1.5 x {config.target_kl:g}")
+    if hparams.target_kl is not None:
+        lines.append(f"    a batch's updates end once KL(old || new) exceeds 1.5 x {hparams.target_kl:g}")
     return lines
 
 
-def _kl(config: Estimator) -> str:
+def _kl(hparams: Estimator) -> str:
     u = "u = log pi_ref(y_it) - log pi(y_it)"
     return {
         "k1": "(log pi(y_it) - log pi_ref(y_it))",
         "k2": f"u^2/2, {u}",
         "k3": f"(exp(u) - 1 - u), {u}",
         "k3+": f"(exp(u) - 1 - u) with the gradient of u^2/2, {u}",
-        "full": "KL(pi || pi_ref)" if config.kl_direction == "reverse" else "KL(pi_ref || pi)",
-    }[config.kl_estimator]
+        "full": "KL(pi || pi_ref)" if hparams.kl_direction == "reverse" else "KL(pi_ref || pi)",
+    }[hparams.kl_estimator]
 
 
-def _advantage(algorithm: Algorithm, config: Estimator) -> list[str]:
-    penalized = bool(config.kl_coef) and config.kl_in == "reward"
+def _advantage_by_critic(hparams: WithCritic, penalized: bool) -> list[str]:
+    penalty = f" - {hparams.kl_coef:g} {_kl(hparams)}" if penalized else ""
+    lines = [
+        f"A_it = sum_k ({hparams.gamma:g} x {hparams.gae_lambda:g})^k delta_i,t+k,"
+        f"  delta_it = r_it + {hparams.gamma:g} V_i,t+1 - V_it",
+        f"r_it = [t last] r_i{penalty}",
+    ]
+    target = hparams.gae_lambda if hparams.gae_lambda_critic is None else hparams.gae_lambda_critic
+    error = "(V - R)^2"
+    if hparams.value_clip is not None:
+        error = f"max((V - R)^2, (V_old + clip(V - V_old, -{hparams.value_clip:g}, {hparams.value_clip:g}) - R)^2)"
+    lines.append(f"critic: {hparams.value_coef:g} x 1/2 mean_it {error},  R = A + V_old with lambda {target:g}")
+    if hparams.whiten_rewards:
+        lines.append("r <- r / std, its mean kept, over the tokens of the rollout batch")
+    return lines if hparams.scale == "none" else [*lines, _whitened(hparams)]
+
+
+def _advantage(algorithm: Algorithm, hparams: Estimator) -> list[str]:
+    penalized = bool(hparams.kl_coef) and hparams.kl_in == "reward"
     if algorithm.advantages is not Algorithm.advantages:
         return ["A = " + (algorithm.advantages.__doc__ or "").strip().splitlines()[0].partition(":")[0]]
-    if config.has_critic:
-        penalty = f" - {config.kl_coef:g} {_kl(config)}" if penalized else ""
-        lines = [
-            f"A_it = sum_k ({config.gamma:g} x {config.gae_lambda:g})^k delta_i,t+k,"
-            f"  delta_it = r_it + {config.gamma:g} V_i,t+1 - V_it",
-            f"r_it = [t last] r_i{penalty}",
-        ]
-        target = config.gae_lambda if config.gae_lambda_critic is None else config.gae_lambda_critic
-        error = "(V - R)^2"
-        if config.value_clip is not None:
-            error = f"max((V - R)^2, (V_old + clip(V - V_old, -{config.value_clip:g}, {config.value_clip:g}) - R)^2)"
-        lines.append(f"critic: {config.value_coef:g} x 1/2 mean_it {error},  R = A + V_old with lambda {target:g}")
-        if config.whiten_rewards:
-            lines.append("r <- r / std, its mean kept, over the tokens of the rollout batch")
-        return lines if config.scale == "none" else [*lines, _whitened(config)]
-    penalty = []
-    if penalized and config.credit == "response":
-        penalty = [f"r_i <- r_i - {config.kl_coef:g} sum_t {_kl(config)}"]
+    if isinstance(hparams, WithCritic):
+        return _advantage_by_critic(hparams, penalized)
+    lines = []
+    if penalized and hparams.credit == "response":
+        lines.append(f"r_i <- r_i - {hparams.kl_coef:g} sum_t {_kl(hparams)}")
     baseline = {
         "none": "",
         "batch_mean": " - mean of the batch",
@@ -176,58 +182,58 @@ def _advantage(algorithm: Algorithm, config: Estimator) -> list[str]:
         "leave_one_out": " - mean_j in group, j != i r_j",
         "length_weighted": " - sum_j T_j r_j / sum_j T_j over the group",
         "greedy": " - r(greedy response)",
-    }[config.baseline]
-    divided = config.scale in ("group_std", "leave_one_out_std", "batch_std")
-    line = f"A_i = (r_i{baseline}) / ({_divisor(config)})" if divided else f"A_i = r_i{baseline}"
-    if penalized and config.credit == "token":
-        line += f";  A_it = A_i - {config.kl_coef:g} sum_k>=t {_kl(config).replace('_it', '_ik')}"
-    lines = [*penalty, line]
-    if config.scale == "leave_one_out_std":
+    }[hparams.baseline]
+    divided = hparams.scale in ("group_std", "leave_one_out_std", "batch_std")
+    line = f"A_i = (r_i{baseline}) / ({_divisor(hparams)})" if divided else f"A_i = r_i{baseline}"
+    if penalized and hparams.credit == "token":
+        line += f";  A_it = A_i - {hparams.kl_coef:g} sum_k>=t {_kl(hparams).replace('_it', '_ik')}"
+    lines.append(line)
+    if hparams.scale == "leave_one_out_std":
         lines.append("(not divided where the others do not vary)")
-    return lines if not config.scale.startswith("whiten") else [*lines, _whitened(config)]
+    return lines if not hparams.scale.startswith("whiten") else [*lines, _whitened(hparams)]
 
 
-def _whitened(config: Estimator) -> str:
-    where = "minibatch" if config.scale == "whiten_minibatch" else "rollout batch"
+def _whitened(hparams: Estimator) -> str:
+    where = "minibatch" if hparams.scale == "whiten_minibatch" else "rollout batch"
     return f"A <- (A - mean) / std over the tokens of the {where}"
 
 
 def page(
-    name: str, algorithm: Algorithm, algorithms: dict, config: Estimator | None = None, loop: dict | None = None
+    name: str, algorithm: Algorithm, algorithms: dict, hparams: Estimator | None = None, loop: dict | None = None
 ) -> str:
-    """Everything about an algorithm or a run of it: idea, source, equation, choices, what differs from its paper's."""
-    config = config or algorithm.defaults
+    """Everything about an algorithm or a run of it: idea, source, equation, choices, differences from its paper."""
+    hparams = hparams or algorithm.defaults
     loop = {**algorithm.run, **(loop or {})}
-    lines = [f"{name}: {algorithm.idea}", f"source: {algorithm.source}", "", *equation(algorithm, config), ""]
-    lines += [f"{key.replace('_', ' ') + ':':<26}{value}" for key, value in estimator(config).items()]
+    lines = [f"{name}: {algorithm.idea}", f"source: {algorithm.source}", "", *equation(algorithm, hparams), ""]
+    lines += [f"{key.replace('_', ' ') + ':':<26}{value}" for key, value in estimator(hparams).items()]
     epochs, minibatches = loop.get("epochs", "the study's"), loop.get("minibatches", "the study's")
     lines.append(f"{'epochs x minibatches:':<26}{epochs} x {minibatches}")
     for key, value in loop.items():
         if key not in ("epochs", "minibatches"):
             lines.append(f"{key.replace('_', ' ') + ':':<26}{value}")
     paper = algorithms.get(algorithm.preset_of or name, algorithm)
-    lines += ["", *_differences(f"changed from {algorithm.preset_of or 'the defaults'}", config, paper.defaults)]
+    lines += ["", *_differences(f"changed from {algorithm.preset_of or 'the defaults'}", hparams, paper.defaults)]
     if algorithm.relative and algorithm.relative != algorithm.preset_of:
         relative = algorithms[algorithm.relative]
-        lines += _differences(f"differs from its nearest relative, {algorithm.relative}", config, relative.defaults)
+        lines += _differences(f"differs from its nearest relative, {algorithm.relative}", hparams, relative.defaults)
         if algorithm.objective is not relative.objective:
-            lines.append(f"  objective: {relative.term(relative.defaults)} -> {algorithm.term(config)}")
+            lines.append(f"  objective: {relative.term(relative.defaults)} -> {algorithm.term(hparams)}")
     lines += [f"note: {note}" for note in algorithm.notes]
     steps = loop.get("epochs", 1) * loop.get("minibatches", 2) if loop else 2
-    lines += [f"warning: {warning}" for warning in config.warnings(steps)]
+    lines += [f"warning: {warning}" for warning in hparams.warnings(steps)]
     return "\n".join(lines)
 
 
-def _differences(title: str, config: Estimator, base: Estimator) -> list[str]:
-    pairs = changed(config, base)
-    pairs = {k: v for k, v in pairs.items() if None not in v or (hasattr(config, k) and hasattr(base, k))}
+def _differences(title: str, hparams: Estimator, base: Estimator) -> list[str]:
+    pairs = changed(hparams, base)
+    pairs = {k: v for k, v in pairs.items() if None not in v or (hasattr(hparams, k) and hasattr(base, k))}
     if not pairs:
         return [f"{title}: nothing"]
     return [f"{title}:"] + [f"  {key}: {there} -> {here}" for key, (there, here) in pairs.items()]
 
 
-def with_length(config: Estimator, max_response_tokens: int) -> Estimator:
-    """The constant length of Dr. GRPO's aggregation filled in from the run's length limit."""
-    if config.aggregation != "seq-mean-token-sum-norm" or config.aggregation_length is not None:
-        return config
-    return replace(config, aggregation_length=max_response_tokens)
+def with_length(hparams: Estimator, max_response_tokens: int) -> Estimator:
+    """The hyperparameters with the constant length of Dr. GRPO's aggregation filled in from the run's length limit."""
+    if hparams.aggregation != "seq-mean-token-sum-norm" or hparams.aggregation_length is not None:
+        return hparams
+    return replace(hparams, aggregation_length=max_response_tokens)

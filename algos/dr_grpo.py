@@ -2,9 +2,9 @@
 
     J = 1 / B  sum_i  1 / L  sum_t min(rho_it A_i, clip(rho_it) A_i),   A_i = r_i - mean of the group
 
-Source: Liu et al. 2025, arXiv:2503.20783, section 3.2. Dividing by a response's own length lets long wrong responses
-off lightly; dividing by the group's standard deviation overweighs the easiest and the hardest prompts. L is a constant,
-the length limit.
+Source: Liu et al. 2025, arXiv:2503.20783, section 3.2. Dividing by a response's own length punishes the tokens of long
+wrong responses too little. Dividing by the group's standard deviation gives too much weight to the easiest and the
+hardest prompts. L is a constant, the length limit.
 """
 
 from dataclasses import replace

@@ -2,18 +2,20 @@
 
     J = 1 / B  sum_i  A_i exp(1 / T_i  sum_t y_it),   y_it = the more pessimistic of log rho_it and its clip
 
-Source: Zhao et al. 2025, arXiv:2507.20673, section 3. Differs from gspo.py in the order: there the mean is clipped, and
-a response is kept or dropped as a whole; here single outlying tokens lose their say. The range (e^-0.4, e^0.4) is wider
-than GRPO's.
+Source: Zhao et al. 2025, arXiv:2507.20673, section 3. Differs from gspo.py in the order. GSPO clips the mean, so that a
+response is kept or dropped as a whole. GMPO clips each token before the mean, so that only outlying tokens lose their
+influence. The range (e^-0.4, e^0.4) is wider than GRPO's.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator, above_zero
 from algos.pieces.masked import masked_mean
+from algos.pieces.types import Shares
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class GMPOConfig(Estimator):
         return "GMPO's mean"
 
 
-def geometric_objective(log_ratio, logprobs, advantages, mask, config):
+def geometric_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: GMPOConfig
+) -> tuple[Tensor, Shares]:
     """A exp(mean of the pessimistically clipped log-ratios): (B, 1)."""
     sign = advantages.sign()
-    clipped = log_ratio.clamp(-config.clip_log, config.clip_log)
+    clipped = log_ratio.clamp(-hparams.clip_log, hparams.clip_log)
     y = sign * torch.minimum(sign * log_ratio, sign * clipped)  # (B, T)
-    high = (log_ratio > config.clip_log) & (advantages > 0)
-    low = (log_ratio < -config.clip_log) & (advantages < 0)
+    high = (log_ratio > hparams.clip_log) & (advantages > 0)
+    low = (log_ratio < -hparams.clip_log) & (advantages < 0)
     shares = {"clip_fraction": high | low, "clip_fraction_low": low, "clip_fraction_high": high}
     return advantages * masked_mean(y, mask, dim=1, keepdim=True).exp(), shares
 
@@ -49,8 +53,8 @@ def geometric_objective(log_ratio, logprobs, advantages, mask, config):
 ALGORITHM = Algorithm(
     GMPOConfig(),
     geometric_objective,
-    lambda config: (
-        f"A exp(mean_t y),  y = min(log rho, clip(log rho, -{config.clip_log:g}, {config.clip_log:g})) if A > 0, "
+    lambda hparams: (
+        f"A exp(mean_t y),  y = min(log rho, clip(log rho, -{hparams.clip_log:g}, {hparams.clip_log:g})) if A > 0, "
         "else the max of the two"
     ),
     "geometric mean of token ratios, each clipped before averaging",

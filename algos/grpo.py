@@ -16,6 +16,9 @@ Where codebases disagree:
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
 
@@ -26,6 +29,36 @@ class GRPOConfig(Clipped):
     scale: str = "group_std"
     ratio: str = "token"
     aggregation: str = "seq-mean-token-mean"
+
+
+def reference_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    mask: Tensor,
+    rewards: Tensor,
+    values: Tensor,
+    group_size: int,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """The loss of ALGORITHM with its default hyperparameters on a whole rollout batch, in plain torch.
+
+    logprobs, old_logprobs  (B, T)  log-probability of each sampled token, in nats; only logprobs carries gradient
+    mask                    (B, T)  bool, True on the tokens of the response; at least one token in each row
+    rewards                 (B,)    one per response; the responses to one prompt (a group) are adjacent
+    values                  (B, T)  not used: GRPO has no critic
+    group_size              number of responses to one prompt
+    """
+    lengths = mask.sum(dim=1, keepdim=True)  # (B, 1)
+    groups = rewards.view(-1, group_size)
+    centered = groups - groups.mean(dim=1, keepdim=True)
+    advantages = (centered / (groups.std(dim=1, keepdim=True) + 1.0e-6)).view(-1, 1)  # (B, 1): one per response
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)  # (B, T)
+    ratio = log_ratio.exp()  # (B, T): one per token
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    objective = torch.minimum(ratio * advantages, clipped * advantages)
+    per_response = torch.where(mask, objective, 0.0).sum(dim=1, keepdim=True) / lengths
+    return -per_response.mean()  # over the tokens of each response, then over responses
 
 
 ALGORITHM = Algorithm(

@@ -3,17 +3,19 @@
     J = 1 / sum_i T_i  sum_it  rho_it A_it - penalty_coef KL(pi_old || pi)
 
 Source: Schulman et al. 2017, arXiv:1707.06347, section 4. Tokens come from the old policy, so rho - 1 - log rho
-estimates KL(old || new) without bias, in value and in gradient. Not to be taken for the KL to the *reference*. The
-paper's targets of 0.003 to 0.03 are for continuous control; a token of a language model moves less in an update.
+estimates KL(old || new) without bias, in value and in gradient. This is not the KL to the *reference*. The paper's
+targets of 0.003 to 0.03 are for continuous control. A token of a language model moves less in one update.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm, adapt
 from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import above_zero, needs_ratio
+from algos.pieces.types import Shares
 
 
 @dataclass(frozen=True)
@@ -29,25 +31,27 @@ class PPOPenaltyConfig(WithCritic):
         above_zero(self, "penalty_coef", "penalty_target")
 
 
-def penalized_objective(log_ratio, logprobs, advantages, mask, config):
+def penalized_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: PPOPenaltyConfig
+) -> tuple[Tensor, Shares]:
     """ratio A - penalty_coef (ratio - 1 - log ratio): (B, T)."""
-    return log_ratio.exp() * advantages - config.penalty_coef * (torch.expm1(log_ratio) - log_ratio), {}
+    return log_ratio.exp() * advantages - hparams.penalty_coef * (torch.expm1(log_ratio) - log_ratio), {}
 
 
-def adapt_penalty(config: PPOPenaltyConfig, metrics: dict[str, float], responses: int) -> PPOPenaltyConfig:
+def adapt_penalty(hparams: PPOPenaltyConfig, metrics: dict[str, float], responses: int) -> PPOPenaltyConfig:
     """Halve penalty_coef below target / 1.5, double it above 1.5 target."""
-    config, kl = adapt(config, metrics, responses), metrics["kl_after_update"]
-    if kl < config.penalty_target / 1.5:
-        return replace(config, penalty_coef=config.penalty_coef / 2)
-    if kl > config.penalty_target * 1.5:
-        return replace(config, penalty_coef=config.penalty_coef * 2)
-    return config
+    hparams, kl = adapt(hparams, metrics, responses), metrics["kl_after_update"]
+    if kl < hparams.penalty_target / 1.5:
+        return replace(hparams, penalty_coef=hparams.penalty_coef / 2)
+    if kl > hparams.penalty_target * 1.5:
+        return replace(hparams, penalty_coef=hparams.penalty_coef * 2)
+    return hparams
 
 
 ALGORITHM = Algorithm(
     PPOPenaltyConfig(),
     penalized_objective,
-    lambda config: f"rho A - {config.penalty_coef:g} (rho - 1 - log rho)",
+    lambda hparams: f"rho A - {hparams.penalty_coef:g} (rho - 1 - log rho)",
     "PPO with an adaptive KL penalty to the old policy instead of a clip",
     "arXiv:1707.06347, section 4",
     relative="ppo",

@@ -1,4 +1,4 @@
-"""Variants of PPO: where the critic lives, how far it looks, and a KL penalty that steers itself."""
+"""Variants of PPO: Monte Carlo advantages, a critic on the policy's backbone, and an adaptive KL penalty."""
 
 from dataclasses import replace
 

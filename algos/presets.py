@@ -1,8 +1,8 @@
-"""Named versions of PPO, GRPO and GSPO with the defaults of public frameworks: the same name, other estimators.
+"""PPO, GRPO and GSPO with the defaults of public frameworks: one name, several different losses.
 
-Read from the frameworks' sources in mid-2026, at the commits named with each preset; defaults drift. What belongs to
-the estimator is set here; learning rate, batch and group size are the study's, so that presets are compared at
-one learning rate and batch, and stand in the notes.
+Read from the frameworks' sources in mid-2026, at the commits named with each preset; defaults change over time. A
+preset sets the hyperparameters of the loss. Learning rate, batch and group size come from the study, so that presets
+are compared at one learning rate and batch; the frameworks' own values of them stand in the notes.
 """
 
 from dataclasses import replace
@@ -48,7 +48,7 @@ GRPO_AS_VERL = _as(
     VERL,
     (
         "framework defaults of the loop: learning rate 1e-6, one epoch; recipes use groups of 5 to 16",
-        "KL is off by default; verl's documentation advises kl_coef 0.001, k3, in the loss",
+        "KL is off by default; the documentation of verl advises kl_coef 0.001, k3, in the loss",
     ),
     {"epochs": 1},
     "GRPO by verl's defaults: token mean, dual clip",

@@ -3,13 +3,16 @@
     J = 1 / sum over correct i of T_i  sum over correct i, t  log pi(y_it)
 
 Source: Dong et al. 2023, arXiv:2304.06767, algorithm 1; as reinforcement learning Xiong et al. 2025, arXiv:2504.11343.
-It is REINFORCE with rewards 0 and 1, no baseline and no negative examples: entropy falls fast, and prompts that are
-solved often weigh more.
+RAFT is REINFORCE with rewards 0 and 1, no baseline and no negative examples. So entropy falls fast, and prompts that
+are often solved weigh more.
 """
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from algos.pieces.algorithm import Algorithm
+from algos.pieces.types import Batch
 from algos.reinforce import ReinforceConfig, reinforce_objective, term
 
 
@@ -27,8 +30,8 @@ class RAFTConfig(ReinforceConfig):
             raise ValueError("RAFT's advantages are all 1, no reward enters them: kl_in must be loss, got reward")
 
 
-def all_ones(batch, config):
-    """1 for every kept response: (B, 1). The setting keep: correct drops the others from loss and divisor."""
+def all_ones(batch: Batch, hparams: RAFTConfig) -> Tensor:
+    """1 for every kept response: (B, 1). With keep `correct`, wrong responses count neither in loss nor in divisor."""
     return batch.rewards.new_ones((len(batch.rewards), 1))
 
 

@@ -2,16 +2,19 @@
 
     J = 1 / B  sum_i  (r_i - b) sum_t log pi(y_it)
 
-Source: Williams 1992, "Simple statistical gradient-following algorithms". The token *sum* is the gradient of the
-response's log-probability; a token mean would be another objective. There is no ratio, so only the first optimizer
-step of a rollout batch is on-policy: the default is one step per batch. The group's mean contains the own response,
-which shrinks the expected gradient by (G - 1) / G; rloo.py leaves it out.
+Source: Williams 1992, "Simple statistical gradient-following algorithms". The *sum* over tokens gives the gradient of
+the response's log-probability; a mean over tokens would be another objective. There is no ratio, so only the first
+optimizer step of a rollout batch is on-policy, and the default is one step per batch. The mean of the group contains
+the response itself, which shrinks the expected gradient by (G - 1) / G; rloo.py leaves the response out.
 """
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator
+from algos.pieces.types import Shares
 
 ONE_STEP = {"epochs": 1, "minibatches": 1}
 
@@ -30,12 +33,14 @@ class ReinforceConfig(Estimator):
             raise ValueError(f"REINFORCE has no ratio: ratio must be none, got {self.ratio}; cispo has a token ratio")
 
 
-def reinforce_objective(log_ratio, logprobs, advantages, mask, config):
-    """A log pi: (B, T). Its value means nothing, its gradient is the policy gradient."""
+def reinforce_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: ReinforceConfig
+) -> tuple[Tensor, Shares]:
+    """A log pi: (B, T). Its value has no meaning; its gradient is the policy gradient."""
     return advantages * logprobs, {}
 
 
-def term(config) -> str:
+def term(hparams: ReinforceConfig) -> str:
     return "A log pi"
 
 

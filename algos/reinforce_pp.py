@@ -4,7 +4,7 @@
     baseline form: A_it = whiten(r_i - mean of the group), KL as a k2 loss
 
 Source: Hu 2025, arXiv:2501.03262, section 3. Differs from grpo.py in the scale: one mean and one standard deviation
-for all tokens of the batch, so a prompt's difficulty neither shrinks nor stretches its advantages.
+for all tokens of the batch, so that the difficulty of a prompt does not change the scale of its advantages.
 """
 
 from dataclasses import dataclass, replace

@@ -3,7 +3,7 @@
     J = 1 / B  sum_i  (r_i - r(greedy response)) sum_t log pi(y_it)
 
 Source: Li et al. 2023, arXiv:2310.10505, algorithm 1. The greedy response costs one more generation per prompt, which
-counts in the budget; the baseline needs no second sample of the prompt.
+counts in the budget. In return one sampled response per prompt is enough.
 """
 
 from dataclasses import dataclass

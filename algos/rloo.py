@@ -2,8 +2,8 @@
 
     J = 1 / B  sum_i  (r_i - mean_{j != i} r_j) sum_t log pi(y_it),   r_i <- r_i - kl_coef sum_t k1_it
 
-Source: Ahmadian et al. 2024, arXiv:2402.14740, section 3; the baseline is Kool et al.'s of 2019. It differs from
-reinforce_group by the factor G / (G - 1), which makes it unbiased. The KL penalty is part of the response's reward.
+Source: Ahmadian et al. 2024, arXiv:2402.14740, section 3; the baseline is from Kool et al. 2019. RLOO's advantages are
+G / (G - 1) times those of reinforce_group, which makes RLOO unbiased. The KL penalty is part of the response's reward.
 """
 
 from dataclasses import dataclass

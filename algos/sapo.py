@@ -2,17 +2,20 @@
 
     J = 1 / B  sum_i  1 / T_i  sum_t  (4 / tau) sigmoid(tau (rho_it - 1)) A_i,   tau = tau_pos if A_i > 0 else tau_neg
 
-Source: Gao et al. 2025, arXiv:2511.20347, section 3. A token's gradient is rho A times a gate 4 q (1 - q),
-q = sigmoid(tau (rho - 1)), which is 1 on-policy and falls smoothly on both sides. tau_neg is the larger: pushing a
-token down raises many unsampled ones. The objective is offset by 2 / tau: its value is not PPO's.
+Source: Gao et al. 2025, arXiv:2511.20347, section 3. A token's gradient is rho A times a gate 4 q (1 - q), q =
+sigmoid(tau (rho - 1)). The gate is 1 on-policy and falls smoothly on both sides. tau_neg is larger than tau_pos,
+because pushing one token down raises many tokens that were not sampled. The objective differs from PPO's by an offset
+of 2 / tau.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator, above_zero, needs_ratio
+from algos.pieces.types import Shares
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class SAPOConfig(Estimator):
         above_zero(self, "tau_pos", "tau_neg")
 
 
-def gated_objective(log_ratio, logprobs, advantages, mask, config):
+def gated_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: SAPOConfig
+) -> tuple[Tensor, Shares]:
     """(4 / tau) sigmoid(tau (ratio - 1)) A: (B, T)."""
-    tau = torch.where(advantages > 0, config.tau_pos, config.tau_neg).to(log_ratio.dtype)
+    tau = torch.where(advantages > 0, hparams.tau_pos, hparams.tau_neg).to(log_ratio.dtype)
     gate = torch.sigmoid(tau * (log_ratio.exp() - 1))
     weight = (4 * gate * (1 - gate)).detach()
     return 4 / tau * gate * advantages, {"gate_weight": weight, "gate_below_half": weight < 0.5}
@@ -39,7 +44,9 @@ def gated_objective(log_ratio, logprobs, advantages, mask, config):
 ALGORITHM = Algorithm(
     SAPOConfig(),
     gated_objective,
-    lambda config: f"(4 / tau) sigmoid(tau (rho - 1)) A,  tau = {config.tau_pos:g} if A > 0, else {config.tau_neg:g}",
+    lambda hparams: (
+        f"(4 / tau) sigmoid(tau (rho - 1)) A,  tau = {hparams.tau_pos:g} if A > 0, else {hparams.tau_neg:g}"
+    ),
     "a smooth gate on the token ratio instead of a clip",
     "arXiv:2511.20347, section 3",
     relative="grpo",

@@ -1,11 +1,11 @@
-"""TRPO: a natural-gradient step of a size that a hard bound on KL(old || new) allows. What PPO approximates.
+"""TRPO: a natural-gradient step, as large as a hard bound on KL(old || new) allows. PPO approximates TRPO.
 
     maximize  1 / sum_i T_i  sum_it rho_it A_it   subject to   mean_it KL(pi_old(. | s_it) || pi(. | s_it)) <= max_kl
     H x = g by conjugate gradient,   step = sqrt(2 max_kl / x'Hx) x,   halved until the surrogate rises within the bound
 
 g is the surrogate's gradient and H the Hessian of the mean KL at the old policy, the Fisher matrix. Source: Schulman et
 al. 2015, arXiv:1502.05477, section 6 and appendix C. Each conjugate-gradient iteration costs a double backward pass and
-several vectors of the size of the parameters, which is why it is for small models: a reference, not a contender.
+several vectors of the size of the parameters. So TRPO is for small models, as a standard to compare with.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch import Tensor
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import above_zero, needs_ratio
+from algos.pieces.types import Shares
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class TRPOConfig(WithCritic):
         return super().warnings(2)  # its one step is a line search, in which the ratios leave 1
 
 
-def surrogate_objective(log_ratio, logprobs, advantages, mask, config):
+def surrogate_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: TRPOConfig
+) -> tuple[Tensor, Shares]:
     """ratio A: (B, T)."""
     return log_ratio.exp() * advantages, {}
 
@@ -70,7 +73,7 @@ def full_step(x: Tensor, curved: Tensor, max_kl: float) -> Tensor:
     return x * (2 * max_kl / (x @ curved).clamp(min=1e-20)).sqrt()
 
 
-def trust_region_step(gradient: Tensor, fisher_product, evaluate, move, config: TRPOConfig) -> dict[str, float]:
+def trust_region_step(gradient: Tensor, fisher_product, evaluate, move, hparams: TRPOConfig) -> dict[str, float]:
     """Move the parameters by one trust-region step, or not at all.
 
     gradient        (N,) of the surrogate loss, which is minimized
@@ -82,16 +85,16 @@ def trust_region_step(gradient: Tensor, fisher_product, evaluate, move, config: 
         return {"step_fraction": 0.0, "line_search_kl": 0.0, "surrogate_gain": 0.0}
 
     def damped(v):
-        return fisher_product(v) + config.cg_damping * v
+        return fisher_product(v) + hparams.cg_damping * v
 
-    x = conjugate_gradient(damped, -gradient, config.cg_iterations)
-    step = full_step(x, damped(x), config.max_kl)
+    x = conjugate_gradient(damped, -gradient, hparams.cg_iterations)
+    step = full_step(x, damped(x), hparams.max_kl)
     start, _ = evaluate()
     fraction = 1.0
-    for _ in range(config.line_search_steps):
+    for _ in range(hparams.line_search_steps):
         move(fraction, step)
         loss, kl = evaluate()
-        if loss < start and kl <= config.max_kl:
+        if loss < start and kl <= hparams.max_kl:
             return {"step_fraction": fraction, "line_search_kl": kl, "surrogate_gain": start - loss}
         fraction /= 2
     move(0.0, step)
@@ -101,7 +104,7 @@ def trust_region_step(gradient: Tensor, fisher_product, evaluate, move, config: 
 ALGORITHM = Algorithm(
     TRPOConfig(),
     surrogate_objective,
-    lambda config: f"rho A  subject to  mean KL(old || new) <= {config.max_kl:g}",
+    lambda hparams: f"rho A  subject to  mean KL(old || new) <= {hparams.max_kl:g}",
     "a natural-gradient step under a hard KL bound; the reference that PPO approximates",
     "arXiv:1502.05477, section 6",
     relative="ppo",

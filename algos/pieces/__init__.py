@@ -1,1 +1,1 @@
-"""What algorithms are made of: pure functions of tensors, and the settings that choose among them."""
+"""The pieces that algorithms are made of: pure functions of tensors, and the hyperparameters that choose among them."""

@@ -1,7 +1,7 @@
-"""Baselines, scales and credit: from rewards to advantages. None of this carries gradient.
+"""Baselines, scales and credit: from rewards to advantages. Advantages carry no gradient.
 
-An advantage is built in three steps, each a choice of its own: subtract a baseline from the response's reward, divide
-by a scale, and spread the result over the response's tokens. Sources stand at each function.
+An advantage is built in three steps, each with a choice: subtract a baseline from the response's reward, divide by a
+scale, and spread the result over the response's tokens. Each function names its sources.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from algos.pieces.kl import SAMPLED, kl_k1
 from algos.pieces.masked import masked_sum, masked_whiten
+from algos.pieces.types import Batch
 
 BASELINES = ("none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic")
 SCALES = ("none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch")
@@ -38,6 +39,8 @@ def center(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy
     if baseline == "batch_mean":
         return _exact_zero(rewards - rewards.mean(), rewards, whole_batch=True)
     if baseline == "length_weighted":
+        if lengths is None:
+            raise ValueError("baseline length_weighted needs the lengths of the responses, got None")
         weights = lengths / lengths.sum(dim=1, keepdim=True).clamp(min=1)
         return _exact_zero(rewards - (weights * rewards).sum(dim=1, keepdim=True), rewards)
     centered = rewards - rewards.mean(dim=1, keepdim=True)
@@ -71,19 +74,19 @@ def rescale(centered: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilo
         std = leave_one_out_std(rewards, ddof)
         return torch.where(
             std > 0, centered / (std + epsilon), centered
-        )  # one odd reward out: the others have no spread
+        )  # with a single different reward, the others of its group have no spread
     if scale == "batch_std":
         return _divided(centered, rewards.std(correction=ddof) + epsilon)
     return centered
 
 
 def _divided(centered: Tensor, divisor: Tensor) -> Tensor:
-    """0 stays 0, whatever the divisor: equal rewards have standard deviation 0, and epsilon may be 0."""
+    """0 stays 0, whatever the divisor is: equal rewards have standard deviation 0, and epsilon may be 0."""
     return torch.where(centered == 0, centered, centered / divisor)
 
 
 def leave_one_out_std(rewards: Tensor, ddof: int = 1) -> Tensor:
-    """For each response the standard deviation of the others of its group, (P, G); 0 where fewer than ddof + 1."""
+    """For each response the standard deviation of the group's other rewards, (P, G); 0 if not more than ddof others."""
     group = rewards.shape[1]
     own = torch.eye(group, dtype=torch.bool, device=rewards.device)
     others = rewards[:, None, :].expand(-1, group, -1)[:, ~own].view(-1, group, group - 1)  # (P, G, G - 1)
@@ -105,21 +108,23 @@ def group_advantages(rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int
 def process_advantages(step_rewards: Tensor, std_epsilon: float = 1.0e-6, std_ddof: int = 1) -> Tensor:
     """Process supervision: step rewards (G, S) of one group, normalized jointly, summed from each step to the last.
 
-    For tasks with step rewards, of which the suite has none yet. Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
+    For tasks with step rewards; the suite has no such task yet. Source: DeepSeekMath, arXiv:2402.03300, section 4.1.3.
     """
     normalized = (step_rewards - step_rewards.mean()) / (step_rewards.std(correction=std_ddof) + std_epsilon)
     return reward_to_go(normalized, torch.ones_like(normalized, dtype=torch.bool))
 
 
-def kl_penalties(config, old_logprobs: Tensor, ref_logprobs: Tensor | None, full_kl: Tensor | None, mask: Tensor):
-    """Per-token KL to the reference (B, T), as it enters the reward: computed once, at rollout time."""
-    if config.kl_estimator == "full":
+def kl_penalties(batch: Batch, hparams) -> Tensor:
+    """KL to the reference per token (B, T), for use in the reward: computed once, at rollout time."""
+    mask, full_kl = batch.response_mask, batch.full_kl
+    if hparams.kl_estimator == "full":
         if full_kl is None:
             raise ValueError("kl_estimator full in the reward needs the full-vocabulary KL of the batch, got None")
         return torch.where(mask, full_kl, torch.zeros_like(full_kl))
-    if ref_logprobs is None:
-        raise ValueError(f"kl_coef {config.kl_coef} needs the reference's log-probabilities, got None")
-    return SAMPLED[config.kl_estimator](old_logprobs, ref_logprobs, mask)
+    if batch.ref_logprobs is None:
+        raise ValueError(f"kl_coef {hparams.kl_coef} needs the reference's log-probabilities, got None")
+    assert batch.old_logprobs is not None  # the trainer knows them before it asks for advantages
+    return SAMPLED[hparams.kl_estimator](batch.old_logprobs, batch.ref_logprobs, mask)
 
 
 def place_on_last(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -137,7 +142,11 @@ def token_rewards(
 ) -> Tensor:
     """Per-token rewards (B, T): the k1 penalty on every valid token, the response's reward (B,) on its last one."""
     placed = place_on_last(rewards.to(old_logprobs.dtype), response_mask)
-    return placed - kl_coef * kl_k1(old_logprobs, ref_logprobs, response_mask) if kl_coef else placed
+    if not kl_coef:
+        return placed
+    if ref_logprobs is None:
+        raise ValueError(f"kl_coef {kl_coef} needs the reference's log-probabilities, got None")
+    return placed - kl_coef * kl_k1(old_logprobs, ref_logprobs, response_mask)
 
 
 def reward_to_go(token_rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -146,10 +155,10 @@ def reward_to_go(token_rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
 
 
 def gae(token_rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Generalized advantage estimates, (B, T) each: values[:, t] is that of the state before token t.
+    """Generalized advantage estimates, (B, T) like all inputs: values[:, t] is the value of the state before token t.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where t+1 is the next *valid* token and
-    both V and A are 0 after the last one. Masked positions are passed over, whatever they hold; they get 0.
+    both V and A are 0 after the last one. Masked positions are skipped, whatever they hold, and get 0.
     Source: arXiv:1506.02438, eq. 16.
     """
     advantages = torch.zeros_like(values)
@@ -164,49 +173,46 @@ def gae(token_rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: flo
     return advantages
 
 
-def without_critic(batch, config) -> Tensor:
+def without_critic(batch: Batch, hparams) -> Tensor:
     """Advantages of a rollout batch from rewards alone: -> (B, 1), or (B, T) with credit `token` or whitening.
 
-    With kl_in `reward` the penalty is subtracted from the response's reward before the baseline (credit `response`),
-    or follows the token that it belongs to, as reward-to-go (credit `token`). Whitening comes last, over the
-    tokens of the batch that the loss sees.
+    With kl_in `reward` and credit `response`, the KL penalty is subtracted from the response's reward before the
+    baseline. With credit `token`, it is added to the advantages token by token, as reward-to-go. Whitening comes last,
+    over the tokens of the batch that count in the loss.
     """
     mask, rewards = batch.response_mask, batch.rewards
-    penalized = config.kl_coef > 0 and config.kl_in == "reward"
+    penalized = hparams.kl_coef > 0 and hparams.kl_in == "reward"
     if penalized:
-        penalties = config.kl_coef * kl_penalties(config, batch.old_logprobs, batch.ref_logprobs, batch.full_kl, mask)
-        if config.credit == "response":
+        penalties = hparams.kl_coef * kl_penalties(batch, hparams)
+        if hparams.credit == "response":
             rewards = rewards - masked_sum(penalties, mask, dim=1).to(rewards.dtype)
     groups = rewards.view(-1, batch.group_size)
     lengths = mask.sum(dim=1).view(-1, batch.group_size).to(rewards.dtype)
-    centered = center(groups, config.baseline, lengths, batch.greedy_rewards)
-    advantages = rescale(centered, groups, config.scale, config.std_ddof, config.std_epsilon).view(-1, 1)
-    if config.credit == "token":
+    centered = center(groups, hparams.baseline, lengths, batch.greedy_rewards)
+    advantages = rescale(centered, groups, hparams.scale, hparams.std_ddof, hparams.std_epsilon).view(-1, 1)
+    if hparams.credit == "token":
         advantages = torch.where(mask, advantages, torch.zeros_like(advantages))
         if penalized:
             advantages = advantages - reward_to_go(penalties.to(advantages.dtype), mask)
-    if config.scale == "whiten":
-        advantages = masked_whiten(advantages.expand(mask.shape), batch.loss_mask, ddof=config.std_ddof)
+    if hparams.scale == "whiten":
+        advantages = masked_whiten(advantages.expand(mask.shape), batch.loss_mask, ddof=hparams.std_ddof)
     return advantages
 
 
-def per_minibatch(advantages: Tensor, mask: Tensor, config) -> Tensor:
-    """Advantages of one minibatch: whitened over its valid tokens if that is the scale, else as they are."""
-    if config.scale != "whiten_minibatch":
+def per_minibatch(advantages: Tensor, mask: Tensor, hparams) -> Tensor:
+    """Advantages of one minibatch: whitened over its valid tokens if scale is whiten_minibatch, else unchanged."""
+    if hparams.scale != "whiten_minibatch":
         return advantages
-    return masked_whiten(advantages.expand(mask.shape), mask, ddof=config.std_ddof)
+    return masked_whiten(advantages.expand(mask.shape), mask, ddof=hparams.std_ddof)
 
 
-def from_critic(batch, config, lam: float) -> Tensor:
+def from_critic(batch: Batch, hparams, lam: float) -> Tensor:
     """GAE of a rollout batch with the critic's values at rollout time, not whitened: -> (B, T)."""
     if batch.values is None:
         raise ValueError("baseline critic (GAE) needs the critic's values, got None")
     rewards = place_on_last(batch.rewards.to(batch.values.dtype), batch.response_mask)
-    if config.kl_coef > 0 and config.kl_in == "reward":
-        mask = batch.response_mask
-        rewards = rewards - config.kl_coef * kl_penalties(
-            config, batch.old_logprobs, batch.ref_logprobs, batch.full_kl, mask
-        )
-    if config.whiten_rewards:
+    if hparams.kl_coef > 0 and hparams.kl_in == "reward":
+        rewards = rewards - hparams.kl_coef * kl_penalties(batch, hparams)
+    if hparams.whiten_rewards:
         rewards = masked_whiten(rewards, batch.response_mask, shift_mean=False)
-    return gae(rewards, batch.values, batch.response_mask, config.gamma, lam)
+    return gae(rewards, batch.values, batch.response_mask, hparams.gamma, lam)

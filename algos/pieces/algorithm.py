@@ -1,35 +1,39 @@
-"""What an algorithm is: choices among the pieces (its defaults), and the one function in which it differs."""
+"""The definition of an algorithm: choices among the pieces (its default hparams), and its own objective function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from algos.pieces import advantages as advantage_pieces
-from algos.pieces.critic import value_loss
+from algos.pieces.critic import WithCritic, value_loss
 from algos.pieces.estimator import Estimator, policy_loss
 from algos.pieces.kl import adapt_coefficient
 from algos.pieces.masked import masked_whiten
+from algos.pieces.types import Batch, Objective, Totals
+
+Hparams = TypeVar("Hparams", bound=Estimator)
 
 
 @torch.no_grad()
-def advantages(batch, config: Estimator) -> Tensor:
-    """Advantages of a rollout batch, whose rows of one group are adjacent: -> (B, 1) or (B, T), no grad."""
-    if not config.has_critic:
-        return advantage_pieces.without_critic(batch, config)
-    raw = advantage_pieces.from_critic(batch, config, config.gae_lambda)
-    return masked_whiten(raw, batch.loss_mask, ddof=config.std_ddof) if config.scale == "whiten" else raw
+def advantages(batch: Batch, hparams: Estimator) -> Tensor:
+    """Advantages of a rollout batch, in which the rows of a group are adjacent: -> (B, 1) or (B, T), no grad."""
+    if not isinstance(hparams, WithCritic):
+        return advantage_pieces.without_critic(batch, hparams)
+    raw = advantage_pieces.from_critic(batch, hparams, hparams.gae_lambda)
+    return masked_whiten(raw, batch.loss_mask, ddof=hparams.std_ddof) if hparams.scale == "whiten" else raw
 
 
-def adapt(config: Estimator, metrics: dict[str, float], responses: int) -> Estimator:
-    """The settings for the next rollout batch: kl_coef steered toward kl_target, where there is one."""
-    if config.kl_target is None:
-        return config
+def adapt(hparams: Hparams, metrics: dict[str, float], responses: int) -> Hparams:
+    """The hyperparameters of the next rollout batch: kl_coef steered toward kl_target, where there is one."""
+    if hparams.kl_target is None:
+        return hparams
     return replace(
-        config,
+        hparams,
         kl_coef=adapt_coefficient(
-            config.kl_coef, metrics["kl_to_ref_sequence"], config.kl_target, responses, config.kl_horizon
+            hparams.kl_coef, metrics["kl_to_ref_sequence"], hparams.kl_target, responses, hparams.kl_horizon
         ),
     )
 
@@ -38,52 +42,70 @@ def adapt(config: Estimator, metrics: dict[str, float], responses: int) -> Estim
 class Algorithm:
     """An entry of the table algos.ALGORITHMS. All functions are pure functions of tensors.
 
-    defaults    the algorithm's settings; their class says which settings there are
-    objective   (log_ratio, logprobs, advantages, mask, config) -> what a token or response adds to the objective, and
-                the tensors whose shares are logged; see algos.pieces.estimator.policy_loss
-    term        (config) -> the same as text, for `python -m algos describe`
-    idea        one sentence; source: paper and section; relative: the nearest algorithm in the table
-    advantages  (batch, config) -> (B, 1) or (B, T), no grad; by default from the settings baseline, scale and credit
-    adapt       (config, metrics of the rollout batch, responses) -> the next rollout batch's config
-    run         settings of the loop that belong to it, such as epochs; a run's own come after them, its rewards are
-                added to the study's
-    update      replaces the optimizer's step by one of its own (TRPO); see algos.trpo.trust_region_step
-    measures_kl_after_update  asks for the metric kl_after_update, which costs a forward pass of the rollout batch
-    preset_of   for an "as X" preset: the algorithm that it is a version of
-    notes       for a preset: what is copied from where, and what is not
+    defaults    the algorithm's hyperparameters (hparams) with their default values; their class lists all of them
+    objective   (log_ratio, logprobs, advantages, mask, hparams) -> the value that each token or response adds to the
+                objective, and tensors whose shares are logged; see algos.pieces.types.Objective
+    term        (hparams) -> the objective as text, for `python -m algos describe`
+    idea        one sentence
+    source      paper and section
+    relative    the nearest algorithm in the table
+    advantages  (batch, hparams) -> (B, 1) or (B, T), no grad; default: made by hparams baseline, scale and credit
+    adapt       (hparams, metrics of the rollout batch, responses) -> the hparams of the next rollout batch
+    run         settings of the training loop that the algorithm asks for, such as epochs. A run's own settings win over
+                them. Rewards in `run` are added to the rewards of the study.
+    update      a function that replaces the optimizer's step (TRPO); see algos.trpo.trust_region_step
+    measures_kl_after_update  asks for the metric kl_after_update, which costs one forward pass of the rollout batch
+    preset_of   for an "as X" preset: the algorithm of which the preset is a version
+    notes       for a preset: what it copies from the framework, and what it does not copy
     """
 
     defaults: Estimator
-    objective: Callable
-    term: Callable
+    objective: Objective
+    term: Callable[[Any], str]
     idea: str
     source: str
     relative: str = ""
-    advantages: Callable = advantages
-    adapt: Callable = adapt
+    advantages: Callable[[Batch, Any], Tensor] = advantages
+    adapt: Callable[[Any, dict[str, float], int], Any] = adapt
     run: dict = field(default_factory=dict)
     update: Callable | None = None
     measures_kl_after_update: bool = False
     preset_of: str = ""
     notes: tuple[str, ...] = ()
 
-    @property
-    def config(self) -> type[Estimator]:
-        return type(self.defaults)
-
-    def loss(self, logprobs, old_logprobs, advantages, response_mask, config, totals, ref_logprobs=None, **others):
+    def loss(
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        response_mask: Tensor,
+        hparams: Estimator,
+        totals: Totals,
+        ref_logprobs: Tensor | None = None,
+        **others: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Policy loss of one micro-batch, and metrics that add up; see algos.pieces.estimator.policy_loss."""
         return policy_loss(
-            self.objective, logprobs, old_logprobs, advantages, response_mask, config, totals, ref_logprobs, **others
+            self.objective, logprobs, old_logprobs, advantages, response_mask, hparams, totals, ref_logprobs, **others
         )
 
     @torch.no_grad()
-    def returns(self, batch, config) -> Tensor:
-        """The critic's targets, A + V with advantages that are not whitened: -> (B, T), 0 on padding, no grad."""
-        lam = config.gae_lambda if config.gae_lambda_critic is None else config.gae_lambda_critic
-        targets = advantage_pieces.from_critic(batch, config, lam) + batch.values
+    def returns(self, batch: Batch, hparams: WithCritic) -> Tensor:
+        """The critic's targets: A + V, where the advantages A are not whitened. -> (B, T), 0 on padding, no grad."""
+        lam = hparams.gae_lambda if hparams.gae_lambda_critic is None else hparams.gae_lambda_critic
+        advantages = advantage_pieces.from_critic(batch, hparams, lam)
+        assert batch.values is not None  # from_critic refuses a batch without values
+        targets = advantages + batch.values
         return targets.where(batch.response_mask, targets.new_zeros(()))
 
-    def value_loss(self, values, old_values, returns, response_mask, config, totals):
+    def value_loss(
+        self,
+        values: Tensor,
+        old_values: Tensor,
+        returns: Tensor,
+        response_mask: Tensor,
+        hparams: WithCritic,
+        totals: Totals,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one micro-batch, and metrics that add up; see algos.pieces.critic.value_loss."""
-        return value_loss(values, old_values, returns, response_mask, config, totals)
+        return value_loss(values, old_values, returns, response_mask, hparams, totals)

@@ -1,4 +1,4 @@
-"""PPO's clipped objective, and the settings of every algorithm that uses it, whatever its ratio and its advantages."""
+"""PPO's clipped objective, and its hyperparameters, for any ratio and any advantages."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from algos.pieces.estimator import Estimator, at_least, needs_ratio
+from algos.pieces.types import Shares
 
 
 @dataclass(frozen=True)
@@ -28,33 +29,35 @@ class Clipped(Estimator):
             )
 
 
-def clipped_objective(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, config: Clipped):
+def clipped_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: Clipped
+) -> tuple[Tensor, Shares]:
     """min(ratio A, clip(ratio) A): (B, T), or (B, 1) where the ratio is one per response; to be maximized.
 
-    The minimum removes the incentive to leave the range, it does not bound the ratio: with A < 0 and a ratio above
-    the range the gradient flows, and grows. Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    The minimum removes the incentive to leave the clip range. It does not bound the ratio: with A < 0 and a ratio above
+    the range the gradient still flows, and grows with the ratio. Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    capped = ratio if config.ratio_cap is None else ratio.clamp(max=config.ratio_cap)
+    clipped = ratio.clamp(1 - hparams.clip_low, 1 + hparams.clip_high)
+    capped = ratio if hparams.ratio_cap is None else ratio.clamp(max=hparams.ratio_cap)
     objective = torch.minimum(capped * advantages, clipped * advantages)
-    silenced_high = (ratio > 1 + config.clip_high) & (advantages > 0)
-    silenced_low = (ratio < 1 - config.clip_low) & (advantages < 0)
+    silenced_high = (ratio > 1 + hparams.clip_high) & (advantages > 0)
+    silenced_low = (ratio < 1 - hparams.clip_low) & (advantages < 0)
     shares = {
         "clip_fraction": silenced_high | silenced_low,
         "clip_fraction_low": silenced_low,
         "clip_fraction_high": silenced_high,
     }
-    if config.dual_clip is not None:
-        bounded = torch.where(advantages < 0, torch.maximum(objective, config.dual_clip * advantages), objective)
+    if hparams.dual_clip is not None:
+        bounded = torch.where(advantages < 0, torch.maximum(objective, hparams.dual_clip * advantages), objective)
         shares["dual_clip_fraction"] = bounded > objective
         objective = bounded
     return objective, shares
 
 
-def describe_clipped(config: Clipped) -> str:
-    capped = "rho" if config.ratio_cap is None else f"min(rho, {config.ratio_cap:g})"
-    term = f"min({capped} A, clip(rho, {1 - config.clip_low:g}, {1 + config.clip_high:g}) A)"
-    if config.dual_clip is not None:
-        term = f"max({term}, {config.dual_clip:g} A) if A < 0 else {term}"
+def describe_clipped(hparams: Clipped) -> str:
+    capped = "rho" if hparams.ratio_cap is None else f"min(rho, {hparams.ratio_cap:g})"
+    term = f"min({capped} A, clip(rho, {1 - hparams.clip_low:g}, {1 + hparams.clip_high:g}) A)"
+    if hparams.dual_clip is not None:
+        term = f"max({term}, {hparams.dual_clip:g} A) if A < 0 else {term}"
     return term

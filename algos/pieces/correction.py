@@ -1,9 +1,9 @@
-"""Trainer against sampler: importance weights for rollouts whose sampler differs from the trainer's old policy.
+"""Correction for a sampler that differs from the trainer's old policy: importance weights.
 
-The same weights give different log-probabilities in another engine (kernels, precision, stale weights). With
-w_t = pi_old / mu, mu being the sampler, the policy term is multiplied by a weight that carries no gradient; the KL
-term is not. Sources: decoupled PPO, arXiv:2110.00641; Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You
-Off-Policy RL Training" (truncation); IcePop, arXiv:2510.18855 (masks).
+The same parameters give different log-probabilities in another engine (kernels, precision, stale parameters). Let mu be
+the sampler and w_t = pi_old / mu. The policy term of the loss is multiplied by a weight made of w_t, which carries no
+gradient. The KL term is not multiplied. Sources: decoupled PPO, arXiv:2110.00641; Yao et al. 2025, "Your Efficient RL
+Framework Secretly Brings You Off-Policy RL Training" (truncation); IcePop, arXiv:2510.18855 (masks).
 """
 
 import torch
@@ -15,32 +15,32 @@ from algos.pieces.masked import masked_mean, masked_sum
 MODES = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
-def weights(old_logprobs: Tensor, sampler_logprobs: Tensor | None, mask: Tensor, config) -> Tensor:
-    """Weights (B, T), 0 on padding, no grad; sequence modes hold the product over a response in all its tokens.
+def weights(old_logprobs: Tensor, sampler_logprobs: Tensor | None, mask: Tensor, hparams) -> Tensor:
+    """Weights (B, T), 0 on padding, no grad. In sequence modes every token has the product over its response.
 
     truncate: min(w, correction_high). mask: w where correction_low <= w <= correction_high, else 0.
     """
     if sampler_logprobs is None:
-        raise ValueError(f"correction {config.correction} needs the sampler's log-probabilities, got None")
+        raise ValueError(f"correction {hparams.correction} needs the sampler's log-probabilities, got None")
     with torch.no_grad():
         difference = log_ratio(old_logprobs, sampler_logprobs, mask)
-        if config.correction.startswith("sequence"):
+        if hparams.correction.startswith("sequence"):
             difference = masked_sum(difference, mask, dim=1, keepdim=True).clamp(-20, 20).expand_as(difference)
         weight = difference.exp()
-        if config.correction.endswith("truncate"):
-            weight = weight.clamp(max=config.correction_high)
+        if hparams.correction.endswith("truncate"):
+            weight = weight.clamp(max=hparams.correction_high)
         else:
-            inside = (weight >= config.correction_low) & (weight <= config.correction_high)
+            inside = (weight >= hparams.correction_low) & (weight <= hparams.correction_high)
             weight = torch.where(inside, weight, torch.zeros_like(weight))
         return torch.where(mask, weight, torch.zeros_like(weight))
 
 
 @torch.no_grad()
 def gap_metrics(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The distribution of d = trainer minus sampler log-probability over valid tokens, in nats; logged in every run.
+    """The distribution over valid tokens of d = log-probability by the trainer minus by the sampler, in nats.
 
-    k1 = mean(-d) and k3 = mean(w - 1 - log w) estimate KL(sampler || trainer); ess is the effective share of tokens
-    under the weights w = exp(d); the sequence gap is the mean over responses of |mean d|.
+    Logged in every run. k1 = mean(-d) and k3 = mean(w - 1 - log w) estimate KL(sampler || trainer). ess is the
+    effective share of tokens under the weights w = exp(d). The sequence gap is the mean over responses of |mean d|.
     """
     gap = log_ratio(old_logprobs, sampler_logprobs, mask)
     inside = gap[mask]

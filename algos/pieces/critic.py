@@ -1,4 +1,4 @@
-"""The critic's settings and its loss. Its advantages are algos.pieces.advantages.gae."""
+"""The critic's hyperparameters and its loss. Advantages from a critic: algos.pieces.advantages.gae."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from algos.pieces.estimator import Estimator, at_least
 from algos.pieces.masked import masked_sum
+from algos.pieces.types import Totals
 
 CRITICS = ("separate", "shared")
 HEADS = ("linear", "mlp")
@@ -66,7 +67,9 @@ class WithCritic(Estimator):
             raise ValueError(f"critic_layers must be at least 1, or null for all, got {self.critic_layers}")
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor, config, totals):
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor, hparams: WithCritic, totals: Totals
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Critic loss of one micro-batch, and metrics that add up; all (B, T), only `values` with grad.
 
     Half the mean over tokens of max((V - R)^2, (V_clipped - R)^2), V_clipped within value_clip of the rollout-time
@@ -78,13 +81,13 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, response_mas
     )
     error = (values - returns) ** 2
     metrics = {}
-    if config.value_clip is not None:
-        moved = (values - old_values).clamp(-config.value_clip, config.value_clip)
+    if hparams.value_clip is not None:
+        moved = (values - old_values).clamp(-hparams.value_clip, hparams.value_clip)
         clipped_error = (old_values + moved - returns) ** 2
         metrics["value_clip_fraction"] = (clipped_error > error).sum() / totals.response_tokens
         error = torch.maximum(error, clipped_error)
     mean = 0.5 * masked_sum(error, response_mask) / totals.response_tokens
-    return config.value_coef * mean, {"value_loss": mean.detach(), **metrics}
+    return hparams.value_coef * mean, {"value_loss": mean.detach(), **metrics}
 
 
 @torch.no_grad()

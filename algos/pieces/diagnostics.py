@@ -1,18 +1,19 @@
-"""What every policy loss reports about its ratios. No gradients, no effect on training.
+"""Metrics of the importance ratios, which every policy loss reports. They carry no gradient.
 
-Metrics of micro-batches add up to those of the optimizer step, because each is divided by the step's totals;
-names that end in _min and _max combine by minimum and maximum.
+Metrics of micro-batches add up to the metrics of the optimizer step, because each is divided by the step's totals.
+Metrics whose names end in _min or _max combine by minimum or maximum.
 """
 
 import torch
 from torch import Tensor
 
 from algos.pieces.masked import masked_sum
+from algos.pieces.types import Totals
 
 
 @torch.no_grad()
-def ratio_metrics(log_ratio: Tensor, response_mask: Tensor, totals) -> dict[str, Tensor]:
-    """Token ratios and the approximate KL(old || new), both estimators; log_ratio and response_mask (B, T).
+def ratio_metrics(log_ratio: Tensor, response_mask: Tensor, totals: Totals) -> dict[str, Tensor]:
+    """Token ratios, and KL(old || new) by two estimators; log_ratio and response_mask (B, T).
 
     The samples come from the old policy, so k1 = old - new = -log_ratio and k3 = ratio - 1 - log_ratio.
     """

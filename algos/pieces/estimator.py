@@ -1,11 +1,12 @@
-"""What every policy-gradient estimator here is made of: orthogonal choices, and the loss that puts them together.
+"""The choices that every policy-gradient algorithm here is made of, and the loss that puts them together.
 
 prompts -> advantages (baseline, scale, credit) -> ratio (level) -> objective (the algorithm's own: how ratio and
-advantage meet) -> aggregation, minus a KL term, plus an entropy bonus. An algorithm's file names its choices and adds
-its objective; a study file may change any of them. Impossible combinations are refused here, by name.
+advantage are joined) -> aggregation, minus a KL term, plus an entropy bonus. An algorithm's file names its choices and
+adds its objective. A study file may change any choice. Impossible combinations are refused here, by name.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from algos.pieces.aggregation import MODES, aggregate
 from algos.pieces.diagnostics import ratio_metrics
 from algos.pieces.kl import ESTIMATORS, kl_loss
 from algos.pieces.masked import masked_sum
+from algos.pieces.types import Objective, Totals
 
 KEEP = ("all", "mixed_groups", "correct")
 
@@ -210,13 +212,13 @@ def above_zero(config, *names: str) -> None:
 
 
 def policy_loss(
-    objective,
+    objective: Objective,
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
-    config: Estimator,
-    totals,
+    hparams: Estimator,
+    totals: Totals,
     ref_logprobs: Tensor | None = None,
     sampler_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -224,11 +226,10 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one micro-batch, and metrics that add up over the micro-batches of an optimizer step.
 
-    objective               (log_ratio, logprobs, advantages, mask, config) -> what to maximize, (B, T) or (B, 1), and
-                            a dict of tensors of that shape whose shares are logged
+    objective               how the algorithm joins importance ratio and advantage; see algos.pieces.types.Objective
     logprobs, old_logprobs  (B, T)  log-probability of each sampled token, in nats; old: no grad
     advantages              (B, 1)  one per response, or (B, T) one per token; no grad
-    response_mask           (B, T)  bool; what lies under False has no effect, not even NaN
+    response_mask           (B, T)  bool; values where the mask is False have no effect, not even NaN
     totals                  counts over the whole optimizer step, so that cutting the step into micro-batches leaves
                             the gradient unchanged
     ref_logprobs            (B, T)  under the frozen reference, no grad; needed for a sampled KL in the loss
@@ -237,54 +238,62 @@ def policy_loss(
     Raises ValueError if advantages is (B,), which would silently broadcast to (B, B), or if an input is missing.
     """
     rows, columns = logprobs.shape
-    shapes = [(rows, 1), (rows, columns)] if config.per_token_advantages else [(rows, 1)]
+    shapes = [(rows, 1), (rows, columns)] if hparams.per_token_advantages else [(rows, 1)]
     if tuple(advantages.shape) not in shapes:
         raise ValueError(f"advantages must be {' or '.join(map(str, shapes))}, got {tuple(advantages.shape)}")
-    inputs = (logprobs, old_logprobs.detach(), response_mask, ref_logprobs, sampler_logprobs, entropies, full_kl)
-    if columns == 1:  # an empty second column: from here on one column means one number per response
-        inputs = (x if x is None else torch.nn.functional.pad(x, (0, 1)) for x in inputs)
+    inputs: tuple[Any, ...] = (
+        logprobs,
+        old_logprobs.detach(),
+        response_mask,
+        ref_logprobs,
+        sampler_logprobs,
+        entropies,
+        full_kl,
+    )
+    if columns == 1:  # add an empty second column, so that from here on one column means one number per response
+        inputs = tuple(x if x is None else torch.nn.functional.pad(x, (0, 1)) for x in inputs)
     logprobs, old_logprobs, mask, ref_logprobs, sampler_logprobs, entropies, full_kl = inputs
     advantages, zeros = advantages.detach(), torch.zeros_like(logprobs)
     logprobs = torch.where(mask, logprobs, zeros)
     token_log_ratio = ratios.token(logprobs, old_logprobs, mask)
     if advantages.shape == logprobs.shape:
         advantages = torch.where(mask, advantages, zeros.to(advantages.dtype))
-    log_ratio = ratios.LEVELS[config.ratio](logprobs, old_logprobs, mask)
-    value, shares = objective(log_ratio, logprobs, advantages, mask, config)
+    log_ratio = ratios.LEVELS[hparams.ratio](logprobs, old_logprobs, mask)
+    value, shares = objective(log_ratio, logprobs, advantages, mask, hparams)
     metrics = ratio_metrics(token_log_ratio, mask, totals)
     with torch.no_grad():
         metrics |= {name: share_of(x, mask, totals) for name, x in shares.items()}
-        if config.ratio != "token" and config.ratio != "none":
+        if hparams.ratio != "token" and hparams.ratio != "none":
             metrics |= _sequence_metrics(log_ratio.exp(), mask, totals)
-    if config.correction != "none":
-        weights = correction_pieces.weights(old_logprobs, sampler_logprobs, mask, config)
+    if hparams.correction != "none":
+        weights = correction_pieces.weights(old_logprobs, sampler_logprobs, mask, hparams)
         value = value * (weights[:, :1] if value.shape[1] == 1 else weights)
         metrics["correction_weight"] = masked_sum(weights, mask) / totals.response_tokens
-    loss = -aggregate(value, mask, config.aggregation, totals, config.aggregation_length)
-    if config.kl_coef and config.kl_in == "loss":
-        kl = kl_loss(config, logprobs, ref_logprobs, full_kl, token_log_ratio, mask)
-        loss = loss + config.kl_coef * aggregate(kl, mask, config.aggregation, totals, config.aggregation_length)
+    loss = -aggregate(value, mask, hparams.aggregation, totals, hparams.aggregation_length)
+    if hparams.kl_coef and hparams.kl_in == "loss":
+        kl = kl_loss(hparams, logprobs, ref_logprobs, full_kl, token_log_ratio, mask)
+        loss = loss + hparams.kl_coef * aggregate(kl, mask, hparams.aggregation, totals, hparams.aggregation_length)
         metrics["kl_loss"] = masked_sum(kl.detach(), mask) / totals.response_tokens
-    if config.entropy_coef:
+    if hparams.entropy_coef:
         if entropies is None:
-            raise ValueError(f"entropy_coef {config.entropy_coef} needs the full-vocabulary entropies, got None")
+            raise ValueError(f"entropy_coef {hparams.entropy_coef} needs the full-vocabulary entropies, got None")
         entropies = torch.where(mask, entropies, zeros)
-        loss = loss - config.entropy_coef * aggregate(
-            entropies, mask, config.aggregation, totals, config.aggregation_length
+        loss = loss - hparams.entropy_coef * aggregate(
+            entropies, mask, hparams.aggregation, totals, hparams.aggregation_length
         )
         metrics["entropy_bonus"] = masked_sum(entropies.detach(), mask) / totals.response_tokens
     return loss, metrics
 
 
-def share_of(x: Tensor, mask: Tensor, totals) -> Tensor:
+def share_of(x: Tensor, mask: Tensor, totals: Totals) -> Tensor:
     """Mean over tokens of x (B, T), or over responses of x (B, 1), by the totals of the optimizer step."""
     if x.shape[1] == 1:
         return masked_sum(x.float(), mask.any(dim=1, keepdim=True)) / totals.responses
     return masked_sum(x.float(), mask) / totals.response_tokens
 
 
-def _sequence_metrics(ratio: Tensor, mask: Tensor, totals) -> dict[str, Tensor]:
-    first = ratio[:, :1]  # the same for all tokens of a response, and the first one is never padding
+def _sequence_metrics(ratio: Tensor, mask: Tensor, totals: Totals) -> dict[str, Tensor]:
+    first = ratio[:, :1]  # the ratio is the same for all tokens of a response, and the first token is never padding
     not_empty = mask.any(dim=1, keepdim=True)
     inside = torch.where(not_empty, first, 1.0)
     return {
@@ -294,8 +303,8 @@ def _sequence_metrics(ratio: Tensor, mask: Tensor, totals) -> dict[str, Tensor]:
     }
 
 
-def changed(config: Estimator, from_: Estimator) -> dict[str, tuple]:
-    """Settings in which two estimators differ: name -> (value there, value here)."""
-    names = {f.name for f in fields(config)} | {f.name for f in fields(from_)}
-    pairs = {name: (getattr(from_, name, None), getattr(config, name, None)) for name in sorted(names)}
+def changed(hparams: Estimator, from_: Estimator) -> dict[str, tuple]:
+    """Hyperparameters in which two estimators differ: name -> (value there, value here)."""
+    names = {f.name for f in fields(hparams)} | {f.name for f in fields(from_)}
+    pairs = {name: (getattr(from_, name, None), getattr(hparams, name, None)) for name in sorted(names)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

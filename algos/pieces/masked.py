@@ -1,7 +1,7 @@
 """Masked sum, mean, variance and whitening.
 
-A mask selects (torch.where) and never multiplies: what lies under False may be NaN or infinite and has no effect,
-on the value or on the gradient.
+A mask selects (torch.where) and never multiplies. Values where the mask is False may be NaN or infinite; they have no
+effect on the result or on the gradient.
 """
 
 import torch
@@ -29,7 +29,7 @@ def masked_var(x: Tensor, mask: Tensor, ddof: int = 1) -> Tensor:
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, ddof: int = 1) -> Tensor:
     """(x - mean) / sqrt(var + 1e-8) over the mask, 0 elsewhere; shift_mean=False adds the mean back.
 
-    The sample variance (ddof=1) is that of TRL and verl.
+    TRL and verl use the sample variance (ddof=1).
     """
     mean = masked_mean(x, mask)
     centered = torch.where(mask, x, mean) - mean

@@ -26,7 +26,7 @@ def sequence(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
 
 
 def sequence_token(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Three (B, T) -> (B, T): each row's values are `sequence`'s, each cell's gradient is that of its own token."""
+    """Three (B, T) -> (B, T): the values of `sequence` in each row, and in each cell the gradient of its own token."""
     own = log_ratio(logprobs, old_logprobs, mask)
     return sequence(logprobs, old_logprobs, mask).detach() + own - own.detach()
 

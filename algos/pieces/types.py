@@ -1,13 +1,20 @@
-"""The tensors that flow through a training step: each one's shape, dtype and unit, said once.
+"""The tensors that flow through a training step: the shape, dtype and unit of each, defined once.
 
 P prompts, G responses per prompt (a group), B = P * G responses, T response tokens (right-padded),
 L tokens of prompt and response together (right-padded), V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+Shares = dict[str, Tensor]  # name of a metric -> a tensor whose mean is logged, such as "this token is clipped"
+# How an algorithm joins importance ratio and advantage: (log_ratio, logprobs, advantages, mask, hparams) -> the value
+# to maximize, (B, T) or (B, 1), and shares of the same shape.
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Any], tuple[Tensor, Shares]]
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,8 @@ class Rollouts:
     response_mask: Tensor  # (B, T) bool, True up to and including the first end-of-sequence token
     sampler_logprobs: Tensor  # (B, T) float32, nats, of the distribution sampled from; 0 on padding
     truncated: Tensor  # (B,) bool, True where the length limit came before end-of-sequence
-    entropies: Tensor | None = None  # (B, T) float32, nats, of the distributions sampled from; None: engine says not
-    ref_logprobs: Tensor | None = None  # (B, T) float32, nats: known already if scoring passed through the reference
+    entropies: Tensor | None = None  # (B, T) float32, nats, of the distributions sampled from; None: unknown
+    ref_logprobs: Tensor | None = None  # (B, T) float32, nats; known only if scoring ran the reference
 
     @property
     def response_tokens(self) -> int:
@@ -31,10 +38,16 @@ class Rollouts:
         """The given groups, in the given order."""
         rows = torch.tensor([g * self.group_size + i for g in groups for i in range(self.group_size)], dtype=torch.long)
         rows = rows.to(self.response_ids.device)
-        tensors = (self.response_ids, self.response_mask, self.sampler_logprobs, self.truncated)
-        known = (self.entropies, self.ref_logprobs)
-        chosen = (None if tensor is None else tensor[rows] for tensor in (*tensors, *known))
-        return Rollouts([self.prompts[g] for g in groups], self.group_size, *chosen)
+        return Rollouts(
+            [self.prompts[g] for g in groups],
+            self.group_size,
+            self.response_ids[rows],
+            self.response_mask[rows],
+            self.sampler_logprobs[rows],
+            self.truncated[rows],
+            None if self.entropies is None else self.entropies[rows],
+            None if self.ref_logprobs is None else self.ref_logprobs[rows],
+        )
 
     @staticmethod
     def join(parts: list["Rollouts"], pad_id: int) -> "Rollouts":
@@ -43,34 +56,35 @@ class Rollouts:
             return parts[0]
         width = max(part.response_ids.shape[1] for part in parts)
 
-        def joined(name: str, fill) -> Tensor | None:
+        def joined(tensors: list[Tensor], fill: float) -> Tensor:
             pad = torch.nn.functional.pad
-            each = [getattr(part, name) for part in parts]
-            if any(tensor is None for tensor in each):
-                return None
-            return torch.cat([pad(x, (0, width - x.shape[1]), value=fill) for x in each])
+            return torch.cat([pad(x, (0, width - x.shape[1]), value=fill) for x in tensors])
+
+        def joined_if_known(tensors: list[Tensor | None]) -> Tensor | None:
+            known = [x for x in tensors if x is not None]
+            return joined(known, 0.0) if len(known) == len(tensors) else None
 
         return Rollouts(
             [prompt for part in parts for prompt in part.prompts],
             parts[0].group_size,
-            joined("response_ids", pad_id),
-            joined("response_mask", False),
-            joined("sampler_logprobs", 0.0),
+            joined([part.response_ids for part in parts], pad_id),
+            joined([part.response_mask for part in parts], False),
+            joined([part.sampler_logprobs for part in parts], 0.0),
             torch.cat([part.truncated for part in parts]),
-            joined("entropies", 0.0),
-            joined("ref_logprobs", 0.0),
+            joined_if_known([part.entropies for part in parts]),
+            joined_if_known([part.ref_logprobs for part in parts]),
         )
 
 
 @dataclass(frozen=True)
 class Segments:
-    """What attention needs to know of a row of L tokens: n prompts of up to P tokens, B responses of up to T."""
+    """The structure of a row of L tokens, for attention: n prompts of up to P tokens, B responses of up to T."""
 
     prompts: Tensor  # (n, P) int64: the places in the row of each prompt's tokens, 0 behind its end
-    prompt_mask: Tensor  # (1, 1, P, P) bool: causal; what is behind a prompt's end comes after all of it
+    prompt_mask: Tensor  # (1, 1, P, P) bool: causal; places behind a prompt's end come after all its tokens
     responses: Tensor  # (B, T) int64: the places of each response's tokens, 0 behind its end
-    keys: Tensor  # (B, P + T) int64: the places of its prompt's tokens and of its own
-    mask: Tensor  # (B, 1, T, P + T) bool: which of them a token sees
+    keys: Tensor  # (B, P + T) int64: for each response the places of its prompt's tokens and of its own tokens
+    mask: Tensor  # (B, 1, T, P + T) bool: the keys that a token sees
     place: Tensor  # (L,) int64: where a token stands in [prompts | responses], laid end to end
 
 
@@ -80,14 +94,14 @@ class Packed:
 
     input_ids: Tensor  # (R, L) int64
     position_ids: Tensor | None  # (R, L) int64; None: 0, 1, 2, ...
-    segments: Segments | None  # of one row that holds all sequences; None: each has a row of its own
-    source: Tensor  # (N,) int64: which of the R x L states predicts each response token, in the order of response_mask
-    last: Tensor  # (B,) int64: which of the R x L states stands on each sequence's last token
+    segments: Segments | None  # set if one row holds all sequences; None: each sequence has a row of its own
+    source: Tensor  # (N,) int64: the state, among R x L, that predicts each response token, in response_mask's order
+    last: Tensor  # (B,) int64: the state, among R x L, on the last token of each sequence
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts as the trainer sees them. Everything without gradient."""
+    """Rollouts as the trainer sees them. No tensor here carries gradient."""
 
     sequence_ids: Tensor  # (B, L) int64, [prompt | response | padding] without a gap
     prompt_lengths: Tensor  # (B,) int64
@@ -104,8 +118,8 @@ class Batch:
     full_kl: Tensor | None = None  # (B, T) float32, nats: KL(policy || reference) over the vocabulary, at rollout time
     greedy_rewards: Tensor | None = None  # (P,) float32: reward of each prompt's greedy response (ReMax)
     keep: Tensor | None = None  # (B,) bool: the responses that count in the loss; None: all
-    groups: Tensor | None = None  # (B,) int64: responses of one number have one prompt; None: nothing is known of it
-    packed: Packed | None = None  # of a micro-batch: how it goes through a model; None: every sequence in a row
+    groups: Tensor | None = None  # (B,) int64: responses with the same number have the same prompt; None: unknown
+    packed: Packed | None = None  # of a micro-batch: its layout for a forward pass; None: one sequence per row
 
     def __len__(self) -> int:
         return len(self.sequence_ids)
@@ -117,18 +131,18 @@ class Batch:
 
     @property
     def loss_mask(self) -> Tensor:
-        """(B, T) bool: the tokens that the losses see."""
+        """(B, T) bool: the tokens that count in the losses."""
         return self.response_mask if self.keep is None else self.response_mask & self.keep[:, None]
 
     def select(self, rows: Tensor) -> "Batch":
-        """The given rows, with the columns that are padding in all of them cut off. Groups need not stay whole."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
-        chosen["greedy_rewards"] = None  # one per prompt, used up when the advantages are made
+        """The given rows, without the columns that are padding in all these rows. Groups need not stay whole."""
+        chosen: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen["greedy_rewards"] = None  # one per prompt; only advantages need it, and they exist already
         chosen["packed"] = None
         chosen = {name: value[rows] if isinstance(value, Tensor) else value for name, value in chosen.items()}
         batch = replace(self, **chosen)
         width, total = int(batch.response_mask.sum(dim=1).max()), int(batch.lengths.max())
-        cut = {
+        cut: dict[str, Any] = {
             name: value[:, :width]
             for name, value in chosen.items()
             if isinstance(value, Tensor)
@@ -141,7 +155,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts over a whole optimizer step: what a micro-batch's sums are divided by."""
+    """Counts over a whole optimizer step, by which the sums of a micro-batch are divided."""
 
     responses: int
     response_tokens: int

@@ -1,1 +1,1 @@
-"""How far each estimator's expected gradient is from the exact one, by enumeration."""
+"""How far each estimator's expected gradient is from the exact gradient, by enumeration."""

@@ -254,7 +254,7 @@ class Copies:
 
 def model_states(
     copies: Copies, precision: str, optimizer: str, adafactor_share: float = 0.0, lora_share: float | None = None
-) -> Counter:
+) -> Counter[tuple[str, str]]:
     """Bytes by (model, state), gradients held in full.
 
     adafactor_share  second moments per parameter, next to nothing
@@ -262,7 +262,8 @@ def model_states(
                      same for the critic
     """
     t, f = bytes_per_parameter(precision, optimizer)
-    p, places = PRECISIONS[precision], Counter()
+    p = PRECISIONS[precision]
+    places: Counter[tuple[str, str]] = Counter()
     for model in MODELS:
         size = getattr(copies, model)
         if not size or (lora_share is not None and model == "reference"):

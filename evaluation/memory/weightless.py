@@ -84,7 +84,7 @@ def _makes_floats(function, kwargs) -> bool:
 
 def _places(indices) -> list:
     """Boolean masks among the indices as the index tensors that they stand for."""
-    out = []
+    out: list[Tensor] = []
     for index in indices:
         if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and not isinstance(index, FakeTensor):
             out += index.nonzero().unbind(1)

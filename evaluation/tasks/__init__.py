@@ -1,11 +1,12 @@
-"""Tasks: where problems come from. One small file each; every problem is {"question", "answer"} as in GSM8K.
+"""Tasks: the sources of problems. One small file each; every problem is {"question", "answer"} as in GSM8K.
 
-A task's load(config, sizes, seed) returns the splits train, dev, test and demonstrations. The answer's last line is
-`#### <answer>`; only graders read it. To add a task: its file, its line in TASKS.
+A task's load(config, sizes, seed) returns the splits train, dev, test and demonstrations. The last line of an answer is
+`#### <answer>`; only graders read that line. To add a task: its file, and its line in TASKS.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from algos.pieces.settings import SettingsError, from_dict, one_of
 from evaluation.tasks import gsm8k, gsm_symbolic, word_problems
@@ -15,7 +16,7 @@ from evaluation.tasks.rows import check_rows
 @dataclass(frozen=True)
 class Task:
     config: type  # frozen dataclass of the task's own settings
-    load: Callable
+    load: Callable[[Any, dict[str, int | None], int], dict[str, list[dict]]]
 
 
 TASKS: dict[str, Task] = {

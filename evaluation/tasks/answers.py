@@ -1,11 +1,11 @@
 """Response text -> final answer -> correct or not. Training and evaluation share this grader.
 
 Conventions (GSM8K, Cobbe et al. 2021, arXiv:2110.14168, and lm-evaluation-harness):
-strict    the first `#### <number>`, the form that the worked solutions end with
-flexible  the last number of the response, whatever stands around it
-The gap between the two is a matter of format, not of reasoning, so both are reported. The training reward
-is the strict one: "the last number" is satisfied by a response that lists many numbers.
-Responses are data: a malformed one scores 0 and never raises, and nothing in it is evaluated.
+strict    the first `#### <number>`, with which the worked solutions end
+flexible  the last number of the response, whatever stands around the number
+The gap between the two shows format, not reasoning, so both are reported. The training reward uses the strict grader,
+because a response that lists many numbers would satisfy the flexible one.
+Responses are data: a malformed response scores 0 and never raises, and no part of it is evaluated as code.
 """
 
 import re
@@ -17,7 +17,7 @@ FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 NUMBER = re.compile(r"-?\d+(\.\d+)?|-?\.\d+")
 FRACTION = re.compile(r"(-?\d+)/(\d+)")
 MINUS = "\u2212"  # the typographer's minus sign
-MAX_DIGITS = 64  # a longer "number" is no answer, and arithmetic on it would only cost time
+MAX_DIGITS = 64  # a longer "number" is not an answer, and arithmetic on it only costs time
 
 
 def normalize(answer: str) -> str | None:
@@ -39,8 +39,7 @@ def normalize(answer: str) -> str | None:
     if fraction := FRACTION.fullmatch(text):
         if int(fraction[2]) == 0:
             return None
-        value = Fraction(int(fraction[1]), int(fraction[2]))
-        return str(value)  # lowest terms; a whole number prints without its denominator
+        return str(Fraction(int(fraction[1]), int(fraction[2])))  # lowest terms; a whole number has no denominator
     if not NUMBER.fullmatch(text):
         return None
     try:
@@ -54,13 +53,13 @@ def normalize(answer: str) -> str | None:
 
 
 def extract_strict(response: str) -> str | None:
-    """The first `#### <number>`, normalized; None where there is none."""
+    """The first `#### <number>`, normalized; None if the response has none."""
     found = STRICT.search(response.replace(MINUS, "-"))
     return normalize(found[1]) if found else None
 
 
 def extract_flexible(response: str) -> str | None:
-    """The last number of the response, normalized; None where there is none."""
+    """The last number of the response, normalized; None if the response has none."""
     for found in reversed(list(FLEXIBLE.finditer(response.replace(MINUS, "-")))):
         answer = normalize(found[0])
         if answer is not None:
@@ -69,13 +68,13 @@ def extract_flexible(response: str) -> str | None:
 
 
 def gold_answer(solution: str) -> str | None:
-    """The answer of a worked solution: what follows its last `#### `, normalized; None if it has none."""
+    """The answer of a worked solution: the text after its last `#### `, normalized; None if it has none."""
     _, marker, tail = solution.rpartition("#### ")
     return normalize(tail) if marker else None
 
 
 def is_correct(answer: str | None, gold: str) -> bool:
-    """True if an extracted answer is the gold one; both normalized. No answer is a wrong answer."""
+    """True if an extracted answer equals the gold answer; both normalized. None is a wrong answer."""
     if answer is None:
         return False
     if answer == gold:

@@ -7,7 +7,7 @@ from algos.pieces.settings import SettingsError
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The objects of a JSONL file; SettingsError names the file and the line that is not one."""
+    """The objects of a JSONL file; SettingsError names the file and the line that holds no object."""
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"{path}: no such file.")

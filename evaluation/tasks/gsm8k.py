@@ -1,7 +1,7 @@
 """GSM8K (Cobbe et al. 2021, arXiv:2110.14168): from a folder with train.jsonl and test.jsonl, or from the hub.
 
-The test split is the official one. The dev split is held out of the official train split, so that nothing is ever
-tuned on test. Demonstrations are the train split's own solutions without their calculator annotations `<<a*b=c>>`.
+The test split is the official test split. The dev split is held out of the official train split, so that nothing is
+ever tuned on test. Demonstrations are the train split's own solutions without their calculator annotations `<<a*b=c>>`.
 """
 
 import random
@@ -39,7 +39,7 @@ def _rows(config: GSM8KConfig, split: str) -> list[dict]:
         rows = read_jsonl(path)
         check_rows(rows, str(path))  # before shuffling, so that the message names the line
         return rows
-    from datasets import load_dataset  # heavy, and only the hub needs it
+    from datasets import load_dataset  # a slow import, which only downloads need
 
     return [
         dict(row) for row in load_dataset(config.hub_id, config.hub_config, split=split, revision=config.hub_revision)

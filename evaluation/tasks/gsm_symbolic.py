@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from algos.pieces.settings import positive
 from evaluation.tasks.answers import gold_answer, normalize
+from evaluation.tasks.rows import all_given
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,8 @@ def load(config: GSMSymbolicConfig, sizes: dict[str, int | None], seed: int) -> 
     """Splits train, dev, test (disjoint by question text) and demonstrations, from the seed."""
     import reasoning_gym
 
-    for split, size in sizes.items():
-        if size is None:
-            raise ValueError(f"gsm_symbolic generates its problems: give {split} a size")
-    total = sizes["train"] + sizes["dev"] + sizes["test"]
+    wanted = all_given(sizes, "gsm_symbolic")
+    total = wanted["train"] + wanted["dev"] + wanted["test"]
     entries = reasoning_gym.create_dataset(
         "gsm_symbolic", size=2 * total + 100, seed=seed, difficulty=config.difficulty
     )
@@ -46,9 +45,11 @@ def load(config: GSMSymbolicConfig, sizes: dict[str, int | None], seed: int) -> 
             break
     if len(rows) < total:
         raise ValueError(f"gsm_symbolic gave {len(rows)} different problems of the {total} asked for")
-    test, dev, train = (
-        rows[: sizes["test"]],
-        rows[sizes["test"] : sizes["test"] + sizes["dev"]],
-        rows[sizes["test"] + sizes["dev"] :],
-    )
-    return {"train": train, "dev": dev, "test": test, "demonstrations": train[: sizes["demonstrations"]]}
+    held_out = wanted["test"] + wanted["dev"]
+    train = rows[held_out:]
+    return {
+        "train": train,
+        "dev": rows[wanted["test"] : held_out],
+        "test": rows[: wanted["test"]],
+        "demonstrations": train[: wanted["demonstrations"]],
+    }

@@ -7,15 +7,17 @@ A story of one to a few operations on one count, a chain of thought of one equat
     12-3=9
     #### 9
 
-The demonstrations come from a fallible demonstrator: with probability wrong_step_share a step's result is wrong, a slip
-of the operation (7+5=2, 12-3=15, 4*2=6) that later steps continue from. That leaves reinforcement learning something to
-improve, and a reward model something to recognize. Arithmetic drills ("What is 7+5?"), always right, are mixed in.
+The demonstrations come from a fallible demonstrator. With probability wrong_step_share the result of a step is wrong,
+as if by another operation (7+5=2, 12-3=15, 4*2=6), and later steps continue from the wrong result. So reinforcement
+learning has errors to remove, and a reward model has errors to recognize. Arithmetic drills ("What is 7+5?") are mixed
+in; their answers are always right.
 """
 
 import random
 from dataclasses import dataclass
 
 from algos.pieces.settings import positive, share
+from evaluation.tasks.rows import all_given
 
 NAMES = ("Mia", "Tom", "Ana", "Sam", "Leo", "Eva", "Max", "Zoe")
 ITEMS = ("apples", "books", "coins", "cards", "shells", "pens", "stamps", "cups")
@@ -88,7 +90,7 @@ def _apply(value: int, operation: str, operand: int) -> tuple[str, int]:
 
 
 def _slip(value: int, operation: str, operand: int) -> int:
-    """The result of mistaking the operation: a sum for a difference, a difference for a sum, value + 2 for a double."""
+    """The result of a mistaken operation: a sum for a difference, a difference for a sum, value + 2 for a double."""
     if operation == "double":
         return value + 2 if value != 2 else value  # 2 + 2 would be right
     return value + operand if operation == "subtract" else abs(value - operand)
@@ -116,13 +118,13 @@ def _problem(config: WordProblemsConfig, rng: random.Random) -> tuple[str, int, 
 
 
 def _solution(start: int, operations, rng: random.Random, wrong_step_share: float) -> str:
-    """A worked solution; with wrong_step_share > 0 a fallible one, whose steps continue from their own mistakes."""
+    """A worked solution. wrong_step_share > 0: some steps are wrong, and later steps continue from the wrong result."""
     value, lines = start, []
     for operation, operand in operations:
         slipped = rng.random() < wrong_step_share
         mistaken = _slip(value, operation, operand)
         expression, value = _apply(value, operation, operand)
-        value = mistaken if slipped else max(value, 0)  # an earlier slip may leave less than is then taken away
+        value = mistaken if slipped else max(value, 0)  # after an earlier mistake a subtraction may go below 0
         lines.append(f"{expression}={value}")
     return "\n".join([*lines, f"#### {value}"])
 
@@ -142,18 +144,16 @@ def load(config: WordProblemsConfig, sizes: dict[str, int | None], seed: int) ->
 
     Raises ValueError if the settings allow too few different questions.
     """
-    for split, size in sizes.items():
-        if size is None:
-            raise ValueError(f"word_problems generates its problems: give {split} a size")
+    wanted = all_given(sizes, "word_problems")
     rng = random.Random(seed)
     seen, splits, sources = set(), {}, {}
     for split in ("test", "dev", "train"):
-        rows = []
+        rows: list[dict] = []
         attempts = 0
-        while len(rows) < sizes[split]:
+        while len(rows) < wanted[split]:
             attempts += 1
-            if attempts > MAX_ATTEMPTS * sizes[split]:
-                raise ValueError(f"the settings allow too few different questions for {sizes[split]} {split} problems")
+            if attempts > MAX_ATTEMPTS * wanted[split]:
+                raise ValueError(f"the settings allow too few different questions for {wanted[split]} {split} problems")
             question, start, operations = _problem(config, rng)
             if question in seen:
                 continue
@@ -162,7 +162,7 @@ def load(config: WordProblemsConfig, sizes: dict[str, int | None], seed: int) ->
             rows.append({"question": question, "answer": _solution(start, operations, rng, 0.0)})
         splits[split] = rows
     demonstrations = []
-    for _ in range(sizes["demonstrations"]):
+    for _ in range(wanted["demonstrations"]):
         if rng.random() < config.drill_share:
             demonstrations.append(_drill(config, rng))
             continue

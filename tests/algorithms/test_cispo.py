@@ -11,8 +11,8 @@ A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
 
 def run(a, is_max):
-    config = cispo.CISPOConfig(is_max=is_max)
-    return lambda x: cispo.ALGORITHM.loss(x, a.old, A2, a.mask, config, a.totals)
+    hparams = cispo.CISPOConfig(is_max=is_max)
+    return lambda x: cispo.ALGORITHM.loss(x, a.old, A2, a.mask, hparams, a.totals)
 
 
 def test_golden_loss_and_gradient(a):
@@ -31,8 +31,8 @@ def test_golden_clip_fraction(a):  # 1.3 alone of five is above 1.2; there is no
 @pytest.mark.parametrize("advantage, low, high", [(0.5, 0, 1), (0.0, 0, 0), (-0.5, 1, 0)])
 def test_truncated_tokens_are_counted_by_the_sign_of_their_advantage(advantage, low, high):  # 1.5 is above 1.2
     new, one = torch.tensor([[1.5]]).log(), torch.ones(1, 1, dtype=torch.bool)
-    config, advantages = cispo.CISPOConfig(is_max=1.2), torch.tensor([[advantage]])
-    _, metrics = cispo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, one, config, Totals(1, 1))
+    hparams, advantages = cispo.CISPOConfig(is_max=1.2), torch.tensor([[advantage]])
+    _, metrics = cispo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, one, hparams, Totals(1, 1))
     assert (metrics["clip_fraction_low"], metrics["clip_fraction_high"]) == (low, high)
     assert metrics["clip_fraction"] == 1
 

@@ -11,8 +11,8 @@ A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
 
 def run(a, clip_log):
-    config = gmpo.GMPOConfig(clip_log=clip_log)
-    return lambda x: gmpo.ALGORITHM.loss(x, a.old, A2, a.mask, config, a.totals)
+    hparams = gmpo.GMPOConfig(clip_log=clip_log)
+    return lambda x: gmpo.ALGORITHM.loss(x, a.old, A2, a.mask, hparams, a.totals)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_a_clipped_token_has_no_gradient_and_the_others_that_of_the_mean(a):
     ],
 )
 def test_what_is_counted_as_clipped(log_ratio, advantage, low, high):
-    one, config = torch.ones(1, 1, dtype=torch.bool), gmpo.GMPOConfig(clip_log=0.25)
+    one, hparams = torch.ones(1, 1, dtype=torch.bool), gmpo.GMPOConfig(clip_log=0.25)
     new, advantages = torch.tensor([[log_ratio]]), torch.tensor([[advantage]])
-    _, metrics = gmpo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, one, config, Totals(1, 1))
+    _, metrics = gmpo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, one, hparams, Totals(1, 1))
     assert (metrics["clip_fraction_low"], metrics["clip_fraction_high"]) == (low, high)
 
 

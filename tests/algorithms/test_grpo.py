@@ -9,12 +9,12 @@ PLAIN = grpo.GRPOConfig(std_epsilon=0.0)
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
 
-def loss_of(a, logprobs, advantages=A2, config=PLAIN):
-    return grpo.ALGORITHM.loss(logprobs, a.old, advantages, a.mask, config, a.totals, a.ref)
+def loss_of(a, logprobs, advantages=A2, hparams=PLAIN):
+    return grpo.ALGORITHM.loss(logprobs, a.old, advantages, a.mask, hparams, a.totals, a.ref)
 
 
-def run(a, advantages=A2, config=PLAIN):
-    return lambda logprobs: loss_of(a, logprobs, advantages, config)[0]
+def run(a, advantages=A2, hparams=PLAIN):
+    return lambda logprobs: loss_of(a, logprobs, advantages, hparams)[0]
 
 
 def test_golden_loss_and_gradient(a):  # reference, section 6: per token [[-1.2, -0.6, -1.125], [0.8, 1.1]]
@@ -33,13 +33,13 @@ def test_golden_loss_with_population_std_advantages(a):  # +-1
 
 
 def test_golden_loss_and_gradient_with_kl(a):
-    loss, grad = gradient(run(a, config=grpo.GRPOConfig(kl_coef=0.04)), a.new)
+    loss, grad = gradient(run(a, hparams=grpo.GRPOConfig(kl_coef=0.04)), a.new)
     assert loss.item() == pytest.approx(-0.0026128, abs=1e-6)
     close(grad, [[0.0015385, -0.1155556, -0.1867593], [-0.0078571, 0.2759091, 0.0]])
 
 
 def test_the_logged_kl_is_the_mean_over_tokens(a):  # section 5: k3 of Fixture A
-    _, metrics = loss_of(a, a.new, config=grpo.GRPOConfig(kl_coef=0.04))
+    _, metrics = loss_of(a, a.new, hparams=grpo.GRPOConfig(kl_coef=0.04))
     assert metrics["kl_loss"].item() == pytest.approx(0.2755849, abs=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_golden_diagnostics(a):
 
 def test_clip_higher_moves_only_the_upper_bound(a):  # first token clipped at 1.28 instead of 1.2: -0.08 / 3 / 2
     wide = grpo.GRPOConfig(clip_high=0.28)
-    assert run(a, config=wide)(a.new).item() == pytest.approx(-0.0125 - 0.08 / 6, abs=1e-9)
+    assert run(a, hparams=wide)(a.new).item() == pytest.approx(-0.0125 - 0.08 / 6, abs=1e-9)
 
 
 def test_on_policy_the_gradient_is_the_plain_policy_gradient(a):
@@ -91,9 +91,9 @@ def test_advantages_of_another_shape_than_one_per_response_are_refused(a, shape)
 def test_the_entropy_bonus_is_aggregated_as_the_loss_is(a):
     """-0.01 x (mean over responses of the mean over tokens of [[1, 2, 3], [4, 5]]) = -0.01 x (2 + 4.5) / 2."""
     entropies = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, float("nan")]], dtype=torch.float64)
-    config = grpo.GRPOConfig(entropy_coef=0.01)
-    loss, metrics = grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, config, a.totals, entropies=entropies)
+    hparams = grpo.GRPOConfig(entropy_coef=0.01)
+    loss, metrics = grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, hparams, a.totals, entropies=entropies)
     assert loss.item() == pytest.approx(-0.0125 - 0.0325, abs=1e-9)
     assert metrics["entropy_bonus"].item() == pytest.approx(3.0)  # 15 / 5
     with pytest.raises(ValueError, match=r"entropy_coef 0\.01 needs the full-vocabulary entropies, got None"):
-        loss_of(a, a.new, config=config)
+        loss_of(a, a.new, hparams=hparams)

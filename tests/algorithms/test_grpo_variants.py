@@ -13,20 +13,22 @@ A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
 
 def test_golden_dr_grpo(a):  # A = +-0.5, L = 4: -1.025 / 2 / 4 / 2, and twice that with A = +-1
-    config = replace(dr_grpo.ALGORITHM.defaults, aggregation_length=4)
-    advantages = dr_grpo.ALGORITHM.advantages(a, config)
+    hparams = replace(dr_grpo.ALGORITHM.defaults, aggregation_length=4)
+    advantages = dr_grpo.ALGORITHM.advantages(a, hparams)
     assert advantages.tolist() == [[0.5], [-0.5]]
     for given, expected in ((advantages, -0.0640625), (A2, -0.128125)):
-        loss, _ = dr_grpo.ALGORITHM.loss(a.new, a.old, given, a.mask, config, a.totals)
+        loss, _ = dr_grpo.ALGORITHM.loss(a.new, a.old, given, a.mask, hparams, a.totals)
         assert loss.item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_golden_dapo(a):  # [[-1.28, -0.6, -1.125], [0.8, 1.1]] over 5 tokens; with the symmetric range -0.205
-    config = dapo.ALGORITHM.defaults
-    loss, grad = gradient(lambda x: dapo.ALGORITHM.loss(x, a.old, A2, a.mask, config, a.totals)[0], a.new)
+    hparams = dapo.ALGORITHM.defaults
+    loss, grad = gradient(lambda x: dapo.ALGORITHM.loss(x, a.old, A2, a.mask, hparams, a.totals)[0], a.new)
     assert loss.item() == pytest.approx(-0.221, abs=1e-9)
     close(grad, [[0.0, -0.12, -0.225], [0.0, 0.22, 0.0]])
-    assert config.keep == "mixed_groups" and config.kl_coef == 0 and dapo.ALGORITHM.run["rewards"] == {"overlong": 1.0}
+    assert (
+        hparams.keep == "mixed_groups" and hparams.kl_coef == 0 and dapo.ALGORITHM.run["rewards"] == {"overlong": 1.0}
+    )
 
 
 def test_lite_ppo_divides_by_the_batchs_standard_deviation():
@@ -37,7 +39,7 @@ def test_lite_ppo_divides_by_the_batchs_standard_deviation():
         group_size=2,
         greedy_rewards=None,
     )
-    config = lite_ppo.ALGORITHM.defaults
-    close(lite_ppo.ALGORITHM.advantages(batch, config), [[1.0], [-1.0], [0.0], [0.0]], atol=1e-5)
+    hparams = lite_ppo.ALGORITHM.defaults
+    close(lite_ppo.ALGORITHM.advantages(batch, hparams), [[1.0], [-1.0], [0.0], [0.0]], atol=1e-5)
     close(grpo.ALGORITHM.advantages(batch, grpo.GRPOConfig()), [[0.7071068], [-0.7071068], [0.0], [0.0]], atol=1e-5)
-    assert config.aggregation == "token-mean"
+    assert hparams.aggregation == "token-mean"

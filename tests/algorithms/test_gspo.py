@@ -43,9 +43,9 @@ def test_clip_fraction_counts_responses(a):
 
 def test_gspo_token_permits_an_advantage_per_token(a):
     """A s_i grad log pi for each token, over T_i B: -[1, 2, 3] x 0.9573756 / 6, and A > 0 with s < 1 is unclipped."""
-    config = gspo.GSPOConfig(ratio="sequence_token", scale="whiten")
+    hparams = gspo.GSPOConfig(ratio="sequence_token", scale="whiten")
     advantages = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, float("nan")]], dtype=torch.float64)
-    _, grad = gradient(lambda x: gspo.TOKEN.loss(x, a.old, advantages, a.mask, config, a.totals)[0], a.new)
+    _, grad = gradient(lambda x: gspo.TOKEN.loss(x, a.old, advantages, a.mask, hparams, a.totals)[0], a.new)
     s = torch.tensor([[0.9573756], [0.8774964]], dtype=torch.float64)
     close(grad, -torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]]) * s / torch.tensor([[6.0], [4.0]]))
 

@@ -59,10 +59,10 @@ def batch():
 
 def run(batch, algorithm, logprobs=None, advantages=None, mask=None, **settings):
     """Loss and gradient of an algorithm with some of its settings changed, on its own advantages if none are given."""
-    config = replace(algorithm.defaults, **settings)
+    hparams = replace(algorithm.defaults, **settings)
     mask = batch.response_mask if mask is None else mask
-    advantages = algorithm.advantages(batch, config) if advantages is None else advantages
-    rest = (batch.old_logprobs, advantages, mask, config, Totals.of(mask), batch.ref_logprobs)
+    advantages = algorithm.advantages(batch, hparams) if advantages is None else advantages
+    rest = (batch.old_logprobs, advantages, mask, hparams, Totals.of(mask), batch.ref_logprobs)
     return gradient(lambda x: algorithm.loss(x, *rest)[0], batch.new_logprobs if logprobs is None else logprobs)
 
 
@@ -118,16 +118,16 @@ def test_without_a_clip_cispo_has_grpos_gradient(batch):  # rho A grad log pi
 def test_a_huge_clip_range_silences_no_token(batch, name):
     """-ratio A / (tokens), or / (T_i B), for each token; in the first step, ratio 1, the plain policy gradient."""
     algorithm, wide = ALGORITHMS[name], {"clip_low": 1e9, "clip_high": 1e9, "kl_coef": 0.0}
-    config, mask = replace(algorithm.defaults, **wide), batch.response_mask
-    advantages = algorithm.advantages(batch, config)
-    divisor = mask.sum() if config.aggregation == "token-mean" else lengths(batch) * ROWS
+    hparams, mask = replace(algorithm.defaults, **wide), batch.response_mask
+    advantages = algorithm.advantages(batch, hparams)
+    divisor = mask.sum() if hparams.aggregation == "token-mean" else lengths(batch) * ROWS
     log_ratio = torch.where(mask, batch.new_logprobs - batch.old_logprobs, 0.0)
-    if config.ratio != "token":
+    if hparams.ratio != "token":
         log_ratio = log_ratio.sum(1, keepdim=True) / lengths(batch)
     for logprobs, ratio in ((batch.old_logprobs, 1.0), (batch.new_logprobs, log_ratio.exp())):
         _, grad = run(batch, algorithm, logprobs, **wide)
         torch.testing.assert_close(grad, torch.where(mask, -ratio * advantages / divisor, 0.0))
-    _, metrics = algorithm.loss(batch.new_logprobs, batch.old_logprobs, advantages, mask, config, batch.totals)
+    _, metrics = algorithm.loss(batch.new_logprobs, batch.old_logprobs, advantages, mask, hparams, batch.totals)
     assert metrics["clip_fraction"] == 0
 
 
@@ -167,15 +167,15 @@ def test_options_that_never_bind_change_nothing(batch):
     expected = run(batch, grpo.ALGORITHM)
     same(run(batch, grpo.ALGORITHM, dual_clip=1e6), expected)
     same(run(batch, grpo.ALGORITHM, ratio_cap=1e6), expected)
-    config = replace(grpo.ALGORITHM.defaults, correction="token_mask")
-    advantages = grpo.ALGORITHM.advantages(batch, config)
+    hparams = replace(grpo.ALGORITHM.defaults, correction="token_mask")
+    advantages = grpo.ALGORITHM.advantages(batch, hparams)
     got = gradient(
         lambda x: grpo.ALGORITHM.loss(
             x,
             batch.old_logprobs,
             advantages,
             batch.response_mask,
-            config,
+            hparams,
             batch.totals,
             sampler_logprobs=batch.old_logprobs,
         )[0],
@@ -247,10 +247,10 @@ def test_reinforce_pp_baseline_is_the_group_mean_whitened_over_the_tokens(batch)
 
 
 def test_whitening_the_only_minibatch_is_whitening_the_batch(batch):
-    config = replace(reinforce_pp.BASELINE.defaults, scale="whiten_minibatch")
-    raw = reinforce_pp.BASELINE.advantages(batch, config)
+    hparams = replace(reinforce_pp.BASELINE.defaults, scale="whiten_minibatch")
+    raw = reinforce_pp.BASELINE.advantages(batch, hparams)
     torch.testing.assert_close(
-        per_minibatch(raw, batch.response_mask, config),
+        per_minibatch(raw, batch.response_mask, hparams),
         reinforce_pp.BASELINE.advantages(batch, reinforce_pp.BASELINE.defaults),
     )
 
@@ -280,14 +280,14 @@ def test_the_full_kl_is_the_expectation_of_k1_in_value_and_with_the_ratio_in_gra
     logits, ref, old = (torch.randn(4, 3, dtype=torch.float64, generator=generator) for _ in range(3))
     q, b = torch.log_softmax(ref, dim=1), torch.log_softmax(old, dim=1)
     everywhere = torch.ones(4, 3, dtype=torch.bool)
-    config = grpo.GRPOConfig(kl_coef=1.0, kl_estimator="k1", kl_importance_weighted=True)
+    hparams = grpo.GRPOConfig(kl_coef=1.0, kl_estimator="k1", kl_importance_weighted=True)
 
     def exact(z):
         return kl_full(torch.log_softmax(z, dim=1), q).sum()
 
     def estimated(z):
         p = torch.log_softmax(z, dim=1)
-        return (b.exp() * kl_loss(config, p, q, None, p - b, everywhere)).sum()
+        return (b.exp() * kl_loss(hparams, p, q, None, p - b, everywhere)).sum()
 
     same(gradient(estimated, logits), gradient(exact, logits))
     p = torch.log_softmax(logits, dim=1)

@@ -10,8 +10,8 @@ NAN = float("nan")
 KL = ppo.PPOConfig(kl_coef=0.1)
 
 
-def run(a, advantages, config=KL, algorithm=ppo.ALGORITHM):
-    return lambda x: algorithm.loss(x, a.old, advantages, a.mask, config, a.totals)[0]
+def run(a, advantages, hparams=KL, algorithm=ppo.ALGORITHM):
+    return lambda x: algorithm.loss(x, a.old, advantages, a.mask, hparams, a.totals)[0]
 
 
 def test_golden_loss_with_whitened_advantages(a):
@@ -33,7 +33,7 @@ def test_an_objective_that_sums_a_responses_advantages_meets_no_padding(a):
     advantages = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, NAN]], dtype=torch.float64)
     summed = replace(
         ppo.ALGORITHM,
-        objective=lambda log_ratio, logprobs, A, mask, config: (A.sum(dim=1, keepdim=True) * logprobs, {}),
+        objective=lambda log_ratio, logprobs, A, mask, hparams: (A.sum(dim=1, keepdim=True) * logprobs, {}),
     )
     _, grad = gradient(run(a, advantages, algorithm=summed), a.new)
     close(grad, [[-1.2, -1.2, -1.2], [-1.8, -1.8, 0.0]])
@@ -73,9 +73,9 @@ def test_the_penalty_by_hand(a):
 
     Gradient: -(rho A - b (rho - 1)) / 5.
     """
-    config = ppo_penalty.PPOPenaltyConfig(penalty_coef=2.0)
+    hparams = ppo_penalty.PPOPenaltyConfig(penalty_coef=2.0)
     advantages = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    loss, grad = gradient(run(a, advantages, config, ppo_penalty.ALGORITHM), a.new)
+    loss, grad = gradient(run(a, advantages, hparams, ppo_penalty.ALGORITHM), a.new)
     assert loss.item() == pytest.approx(-0.245 + 2 * 0.0434086, abs=1e-6)
     expected = [[1.3 - 0.6, 0.6 + 0.8, 1.125 - 0.25], [-0.7 + 0.6, -1.1 - 0.2, 0.0]]
     close(grad, -torch.tensor(expected, dtype=torch.float64) / 5)
@@ -85,15 +85,15 @@ def test_the_penalty_by_hand(a):
     "measured, expected", [(0.0066, 1.5), (0.0067, 3.0), (0.01, 3.0), (0.0149, 3.0), (0.0151, 6.0)]
 )
 def test_the_penalty_halves_below_two_thirds_of_the_target_and_doubles_above_one_and_a_half(measured, expected):
-    config = ppo_penalty.PPOPenaltyConfig(penalty_coef=3.0, penalty_target=0.01)
-    adapted = ppo_penalty.ALGORITHM.adapt(config, {"kl_after_update": measured}, 8)
+    hparams = ppo_penalty.PPOPenaltyConfig(penalty_coef=3.0, penalty_target=0.01)
+    adapted = ppo_penalty.ALGORITHM.adapt(hparams, {"kl_after_update": measured}, 8)
     assert adapted.penalty_coef == expected
 
 
 @pytest.mark.parametrize("measured", [0.5, 1.125])
 def test_a_kl_on_either_bound_leaves_the_penalty(measured):  # 0.75 / 1.5 and 0.75 x 1.5, exact in binary
-    config = ppo_penalty.PPOPenaltyConfig(penalty_coef=1.0, penalty_target=0.75)
-    assert ppo_penalty.ALGORITHM.adapt(config, {"kl_after_update": measured}, 8) is config
+    hparams = ppo_penalty.PPOPenaltyConfig(penalty_coef=1.0, penalty_target=0.75)
+    assert ppo_penalty.ALGORITHM.adapt(hparams, {"kl_after_update": measured}, 8) is hparams
 
 
 @pytest.mark.parametrize("name", ["penalty_coef", "penalty_target"])
@@ -103,6 +103,6 @@ def test_a_penalty_of_zero_is_refused(name):  # doubling and halving would leave
 
 
 def test_the_penalty_and_the_reference_kl_are_steered_apart():
-    config = ppo_penalty.PPOPenaltyConfig(kl_coef=0.2, kl_target=6.0, penalty_target=0.01)
-    adapted = ppo_penalty.ALGORITHM.adapt(config, {"kl_after_update": 1.0, "kl_to_ref_sequence": 9.0}, 256)
+    hparams = ppo_penalty.PPOPenaltyConfig(kl_coef=0.2, kl_target=6.0, penalty_target=0.01)
+    adapted = ppo_penalty.ALGORITHM.adapt(hparams, {"kl_after_update": 1.0, "kl_to_ref_sequence": 9.0}, 256)
     assert (adapted.penalty_coef, adapted.kl_coef) == (2.0, pytest.approx(0.201024))

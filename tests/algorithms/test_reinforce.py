@@ -10,9 +10,9 @@ from algos import raft, reinforce, reinforce_pp, remax, rloo
 
 
 def loss_of(a, algorithm, **settings):
-    config = replace(algorithm.defaults, kl_coef=0.0, **settings)
-    advantages = algorithm.advantages(a, config)
-    return gradient(lambda x: algorithm.loss(x, a.old, advantages, a.mask, config, a.totals)[0], a.new)
+    hparams = replace(algorithm.defaults, kl_coef=0.0, **settings)
+    advantages = algorithm.advantages(a, hparams)
+    return gradient(lambda x: algorithm.loss(x, a.old, advantages, a.mask, hparams, a.totals)[0], a.new)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_golden_raft(a):
     advantages = raft.ALGORITHM.advantages(a, raft.RAFTConfig())
     assert advantages.tolist() == [[1.0], [1.0]]  # what counts is which responses are kept
     for mode, expected in (("token-mean", 0.8110878), ("seq-mean-token-sum", 2.4332634)):
-        config = raft.RAFTConfig(aggregation=mode)
-        loss, _ = raft.ALGORITHM.loss(a.new, a.old, advantages, mask, config, type(a.totals).of(mask))
+        hparams = raft.RAFTConfig(aggregation=mode)
+        loss, _ = raft.ALGORITHM.loss(a.new, a.old, advantages, mask, hparams, type(a.totals).of(mask))
         assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 

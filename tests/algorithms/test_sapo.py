@@ -25,8 +25,8 @@ def test_golden_gate_weight_and_gradient(a):
 
 @pytest.mark.parametrize("aggregation, expected", [("seq-mean-token-mean", -0.1016707), ("token-mean", -0.4831937)])
 def test_golden_loss(a, aggregation, expected):
-    config = replace(sapo.ALGORITHM.defaults, aggregation=aggregation)
-    loss, metrics = sapo.ALGORITHM.loss(a.new, a.old, A2, a.mask, config, a.totals)
+    hparams = replace(sapo.ALGORITHM.defaults, aggregation=aggregation)
+    loss, metrics = sapo.ALGORITHM.loss(a.new, a.old, A2, a.mask, hparams, a.totals)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     assert metrics["gate_weight"].item() == pytest.approx(0.9815654, abs=1e-6)  # mean of the five weights
     assert metrics["gate_below_half"] == 0

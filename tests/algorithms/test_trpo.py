@@ -38,10 +38,10 @@ def test_golden_damping():
     A parameter without a gradient stays where it is, and does not keep the other from moving.
     """
     steps = []
-    config = TRPOConfig(max_kl=0.02, cg_damping=0.5)
+    hparams = TRPOConfig(max_kl=0.02, cg_damping=0.5)
     gradient = torch.tensor([0.0, -3.0], dtype=torch.float64)
     trust_region_step(
-        gradient, lambda v: 3.5 * v, lambda: (-len(steps), 0.0), lambda fraction, step: steps.append(step), config
+        gradient, lambda v: 3.5 * v, lambda: (-len(steps), 0.0), lambda fraction, step: steps.append(step), hparams
     )
     close(steps[0], [0.0, 0.1])
 
@@ -73,8 +73,8 @@ class Categorical:
         return p * v - p * (p @ v)
 
     def step(self, **settings):
-        config = TRPOConfig(**{"cg_damping": 1e-6, **settings})
-        return trust_region_step(self.gradient(), self.fisher_product, self.evaluate, self.move, config)
+        hparams = TRPOConfig(**{"cg_damping": 1e-6, **settings})
+        return trust_region_step(self.gradient(), self.fisher_product, self.evaluate, self.move, hparams)
 
 
 @pytest.mark.parametrize("max_kl", [1e-4, 1e-2, 0.5])

@@ -9,10 +9,13 @@ import torch
 
 from algos import ALGORITHMS
 from evaluation.bias import exact
-from evaluation.bias.exact import LENGTH, PLAIN, UNCLIPPED, Policies, gradient_of, measure, relative
+from evaluation.bias.exact import PLAIN, UNCLIPPED, deviation, kl_gradient
+from evaluation.bias.gradients import Policies, enumerate_batches, sampled_gradients
+from evaluation.bias.measure import causes, configured, measure, relative, repaired
+from evaluation.bias.toy import CRITICS, LENGTH, THINK, expected_reward, gradient_of, make_toy, prefix_kl, response_kl
 
-TOY = exact.make_toy()
-BINARY = exact.make_toy(binary=True)
+TOY = make_toy()
+BINARY = make_toy(binary=True)
 FAR = TOY.moved(0.8)
 G = 2
 EXACT = 1e-10
@@ -52,10 +55,10 @@ def test_rewards_depend_on_length_and_one_prompt_is_harder():
 @pytest.mark.parametrize(
     "value",
     [
-        exact.expected_reward(TOY),
-        exact.response_kl(TOY),
-        exact.prefix_kl(TOY, FAR),
-        exact.prefix_kl(TOY, FAR, "forward"),
+        expected_reward(TOY),
+        response_kl(TOY),
+        prefix_kl(TOY, FAR),
+        prefix_kl(TOY, FAR, "forward"),
     ],
     ids=["reward", "response KL", "prefix KL", "forward prefix KL"],
 )
@@ -71,25 +74,25 @@ def test_expected_reward_by_hand():  # walk the tree: an answer ends, a thought 
     first = p[0][1] * r[0] + p[0][2] * r[1] + p[0][0] * middle
     assert TOY.values("exact", TOY.logits)[1].tolist() == pytest.approx([first, middle, last], abs=1e-14)
     easy = float(TOY.values("exact", TOY.logits)[0, 0])
-    assert float(exact.expected_reward(TOY)(TOY.logits)) == pytest.approx((easy + first) / 2, abs=1e-14)
+    assert float(expected_reward(TOY)(TOY.logits)) == pytest.approx((easy + first) / 2, abs=1e-14)
 
 
 def test_the_greedy_response_follows_the_largest_logits():
     for p in range(2):
         state = 0
-        while state < LENGTH - 1 and TOY.logits[p, state].argmax() == exact.THINK:
+        while state < LENGTH - 1 and TOY.logits[p, state].argmax() == THINK:
             state += 1
-        expected = [exact.THINK] * state + [int(TOY.logits[p, state].argmax())]
+        expected = [THINK] * state + [int(TOY.logits[p, state].argmax())]
         y = int(TOY.greedy(TOY.logits)[p])
         assert TOY.tokens[y][TOY.mask[y]].tolist() == expected
     forced = torch.zeros_like(TOY.logits)
-    forced[..., exact.THINK] = 1.0
+    forced[..., THINK] = 1.0
     assert TOY.greedy(forced).tolist() == [6, 6]
 
 
 @pytest.mark.parametrize("keep", ["all", "mixed_groups"])
 def test_all_batches_have_probability_one(keep):
-    prompts, responses, weights = exact.enumerate_batches(TOY, 3, keep, TOY.logits)
+    prompts, responses, weights = enumerate_batches(TOY, 3, keep, TOY.logits)
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-12)
     assert responses.shape == (len(weights), 2, 3)
     right = TOY.correct[prompts[..., None], responses].sum(dim=-1)
@@ -97,8 +100,8 @@ def test_all_batches_have_probability_one(keep):
 
 
 def test_the_kl_of_whole_responses_is_the_sum_over_the_prefixes_that_the_policy_meets():
-    whole = exact.response_kl(TOY)(TOY.logits)
-    torch.testing.assert_close(exact.prefix_kl(TOY, TOY.logits)(TOY.logits), whole, atol=1e-14, rtol=0)
+    whole = response_kl(TOY)(TOY.logits)
+    torch.testing.assert_close(prefix_kl(TOY, TOY.logits)(TOY.logits), whole, atol=1e-14, rtol=0)
 
 
 # On-policy
@@ -150,7 +153,7 @@ def test_on_policy_cispo_and_token_mean_grpo_are_one():
     torch.testing.assert_close(of("cispo").mean, of("grpo", aggregation="token-mean").mean, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("critic", exact.CRITICS)
+@pytest.mark.parametrize("critic", CRITICS)
 def test_monte_carlo_ppo_is_unbiased_whatever_the_critic(critic):
     found = of("ppo_mc", critic=critic, scale="none", aggregation="seq-mean-token-sum")
     assert found.bias < EXACT
@@ -177,9 +180,9 @@ def test_raft_climbs_correctness_and_ignores_the_reward():
 
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("gmpo", "raft")])  # their means are not settings
 def test_an_estimator_without_its_causes_is_unbiased_up_to_a_factor(name):
-    config = exact.configured(ALGORITHMS[name])
-    critic = "wrong" if config.has_critic else "exact"
-    found = of(name, critic=critic, **exact.repaired(config, critic))
+    hparams = configured(ALGORITHMS[name])
+    critic = "wrong" if hparams.has_critic else "exact"
+    found = of(name, critic=critic, **repaired(hparams, critic))
     assert found.causes == [] and found.rest < EXACT and found.factor > 0
     assert found.verdict == ("unbiased up to a constant factor" if found.factors else "unbiased")
 
@@ -188,19 +191,19 @@ def test_an_estimator_without_its_causes_is_unbiased_up_to_a_factor(name):
     "name, critic", [(n, "exact") for n in ("opo", "grpo", "lite_ppo", "dapo")] + [("ppo", "wrong")]
 )
 def test_each_cause_alone_makes_an_estimator_biased(name, critic):
-    config = exact.configured(ALGORITHMS[name])
-    for cause in exact.causes(config, critic):
-        found = of(name, critic=critic, **exact.repaired(config, critic, leave=cause))
+    hparams = configured(ALGORITHMS[name])
+    for cause in causes(hparams, critic):
+        found = of(name, critic=critic, **repaired(hparams, critic, leave=cause))
         assert found.causes == [cause] and found.verdict == "biased", cause
 
 
 @pytest.mark.parametrize("name", ["grpo", "dapo", "reinforce_pp", "raft", "opo"])
 def test_sampled_batches_agree_with_the_enumeration(name):
-    config = exact.configured(ALGORITHMS[name])
+    hparams = configured(ALGORITHMS[name])
     generator = torch.Generator().manual_seed(1)
-    sampled = exact.sampled_gradients(ALGORITHMS[name], config, TOY, G, 400, generator)
+    sampled = sampled_gradients(ALGORITHMS[name], hparams, TOY, G, 400, generator)
     found = of(name)
-    assert 0.3 < exact.deviation(sampled, found.mean) < 2
+    assert 0.3 < deviation(sampled, found.mean) < 2
     spread = float(sampled.var(dim=0).sum() / found.mean.norm() ** 2)
     assert spread == pytest.approx(found.variance, rel=0.25)
 
@@ -214,16 +217,16 @@ def test_a_baseline_lowers_the_variance_and_a_wrong_critic_raises_it():
 # KL
 
 
-WHOLE = gradient_of(exact.response_kl(TOY), TOY.logits)
+WHOLE = gradient_of(response_kl(TOY), TOY.logits)
 
 
 def prefix(visited_by=TOY.logits, direction="reverse"):
-    return gradient_of(exact.prefix_kl(TOY, visited_by, direction), TOY.logits)
+    return gradient_of(prefix_kl(TOY, visited_by, direction), TOY.logits)
 
 
 @pytest.mark.parametrize("credit", ["response", "token"])
 def test_k1_in_the_reward_has_the_gradient_of_the_kl_of_whole_responses(credit):
-    mean = exact.kl_gradient(TOY, Policies.of(TOY), kl_in="reward", kl_estimator="k1", credit=credit)
+    mean = kl_gradient(TOY, Policies.of(TOY), kl_in="reward", kl_estimator="k1", credit=credit)
     assert relative(mean, WHOLE) < EXACT
 
 
@@ -241,7 +244,7 @@ def test_k1_in_the_reward_has_the_gradient_of_the_kl_of_whole_responses(credit):
 )
 def test_a_kl_loss_has_a_partial_gradient_per_prefix(kind, direction, settings):
     """Exact given the prefix; how a token changes later prefixes is left out, so not the gradient of the whole."""
-    mean = exact.kl_gradient(TOY, Policies.of(TOY), kl_in="loss", kl_estimator=kind, **settings)
+    mean = kl_gradient(TOY, Policies.of(TOY), kl_in="loss", kl_estimator=kind, **settings)
     assert relative(mean, prefix(direction=direction)) < EXACT
     assert relative(mean, WHOLE) > 0.01
 
@@ -252,14 +255,14 @@ def test_on_the_last_token_the_partial_gradient_is_the_whole_one():
 
 
 def test_k1_as_a_loss_has_no_gradient():
-    assert exact.kl_gradient(TOY, Policies.of(TOY), kl_in="loss", kl_estimator="k1").norm() < EXACT
+    assert kl_gradient(TOY, Policies.of(TOY), kl_in="loss", kl_estimator="k1").norm() < EXACT
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3", "full"])
 @pytest.mark.parametrize("credit", ["response", "token"])
 def test_other_estimates_in_the_reward_have_the_gradient_of_no_kl(kind, credit):
     """full, too: what it says of a prefix is known before the token is chosen, so no token is credited with it."""
-    mean = exact.kl_gradient(TOY, Policies.of(TOY), kl_in="reward", kl_estimator=kind, credit=credit)
+    mean = kl_gradient(TOY, Policies.of(TOY), kl_in="reward", kl_estimator=kind, credit=credit)
     for gradient in (WHOLE, prefix(), prefix(direction="forward")):
         assert relative(mean, gradient) > 0.1
 
@@ -268,7 +271,7 @@ def test_off_policy_only_the_ratio_or_the_whole_vocabulary_keeps_a_kl_loss_exact
     policies = Policies.of(TOY, old=FAR)
 
     def gap(kind, **settings):
-        mean = exact.kl_gradient(TOY, policies, kl_in="loss", kl_estimator=kind, **settings)
+        mean = kl_gradient(TOY, policies, kl_in="loss", kl_estimator=kind, **settings)
         return relative(mean, prefix(FAR))
 
     assert (
@@ -281,14 +284,14 @@ def test_off_policy_only_the_ratio_or_the_whole_vocabulary_keeps_a_kl_loss_exact
 
 def test_rloo_with_its_kl_ascends_the_regularized_objective():
     coef = ALGORITHMS["rloo"].defaults.kl_coef
-    regularized = gradient_of(exact.expected_reward(TOY), TOY.logits) - coef * WHOLE
+    regularized = gradient_of(expected_reward(TOY), TOY.logits) - coef * WHOLE
     found = measure(ALGORITHMS["rloo"], TOY, G, exact=regularized, kl_coef=coef)
     assert coef > 0 and found.bias < EXACT
 
 
-@pytest.mark.parametrize("critic", exact.CRITICS)
+@pytest.mark.parametrize("critic", CRITICS)
 def test_monte_carlo_ppo_with_kl_in_the_reward_ascends_the_regularized_objective(critic):
-    regularized = gradient_of(exact.expected_reward(TOY), TOY.logits) - 0.05 * WHOLE
+    regularized = gradient_of(expected_reward(TOY), TOY.logits) - 0.05 * WHOLE
     settings = {"scale": "none", "aggregation": "seq-mean-token-sum", "gae_lambda": 1.0, "kl_coef": 0.05}
     assert measure(ALGORITHMS["ppo"], TOY, 1, critic, exact=regularized, **settings).bias < EXACT
 
@@ -299,7 +302,7 @@ def test_the_entropy_bonus_is_that_of_the_prefixes():
         visits = (TOY.probabilities(TOY.logits)[:, :, None] * TOY.mask).sum(dim=1)
         return (visits * -(logprobs.exp() * logprobs).sum(dim=-1)).sum(dim=-1).mean()
 
-    with_bonus = gradient_of(exact.expected_reward(TOY), TOY.logits) + 0.1 * gradient_of(entropy, TOY.logits)
+    with_bonus = gradient_of(expected_reward(TOY), TOY.logits) + 0.1 * gradient_of(entropy, TOY.logits)
     assert measure(ALGORITHMS["rloo"], TOY, G, exact=with_bonus, entropy_coef=0.1).bias < EXACT
 
 

@@ -220,9 +220,9 @@ def test_golden_moments_of_gae(a):
 
 def test_whitened_rewards_keep_their_mean_and_have_variance_one(a):
     """With V = 0 and gamma = 0 the advantage of a token is its reward."""
-    config = ppo.PPOConfig(kl_coef=0.1, gamma=0.0, whiten_rewards=True)
+    hparams = ppo.PPOConfig(kl_coef=0.1, gamma=0.0, whiten_rewards=True)
     a.values = torch.zeros_like(a.values)
-    got = from_critic(a, config, 0.0)
+    got = from_critic(a, hparams, 0.0)
     assert masked_mean(got, a.mask).item() == pytest.approx(TOKEN_REWARDS[a.mask].mean().item(), abs=1e-6)
     assert masked_var(got, a.mask).item() == pytest.approx(1.0, abs=1e-6)
 
@@ -256,8 +256,8 @@ def test_a_kl_penalty_in_the_response_reward_comes_before_the_baseline(a):
 
 def test_a_kl_penalty_with_token_credit_counts_from_its_token_on(a):
     """+-0.5 by the group's mean; token 1 of response 0 gains 0.0693147, which tokens 0 and 1 get."""
-    config = reinforce.ReinforceConfig(baseline="group_mean", credit="token", kl_coef=0.1)
-    got = reinforce.ALGORITHM.advantages(a, config)
+    hparams = reinforce.ReinforceConfig(baseline="group_mean", credit="token", kl_coef=0.1)
+    got = reinforce.ALGORITHM.advantages(a, hparams)
     close(got, [[0.5693147, 0.5693147, 0.5], [-0.4776856, -0.5, 0.0]])
 
 
@@ -283,8 +283,9 @@ def test_without_a_kl_penalty_in_the_reward_no_reference_is_needed_and_none_has_
 
 
 def test_the_full_kl_under_the_mask_is_no_penalty(a):  # NaN or garbage there: 0
-    config = rloo.RLOOConfig(kl_coef=0.1, kl_estimator="full")
-    close(kl_penalties(config, a.old, None, a.values, a.mask), [[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]])
+    hparams = rloo.RLOOConfig(kl_coef=0.1, kl_estimator="full")
+    a.full_kl = a.values
+    close(kl_penalties(a, hparams), [[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]])
 
 
 def test_a_full_kl_in_the_reward_is_taken_as_it_is(a):  # rewards 1 - 0.1 x 3 and 0 - 0.1 x 2: 0.9 apart
@@ -295,22 +296,22 @@ def test_a_full_kl_in_the_reward_is_taken_as_it_is(a):  # rewards 1 - 0.1 x 3 an
 
 def test_whitening_by_minibatch_uses_its_tokens_alone():
     """The rollout batch stays as it is; a minibatch of advantages 1, 1, -1, -1, -1 has mean -0.2, variance 1.2."""
-    config = reinforce_pp.ReinforcePPConfig(scale="whiten_minibatch", kl_coef=0.0, credit="response")
+    hparams = reinforce_pp.ReinforcePPConfig(scale="whiten_minibatch", kl_coef=0.0, credit="response")
     mask = torch.tensor([[True, True, False], [True, True, True]])
     batch = SimpleNamespace(response_mask=mask, rewards=torch.tensor([1.0, -1.0]), group_size=1, greedy_rewards=None)
-    advantages = reinforce_pp.ALGORITHM.advantages(batch, config)
+    advantages = reinforce_pp.ALGORITHM.advantages(batch, hparams)
     assert advantages.tolist() == [[1.0], [-1.0]]
-    close(per_minibatch(advantages, mask, config), [[1.0954451, 1.0954451, 0.0], [-0.7302967] * 3])
-    assert per_minibatch(advantages, mask, replace(config, scale="none")) is advantages
+    close(per_minibatch(advantages, mask, hparams), [[1.0954451, 1.0954451, 0.0], [-0.7302967] * 3])
+    assert per_minibatch(advantages, mask, replace(hparams, scale="none")) is advantages
 
 
 def test_advantages_and_returns_carry_no_gradient_and_rows_may_be_swapped(a):
-    config = ppo.PPOConfig(kl_coef=0.1)
+    hparams = ppo.PPOConfig(kl_coef=0.1)
     swapped = type(a)(**{name: x.flip(0) if isinstance(x, torch.Tensor) else x for name, x in vars(a).items()})
-    torch.testing.assert_close(ppo.ALGORITHM.advantages(swapped, config).flip(0), ppo.ALGORITHM.advantages(a, config))
+    torch.testing.assert_close(ppo.ALGORITHM.advantages(swapped, hparams).flip(0), ppo.ALGORITHM.advantages(a, hparams))
     a.values.requires_grad_(True)  # a critic's output that was not detached
-    assert not ppo.ALGORITHM.advantages(a, config).requires_grad
-    assert not ppo.ALGORITHM.returns(a, config).requires_grad
+    assert not ppo.ALGORITHM.advantages(a, hparams).requires_grad
+    assert not ppo.ALGORITHM.returns(a, hparams).requires_grad
 
 
 @pytest.mark.parametrize(

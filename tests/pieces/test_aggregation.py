@@ -22,8 +22,8 @@ A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     ],
 )
 def test_golden_loss_and_gradient_of_fixture_a(a, mode, length, loss, expected):
-    config = grpo.GRPOConfig(aggregation=mode, aggregation_length=length)
-    value, grad = gradient(lambda x: grpo.ALGORITHM.loss(x, a.old, A2, a.mask, config, a.totals)[0], a.new)
+    hparams = grpo.GRPOConfig(aggregation=mode, aggregation_length=length)
+    value, grad = gradient(lambda x: grpo.ALGORITHM.loss(x, a.old, A2, a.mask, hparams, a.totals)[0], a.new)
     assert value.item() == pytest.approx(loss, abs=1e-9)
     close(grad, expected, atol=1e-9)
 

@@ -14,11 +14,11 @@ A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
 def one_token(ratio: float, advantage: float, **settings):
     """Loss and gradient of one token with this ratio and advantage."""
-    config = grpo.GRPOConfig(**settings)
+    hparams = grpo.GRPOConfig(**settings)
     new = torch.tensor([[ratio]], dtype=torch.float64).log()
     advantages = torch.tensor([[advantage]], dtype=torch.float64)
     value, grad = gradient(
-        lambda x: grpo.ALGORITHM.loss(x, torch.zeros_like(x), advantages, ONE, config, Totals(1, 1))[0], new
+        lambda x: grpo.ALGORITHM.loss(x, torch.zeros_like(x), advantages, ONE, hparams, Totals(1, 1))[0], new
     )
     return value.item(), grad.item()
 
@@ -95,23 +95,23 @@ def test_clip_fraction_counts_active_clips_only(a):
 )
 def test_the_sign_of_the_advantage_says_whether_a_ratio_outside_the_range_is_silenced(ratio, advantage, low, high):
     new, advantages = torch.tensor([[ratio]]).log(), torch.tensor([[advantage]])
-    config = grpo.GRPOConfig(clip_low=0.2, clip_high=0.4)
-    _, metrics = grpo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, ONE, config, Totals(1, 1))
+    hparams = grpo.GRPOConfig(clip_low=0.2, clip_high=0.4)
+    _, metrics = grpo.ALGORITHM.loss(new, torch.zeros(1, 1), advantages, ONE, hparams, Totals(1, 1))
     assert (metrics["clip_fraction_low"], metrics["clip_fraction_high"]) == (low, high)
     assert metrics["clip_fraction"] == low + high
 
 
 def test_a_ratio_on_the_bound_is_not_beyond_it(a):  # on-policy and a range of nothing: all ratios are exactly 1
-    config = grpo.GRPOConfig(clip_low=0.0, clip_high=0.0)
-    _, metrics = grpo.ALGORITHM.loss(a.old, a.old, A2, a.mask, config, a.totals)
+    hparams = grpo.GRPOConfig(clip_low=0.0, clip_high=0.0)
+    _, metrics = grpo.ALGORITHM.loss(a.old, a.old, A2, a.mask, hparams, a.totals)
     assert metrics["clip_fraction"] == 0
 
 
 def test_dual_clip_counts_what_it_bounds():
     mask = torch.ones(1, 2, dtype=torch.bool)
     new = torch.tensor([[5.0, 2.0]]).log()
-    config = grpo.GRPOConfig(dual_clip=3.0)
-    _, metrics = grpo.ALGORITHM.loss(new, torch.zeros(1, 2), torch.tensor([[-1.0]]), mask, config, Totals(1, 2))
+    hparams = grpo.GRPOConfig(dual_clip=3.0)
+    _, metrics = grpo.ALGORITHM.loss(new, torch.zeros(1, 2), torch.tensor([[-1.0]]), mask, hparams, Totals(1, 2))
     assert metrics["dual_clip_fraction"].item() == 0.5 and metrics["clip_fraction"] == 0
 
 

@@ -16,7 +16,7 @@ MASK = torch.tensor([[True, True, True, False]])
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
 
-def config(mode: str, **settings):
+def hparams(mode: str, **settings):
     return grpo.GRPOConfig(correction=mode, **settings)
 
 
@@ -30,17 +30,17 @@ def config(mode: str, **settings):
     ],
 )
 def test_golden_weights(mode, expected):
-    close(weights(TRAINER, SAMPLER, MASK, config(mode)), [[*expected, 0.0]])
+    close(weights(TRAINER, SAMPLER, MASK, hparams(mode)), [[*expected, 0.0]])
 
 
 def test_a_sequence_weight_is_the_product_where_it_is_inside_the_range():  # 1.5 x 2.5 x 0.8
     for mode in ("sequence_truncate", "sequence_mask"):
-        close(weights(TRAINER, SAMPLER, MASK, config(mode, correction_high=4.0)), [[3.0, 3.0, 3.0, 0.0]])
+        close(weights(TRAINER, SAMPLER, MASK, hparams(mode, correction_high=4.0)), [[3.0, 3.0, 3.0, 0.0]])
 
 
 def test_masks_drop_below_the_range_too_and_truncation_does_not():  # 0.8 < 0.9
-    close(weights(TRAINER, SAMPLER, MASK, config("token_mask", correction_low=0.9)), [[1.5, 0.0, 0.0, 0.0]])
-    close(weights(TRAINER, SAMPLER, MASK, config("token_truncate", correction_low=0.9)), [[1.5, 2.0, 0.8, 0.0]])
+    close(weights(TRAINER, SAMPLER, MASK, hparams("token_mask", correction_low=0.9)), [[1.5, 0.0, 0.0, 0.0]])
+    close(weights(TRAINER, SAMPLER, MASK, hparams("token_truncate", correction_low=0.9)), [[1.5, 2.0, 0.8, 0.0]])
 
 
 def test_golden_gap():
@@ -95,7 +95,7 @@ def test_a_responses_one_ratio_takes_the_responses_weight(a):
 
 
 def test_weights_carry_no_gradient():
-    assert not weights(TRAINER.clone().requires_grad_(True), SAMPLER, MASK, config("token_mask")).requires_grad
+    assert not weights(TRAINER.clone().requires_grad_(True), SAMPLER, MASK, hparams("token_mask")).requires_grad
 
 
 def test_the_gap_carries_no_gradient():
@@ -105,27 +105,27 @@ def test_the_gap_carries_no_gradient():
 
 def test_a_correction_needs_the_samplers_log_probabilities(a):
     with pytest.raises(ValueError, match="correction token_mask needs the sampler's log-probabilities, got None"):
-        grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, config("token_mask"), a.totals)
+        grpo.ALGORITHM.loss(a.new, a.old, A2, a.mask, hparams("token_mask"), a.totals)
 
 
 def test_a_sampler_like_the_trainer_has_no_gap():
     got = gap_metrics(TRAINER, TRAINER, MASK)
     assert all(float(value) == 0 for name, value in got.items() if name != "sampler_ess")
-    close(weights(TRAINER, TRAINER, MASK, config("sequence_mask")), [[1.0, 1.0, 1.0, 0.0]])
+    close(weights(TRAINER, TRAINER, MASK, hparams("sequence_mask")), [[1.0, 1.0, 1.0, 0.0]])
     assert Totals.of(MASK) == Totals(1, 3)
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 2.0), (0.5, 1.0)])
 def test_a_weight_on_a_bound_is_inside(bounds):  # equal log-probabilities: w = exp(0) = 1
     low, high = bounds
-    got = weights(TRAINER, TRAINER, MASK, config("token_mask", correction_low=low, correction_high=high))
+    got = weights(TRAINER, TRAINER, MASK, hparams("token_mask", correction_low=low, correction_high=high))
     close(got, [[1.0, 1.0, 1.0, 0.0]])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_sequences_weight_is_cut_at_20_nats(sign):  # 2 x 15 = 30 nats: exp(20), or exp(-20)
     old, mask = torch.full((1, 2), 15.0 * sign, dtype=torch.float64), torch.tensor([[True, True]])
-    got = weights(old, torch.zeros_like(old), mask, config("sequence_truncate", correction_high=1e30))
+    got = weights(old, torch.zeros_like(old), mask, hparams("sequence_truncate", correction_high=1e30))
     close(got.log(), [[20.0 * sign] * 2])
 
 

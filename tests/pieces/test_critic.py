@@ -27,8 +27,10 @@ def test_golden_value_clipping_by_hand(value, expected, moves):  # old 0.5, retu
 @pytest.mark.parametrize("clip, expected", [(0.2, 0.1205622), (None, 0.1133252)])
 def test_golden_value_loss(a, clip, expected):
     returns = ppo.ALGORITHM.returns(a, KL)
-    config = ppo.PPOConfig(value_clip=clip)
-    loss, grad = gradient(lambda v: ppo.ALGORITHM.value_loss(v, a.values, returns, a.mask, config, a.totals)[0], VALUES)
+    hparams = ppo.PPOConfig(value_clip=clip)
+    loss, grad = gradient(
+        lambda v: ppo.ALGORITHM.value_loss(v, a.values, returns, a.mask, hparams, a.totals)[0], VALUES
+    )
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     assert torch.isfinite(grad).all() and grad[1, 2] == 0
 
@@ -78,9 +80,9 @@ def test_golden_returns(a):  # advantages before whitening, plus the values
 )
 def test_golden_returns_of_the_critics_own_lambda(a, lam, expected):
     """Decoupled GAE: the targets follow gae_lambda_critic, the policy's advantages gae_lambda."""
-    config = ppo.PPOConfig(kl_coef=0.1, gae_lambda_critic=lam)
-    close(ppo.ALGORITHM.returns(a, config), expected)
-    torch.testing.assert_close(ppo.ALGORITHM.advantages(a, config), ppo.ALGORITHM.advantages(a, KL))
+    hparams = ppo.PPOConfig(kl_coef=0.1, gae_lambda_critic=lam)
+    close(ppo.ALGORITHM.returns(a, hparams), expected)
+    torch.testing.assert_close(ppo.ALGORITHM.advantages(a, hparams), ppo.ALGORITHM.advantages(a, KL))
     close(ppo.ALGORITHM.returns(a, ppo.PPOConfig(kl_coef=0.1, gae_lambda=lam)), expected)
 
 
@@ -94,10 +96,10 @@ def test_golden_explained_variance(a):
 
 @pytest.mark.parametrize("clip", [0.2, None])
 def test_finite_differences_of_the_loss_equal_its_gradient(clip):
-    a, config = fixture_a(0.0), ppo.PPOConfig(value_clip=clip)
+    a, hparams = fixture_a(0.0), ppo.PPOConfig(value_clip=clip)
     returns = ppo.ALGORITHM.returns(a, KL)
     assert torch.autograd.gradcheck(
-        lambda v: ppo.ALGORITHM.value_loss(v, a.values, returns, a.mask, config, a.totals)[0],
+        lambda v: ppo.ALGORITHM.value_loss(v, a.values, returns, a.mask, hparams, a.totals)[0],
         ((a.values + 0.07).requires_grad_(True),),
     )
 

@@ -69,7 +69,7 @@ def test_golden_gradients_of_the_full_kl(direction, expected):
 def test_golden_expected_gradients_in_the_reward(estimator, expected):
     """REINFORCE with reward 0 and the penalty in the reward: the coefficient of grad log p, without own gradient."""
     mask = torch.ones(3, 1, dtype=torch.bool)
-    config = reinforce.ReinforceConfig(kl_coef=1.0, kl_estimator=estimator)
+    hparams = reinforce.ReinforceConfig(kl_coef=1.0, kl_estimator=estimator)
     batch = SimpleNamespace(
         rewards=torch.zeros(3, dtype=torch.float64),
         old_logprobs=P.log()[:, None],
@@ -79,10 +79,12 @@ def test_golden_expected_gradients_in_the_reward(estimator, expected):
         full_kl=None,
         greedy_rewards=None,
     )
-    weighted = 3 * P[:, None] * reinforce.ALGORITHM.advantages(batch, config)  # the loss takes the plain mean of 3 rows
+    weighted = (
+        3 * P[:, None] * reinforce.ALGORITHM.advantages(batch, hparams)
+    )  # the loss takes the plain mean of 3 rows
     got = logits_gradient(
         lambda logp: reinforce.ALGORITHM.loss(
-            logp[:, None], batch.old_logprobs, weighted, mask, config, Totals.of(mask)
+            logp[:, None], batch.old_logprobs, weighted, mask, hparams, Totals.of(mask)
         )[0]
     )
     close(got, expected)
@@ -100,8 +102,10 @@ def test_golden_expected_gradients_in_the_reward(estimator, expected):
 def test_golden_expected_gradients_off_policy(
     estimator, kl_importance_weighted, expected
 ):  # tokens from b = [0.4, 0.4, 0.2]
-    config = grpo.GRPOConfig(kl_estimator=estimator, kl_importance_weighted=kl_importance_weighted, kl_coef=1.0)
-    close(logits_gradient(lambda logp: (B * kl_loss(config, logp, Q.log(), None, logp - B.log(), ALL)).sum()), expected)
+    hparams = grpo.GRPOConfig(kl_estimator=estimator, kl_importance_weighted=kl_importance_weighted, kl_coef=1.0)
+    close(
+        logits_gradient(lambda logp: (B * kl_loss(hparams, logp, Q.log(), None, logp - B.log(), ALL)).sum()), expected
+    )
 
 
 def test_golden_off_policy_gradient_with_a_ratio_that_carries_none():  # as on-policy k3: p - q
@@ -144,31 +148,31 @@ def test_far_apart_log_probabilities_stay_finite():
 
 
 def test_a_full_kl_in_the_loss_is_zero_under_the_mask(a):
-    config = grpo.GRPOConfig(kl_coef=0.1, kl_estimator="full")
+    hparams = grpo.GRPOConfig(kl_coef=0.1, kl_estimator="full")
     full, grad = a.values.clone().requires_grad_(True), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, NAN]])
-    kl = kl_loss(config, a.new, None, full, torch.zeros_like(a.new), a.mask)
+    kl = kl_loss(hparams, a.new, None, full, torch.zeros_like(a.new), a.mask)
     close(kl.detach(), [[0.4, 0.3, 0.6], [0.5, 0.2, 0.0]])
     close(torch.autograd.grad(kl, full, grad.double())[0], [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]])
 
 
 @pytest.mark.parametrize("kl_coef, estimator, full", [(0.5, "k3", False), (0.5, "full", True), (1.0e-6, "full", True)])
 def test_any_coefficient_above_zero_needs_the_reference(kl_coef, estimator, full):
-    config = grpo.GRPOConfig(kl_coef=kl_coef, kl_estimator=estimator)
-    assert config.needs_reference and config.needs_full_kl is full
+    hparams = grpo.GRPOConfig(kl_coef=kl_coef, kl_estimator=estimator)
+    assert hparams.needs_reference and hparams.needs_full_kl is full
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_coefficient_of_zero_needs_none(estimator):
-    config = grpo.GRPOConfig(kl_coef=0.0, kl_estimator=estimator)
-    assert not config.needs_reference and not config.needs_full_kl
+    hparams = grpo.GRPOConfig(kl_coef=0.0, kl_estimator=estimator)
+    assert not hparams.needs_reference and not hparams.needs_full_kl
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_kl_loss_needs_what_it_compares_with(a, estimator):
-    config = grpo.GRPOConfig(kl_coef=0.1, kl_estimator=estimator)
+    hparams = grpo.GRPOConfig(kl_coef=0.1, kl_estimator=estimator)
     advantages = torch.ones(2, 1, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"needs the KL over the whole|needs a reference, got ref_logprobs None"):
-        grpo.ALGORITHM.loss(a.new, a.old, advantages, a.mask, config, a.totals)
+        grpo.ALGORITHM.loss(a.new, a.old, advantages, a.mask, hparams, a.totals)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +186,10 @@ def test_a_kl_loss_needs_what_it_compares_with(a, estimator):
 )
 def test_golden_adaptive_coefficient(measured, expected):
     assert adapt_coefficient(0.2, measured, 6.0, 256, 10_000) == pytest.approx(expected, abs=1e-9)
-    config = ppo.PPOConfig(kl_coef=0.2, kl_target=6.0, kl_horizon=10_000)
-    assert ppo.ALGORITHM.adapt(config, {"kl_to_ref_sequence": measured}, 256).kl_coef == pytest.approx(expected)
+    hparams = ppo.PPOConfig(kl_coef=0.2, kl_target=6.0, kl_horizon=10_000)
+    assert ppo.ALGORITHM.adapt(hparams, {"kl_to_ref_sequence": measured}, 256).kl_coef == pytest.approx(expected)
 
 
 def test_without_a_target_the_coefficient_stays():
-    config = ppo.PPOConfig(kl_coef=0.2)
-    assert ppo.ALGORITHM.adapt(config, {"kl_to_ref_sequence": 100.0}, 256) is config
+    hparams = ppo.PPOConfig(kl_coef=0.2)
+    assert ppo.ALGORITHM.adapt(hparams, {"kl_to_ref_sequence": 100.0}, 256) is hparams

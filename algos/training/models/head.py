@@ -124,7 +124,7 @@ class _Pieces(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += slope.sum(dim=0)
             slope = slope.to(states.dtype)
-            if wants_states:
+            if grad_states is not None:
                 grad_states[s] = slope @ weight
             if wants_weight:
                 grad_weight += slope.T @ states[s]

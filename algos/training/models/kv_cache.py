@@ -12,10 +12,13 @@ class PreallocatedLayer(CacheLayerMixin):
     """One layer's keys and values, (rows, heads, capacity, head_dim); attention sees views of what is filled."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, prompt: DynamicLayer, copies: int, room: int):
         """The prompts' keys and values, each row `copies` times side by side, with room for that many more tokens."""
         super().__init__()
+        assert prompt.keys is not None and prompt.values is not None  # the prompt has been read
         self.length = prompt.keys.shape[2]
         self.keys = self._grown(prompt.keys, copies, room)
         self.values = self._grown(prompt.values, copies, room)
@@ -65,6 +68,7 @@ class SharedOut:
         self.past = prompts
         if self.preallocated:
             for i, layer in enumerate(prompts.layers):  # one by one: a layer's prompts are freed before the next
+                assert isinstance(layer, DynamicLayer)
                 prompts.layers[i] = PreallocatedLayer(layer, copies, room)
         elif copies > 1:
             prompts.batch_repeat_interleave(copies)
@@ -75,6 +79,7 @@ class SharedOut:
             self.past.batch_select_indices(index)
             return
         for layer in self.past.layers:
+            assert isinstance(layer, PreallocatedLayer)
             layer.select(index, moved)
 
 

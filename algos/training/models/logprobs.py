@@ -64,7 +64,12 @@ def policy_outputs(
             ref_states = hidden_states(reference.base_model, batch)
         ref_head = reference.get_output_embeddings()
         kl = full_kl(head, states, ref_head, ref_states, temperature, direction, logits_at_once)
-    return Outputs(*(None if x is None else scatter(x, mask) for x in (logprobs, entropies, kl)), states)
+    return Outputs(
+        scatter(logprobs, mask),
+        None if entropies is None else scatter(entropies, mask),
+        None if kl is None else scatter(kl, mask),
+        states,
+    )
 
 
 def token_logprobs(
@@ -88,10 +93,11 @@ def token_values(critic, batch: Batch) -> Tensor:
 @torch.no_grad()
 def in_micro_batches(function, batch: Batch, layout: Layout) -> Tensor:
     """function(micro-batch) -> (b, t, ...) over the whole batch, without gradient: (B, T, ...), 0 where cut off."""
-    result = None
+    result: Tensor | None = None
     for rows, micro_batch in layout.micro_batches(batch):
         part = function(micro_batch)
         if result is None:
             result = part.new_zeros((len(batch), batch.response_mask.shape[1], *part.shape[2:]))
         result[rows, : part.shape[1]] = part
+    assert result is not None  # a batch has at least one micro-batch
     return result

@@ -27,8 +27,8 @@ def add_adapters(policy, settings: LoraSettings):
         known = ", ".join(sorted(linear))
         raise SettingsError(f"lora.targets: {unknown[0]!r} is no linear layer of this model; its layers are {known}.")
     targets = list(settings.targets) or sorted(linear)
-    options = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": 0.0, "target_modules": targets}
-    inject_adapter_in_model(LoraConfig(**options), policy.requires_grad_(False))
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=targets)
+    inject_adapter_in_model(config, policy.requires_grad_(False))
     for parameter in policy.parameters():
         if parameter.requires_grad and parameter.dtype.itemsize < 4:  # they are small, and trained
             parameter.data = parameter.data.float()

@@ -36,8 +36,8 @@ class Layout:
         order = np.argsort(lengths, kind="stable")
         if self.share_prompts:  # responses of one prompt side by side
             order = order[np.argsort(owners[order], kind="stable")]
-        for rows in self._cut(order, lengths, prompts, owners):
-            rows = torch.from_numpy(rows).to(batch.sequence_ids.device)
+        for indices in self._cut(order, lengths, prompts, owners):
+            rows = torch.from_numpy(indices).to(batch.sequence_ids.device)
             part = batch.select(rows)
             yield rows, replace(part, packed=self.pack(part))
 

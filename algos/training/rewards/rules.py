@@ -101,7 +101,7 @@ def language(response: Response, settings: RewardSettings) -> float:
 def words_by_script(text: str) -> Counter:
     """Words of the prose in text, by Unicode script; in scripts without spaces each letter counts as a word."""
     letters = (c for c in prose(text) if c not in "'’" and unicodedata.category(c)[0] != "M")  # marks are in words
-    words = Counter()
+    words: Counter[str] = Counter()
     for name, run in groupby(letters, key=script):
         if name:
             words[name] += len(list(run)) if name in UNSPACED else 1

@@ -89,7 +89,7 @@ class RatioCanary:
         ratio = log_ratio(old_logprobs, sampler_logprobs, mask).exp()
         figure = float((ratio[mask] - 1).abs().mean())
         first = self.limit is None
-        limit = RATIO_CEILING if first else self.limit
+        limit = RATIO_CEILING if self.limit is None else self.limit
         if not figure <= limit:  # NaN is above every limit
             raise StaleWeights(
                 f"the sampler's probabilities are off from the trainer's by a factor of {figure:.2g} in the mean, "
@@ -101,5 +101,5 @@ class RatioCanary:
                 )
             )
         if first:
-            self.limit = max(RATIO_FACTOR * figure, RATIO_FLOOR)
-        return {"canary_ratio": figure, "canary_limit": self.limit}
+            limit = self.limit = max(RATIO_FACTOR * figure, RATIO_FLOOR)
+        return {"canary_ratio": figure, "canary_limit": limit}

@@ -122,6 +122,7 @@ def _draw(logits: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[
     if temperature == 0:
         zeros = torch.zeros_like(logits[:, 0])
         return logits.argmax(dim=-1), zeros, zeros
+    assert uniforms is not None  # only greedy sampling does without
     all_logprobs = torch.log_softmax(logits / temperature, dim=-1)
     probabilities = all_logprobs.exp()
     cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)

@@ -7,6 +7,7 @@ smaller than the spacing of bfloat16, 0.4 to 0.8 % of a weight.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +40,20 @@ def _give_master(parameter: nn.Parameter) -> None:
     """A float32 clone as parameter.master, to whose gradient every later gradient of the parameter is added."""
     if hasattr(parameter, "master"):
         return
-    parameter.master = nn.Parameter(parameter.detach().float())
+    parameter.master = nn.Parameter(parameter.detach().float())  # type: ignore[attr-defined]
     parameter.register_post_accumulate_grad_hook(_move_gradient)
 
 
 def _move_gradient(parameter: Tensor) -> None:
-    master, gradient = parameter.master, parameter.grad
+    master, gradient = master_of(parameter), parameter.grad
+    assert gradient is not None  # the hook runs when the gradient is there
     master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
     parameter.grad = None
 
 
 @torch.no_grad()
-def _round(weights: list[Tensor], masters: list[Tensor]) -> None:
-    torch._foreach_copy_(weights, masters)
+def _round(weights: Sequence[Tensor], masters: Sequence[Tensor]) -> None:
+    torch._foreach_copy_(list(weights), list(masters))
 
 
 def _adamw(parameters, learning_rate: float, config: OptimizerConfig):
