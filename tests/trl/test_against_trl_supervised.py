@@ -1,4 +1,4 @@
-"""A second implementation: TRL's SFTTrainer and GKDTrainer agree with supervised.py and distill.py, step by step."""
+"""A second implementation: TRL's SFTTrainer and GKDTrainer agree with sft.py and distillation.py, step by step."""
 
 import json
 from dataclasses import replace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from agreement import close
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos import distillation
@@ -30,13 +31,6 @@ PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 LENGTHS = [4, 7, 1, 5, 6, 3, 7, 2]
 END = TOKENIZER.eos_token_id
 EXAMPLES = [(PROMPTS[i % 2], [*range(20 + i, 20 + i + length), END]) for i, length in enumerate(LENGTHS)]
-
-
-def close(got: dict, expected: dict) -> None:
-    assert got.keys() == expected.keys() and got
-    for name in got:
-        torch.testing.assert_close(got[name], expected[name], atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert max(float(g.abs().max()) for g in got.values()) > 1e-4
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
