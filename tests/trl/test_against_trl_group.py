@@ -1,7 +1,7 @@
 """A second implementation: TRL's GRPO and RLOO, given the same model and tokens, agree in loss and gradient.
 
-The comparison is end to end: TRL computes its log-probabilities from left-padded prompts with attention masks, the suite
-from right-padded sequences without them. The gradients compared are those of every model parameter.
+The comparison is end to end: TRL computes its log-probabilities from left-padded prompts with attention masks, the
+suite from right-padded sequences without them. The gradients compared are those of every model parameter.
 """
 
 import copy
