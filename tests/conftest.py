@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import algos.training.trl.without_vllm  # noqa: F401  # the tests import TRL's trainers, as the twins do
+import algos.training.trl.without_vllm  # noqa: F401  # the tests import TRL's trainers, as TRL baselines do
 from algos.pieces.types import Totals
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it computes, many times more on a busy machine

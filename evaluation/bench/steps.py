@@ -21,6 +21,7 @@ from algos.training.models.checkpoints import resolve_device
 from algos.training.stage import record
 from algos.training.stage.config import parse
 from algos.training.trl import baseline as trl_baseline
+from algos.training.trl import monitor as trl_monitor
 from evaluation.bench.measure import wait
 from evaluation.bench.workload import Workload, random_model, word_tokenizer
 from evaluation.memory.live_tensors import LiveTensors
@@ -182,12 +183,16 @@ def instrumented() -> Iterator[None]:
     """Lets Loops see what their runs log and make. The clock of TRL's monitor stands still while another loop runs."""
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() - current().away)
     with ExitStack() as patches:
-        for module in (train, trl_baseline):
-            for name, replacement in (("Record", _Record), ("Progress", _Silent)):
-                patches.enter_context(patch.object(module, name, replacement))
+        for module, name, replacement in (
+            (train, "Record", _Record),
+            (train, "Progress", _Silent),
+            (trl_baseline, "Record", _Record),
+            (trl_monitor, "Progress", _Silent),
+        ):
+            patches.enter_context(patch.object(module, name, replacement))
         patches.enter_context(patch.object(record.Phases, "__call__", _phase))
         patches.enter_context(patch.object(train, "make_learner", _make_learner))
-        patches.enter_context(patch.object(trl_baseline, "time", clock))
+        patches.enter_context(patch.object(trl_monitor, "time", clock))
         patches.enter_context(patch.object(AutoModelForCausalLM, "from_pretrained", _read_model))
         patches.enter_context(patch.object(AutoTokenizer, "from_pretrained", _read_tokenizer))
         yield

@@ -28,12 +28,12 @@ from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import build_model, load_policy, save_policy
 from algos.training.models.config import ModelConfig
 from algos.training.models.logprobs import token_logprobs
-from algos.training.sampling import vllm_engine
+from algos.training.sampling import vllm_base, vllm_engine
 from algos.training.sampling.config import VllmConfig
 from algos.training.sampling.engine import Sampling, StaleWeights
 from algos.training.sampling.engines import RatioCanary, TransformersEngine, make_engine
 from algos.training.sampling.fingerprint import differing, fingerprint
-from algos.training.sampling.vllm_engine import ColocatedEngine
+from algos.training.sampling.vllm_colocated import ColocatedEngine
 from algos.training.stage.config import OptimizerConfig, parse
 from algos.training.train import train
 from evaluation.tasks.files import read_jsonl, write_jsonl
@@ -474,8 +474,8 @@ def test_stale_weights_that_no_fingerprint_shows_fail_the_run_by_their_ratio(loo
 
 
 def test_an_engine_that_samples_at_another_temperature_fails_on_the_first_batch(loop, shared, monkeypatch):
-    request = vllm_engine.request
-    monkeypatch.setattr(vllm_engine, "request", lambda *args: {**request(*args), "temperature": 0.8})
+    request = vllm_base.request
+    monkeypatch.setattr(vllm_base, "request", lambda *args: {**request(*args), "temperature": 0.8})
     with pytest.raises(StaleWeights, match="another distribution"):
         loop()
 
@@ -541,7 +541,7 @@ def test_a_model_that_vllm_holds_otherwise_is_refused_at_the_start(policy, check
 def test_malformed_answers_of_vllm_stop_the_run():
     for responses in ([([5, EOS], [-1.0, -2.0])], [([5], [-1.0]), ([5], [])], [([5], [-1.0]), ([], [])]):
         with pytest.raises(RuntimeError, match="too few responses"):
-            vllm_engine.as_rollouts([[5]], Sampling(2, 4), responses, TOKENIZER, torch.device("cpu"))
+            vllm_base.as_rollouts([[5]], Sampling(2, 4), responses, TOKENIZER, torch.device("cpu"))
 
 
 def test_trl_does_not_find_vllm():

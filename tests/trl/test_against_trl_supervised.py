@@ -1,4 +1,4 @@
-"""A second implementation: TRL's SFTTrainer and GKDTrainer agree with supervised.py and distill.py, step by step."""
+"""A second implementation: TRL's SFTTrainer and GKDTrainer agree with sft.py and distillation.py, step by step."""
 
 import json
 from dataclasses import replace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from agreement import close
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos import distillation
@@ -17,7 +18,7 @@ from algos.training.models.logprobs import token_logits, token_logprobs
 from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import Phases
 from algos.training.supervised import distillation as distill
-from algos.training.supervised import sft as supervised
+from algos.training.supervised import sft
 from algos.training.supervised.config import DistillationConfig, SupervisedConfig
 from algos.training.supervised.examples import as_batch
 from algos.training.trl.supervised import check, collate, fit_distillation, gkd_arguments, sft_arguments, sft_row
@@ -30,13 +31,6 @@ PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
 LENGTHS = [4, 7, 1, 5, 6, 3, 7, 2]
 END = TOKENIZER.eos_token_id
 EXAMPLES = [(PROMPTS[i % 2], [*range(20 + i, 20 + i + length), END]) for i, length in enumerate(LENGTHS)]
-
-
-def close(got: dict, expected: dict) -> None:
-    assert got.keys() == expected.keys() and got
-    for name in got:
-        torch.testing.assert_close(got[name], expected[name], atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert max(float(g.abs().max()) for g in got.values()) > 1e-4
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -59,7 +53,7 @@ def test_divergence_and_gradient_are_those_of_trls_generalized_jsd(beta, tempera
 
 
 def test_loss_and_gradient_of_supervised_training(tmp_path):
-    """TRL's own collator, labels and loss on one batch of its data format; ours from right-padded responses."""
+    """TRL's own collator, labels and loss on one batch of its data format; the suite's from right-padded responses."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -85,12 +79,12 @@ def test_loss_and_gradient_of_supervised_training(tmp_path):
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_loss_and_gradient_of_distillation_through_the_models(beta, tmp_path):
-    """TRL's compute_loss on [padding | prompt | response | padding], ours without padding on the left."""
+    """TRL's compute_loss on [padding | prompt | response | padding]; the suite's loss without padding on the left."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     model, theirs, teacher = tiny_model(TOKENIZER), tiny_model(TOKENIZER), tiny_model(TOKENIZER, 1)
-    config = DistillationConfig(0, steps=1, prompts_per_step=2, responses=4, beta=beta)
+    config = DistillationConfig(0, steps=1, prompts_per_step=2, responses=4, beta=beta, on_policy_share=0.5)
     trainer = GKDTrainer(
         model=theirs,
         teacher_model=teacher,
@@ -131,11 +125,11 @@ def folder(tmp_path):
 
 def run(folder, stage, config, trainer):
     out = folder / trainer
-    if stage is supervised:
-        supervised.train(config, str(folder / "student"), str(folder / "train.jsonl"), str(out), "test", "", 1)
+    student, teacher, rows = (str(folder / name) for name in ("student", "teacher", "train.jsonl"))
+    if stage is sft:
+        sft.train(config, student, rows, str(out))
     else:
-        paths = [str(folder / name) for name in ("student", "teacher", "train.jsonl", "train.jsonl")]
-        distill.train(config, *paths, str(out))
+        distill.train(config, student, teacher, rows, rows, str(out))
     weights = tiny_model(TOKENIZER, 0, torch.float32).from_pretrained(out / "checkpoint").state_dict()
     return read_jsonl(out / "metrics.jsonl"), json.loads((out / "run.json").read_text()), weights
 
@@ -152,13 +146,13 @@ SHARED = {
 
 
 def settings_of(stage, trainer):
-    if stage is supervised:
+    if stage is sft:
         return SupervisedConfig(**SHARED, batch_size=4, trainer=trainer)
     sizes = {"prompts_per_step": 2, "responses": 2, "max_response_tokens": 6}
     return DistillationConfig(**SHARED, **sizes, micro_batch_size=3, on_policy_share=0.0, trainer=trainer)
 
 
-@pytest.mark.parametrize("stage", [supervised, distill], ids=["supervised", "distill"])
+@pytest.mark.parametrize("stage", [sft, distill], ids=["sft", "distillation"])
 def test_both_trainers_take_the_same_steps_and_end_with_the_same_weights(stage, folder):
     """Same examples in the same order, optimizer, schedule, clipping: 7 steps, from the command's functions down."""
     (own, record, weights), (trl, trl_record, trl_weights) = (
@@ -172,15 +166,15 @@ def test_both_trainers_take_the_same_steps_and_end_with_the_same_weights(stage, 
         torch.testing.assert_close(tensor, trl_weights[name], atol=2e-5, rtol=0)
     start = tiny_model(TOKENIZER, 0, torch.float32).state_dict()
     assert max(float((weights[name] - start[name]).abs().max()) for name in weights) > 5e-3
-    assert (record["trainer"], trl_record["trainer"]) == ("own", "trl") and record["stage"] == trl_record["stage"]
+    assert (record["trainer"], trl_record["trainer"]) == ("own", "trl")
     for fact in ("memory", "optimizer_steps", "trained_tokens", "teacher_tokens"):
         assert record.get(fact) == trl_record.get(fact), fact
     assert set(record["phase_seconds"]) == set(trl_record["phase_seconds"])
 
 
-@pytest.mark.parametrize("stage", [supervised, distill], ids=["supervised", "distill"])
+@pytest.mark.parametrize("stage", [sft, distill], ids=["sft", "distillation"])
 def test_both_trainers_take_bfloat16(stage, folder):
-    """Ours with masters, TRL's float32 weights under autocast: the same losses up to bfloat16's 8 bits."""
+    """Masters here, float32 weights under autocast in TRL: the same losses up to bfloat16's 8 bits."""
     (own, _, weights), (trl, _, trl_weights) = (
         run(folder, stage, replace(settings_of(stage, trainer), dtype="bfloat16"), trainer)
         for trainer in ("own", "trl")
@@ -191,8 +185,8 @@ def test_both_trainers_take_bfloat16(stage, folder):
     assert all(tensor.dtype == trl_weights[name].dtype == torch.float32 for name, tensor in weights.items())
 
 
-def test_trl_trains_on_the_students_text_at_the_steps_where_we_do(folder, monkeypatch):
-    """The coins are ours, whatever TRL's would be; what is generated is counted and kept as our loop keeps it."""
+def test_trl_trains_on_the_students_text_at_the_same_steps(folder, monkeypatch):
+    """TRL takes the coins of the suite; its responses are counted and kept as the suite's own loop does."""
     from trl.experimental.gkd import gkd_trainer
 
     monkeypatch.setattr(gkd_trainer, "random", SimpleNamespace(random=lambda: 0.999))
@@ -218,8 +212,8 @@ def test_trl_trains_on_the_students_text_at_the_steps_where_we_do(folder, monkey
     assert set(records["own"]["phase_seconds"]) == set(records["trl"]["phase_seconds"])
 
 
-def test_trls_step_on_sampled_text_is_ours_on_the_same_text():
-    """One step of TRL's loop, from its sampling to its gradient norm; ours replays the responses that it drew."""
+def test_trls_step_on_sampled_text_is_the_suites_on_the_same_text():
+    """One step of TRL's loop, from its sampling to its gradient norm; the suite replays the sampled responses."""
     config = DistillationConfig(
         0,
         steps=1,
@@ -256,5 +250,8 @@ def test_what_trl_cannot_do_is_refused():
     check(DistillationConfig(0, trainer="trl"))
     with pytest.raises(SettingsError, match=r"compares the distributions at 1; .*got 0\.9"):
         check(DistillationConfig(0, trainer="trl", temperature=0.9))
+    constant = OptimizerConfig()
+    with pytest.raises(SettingsError, match="counts steps, not tokens, got budget_tokens 1000"):
+        check(DistillationConfig(0, trainer="trl", budget_tokens=1000, optimizer=constant))
     with pytest.raises(SettingsError, match="objective divergence only, got policy_gradient"):
         check(DistillationConfig(0, trainer="trl", objective="policy_gradient", on_policy_share=1.0))

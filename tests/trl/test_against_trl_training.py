@@ -1,12 +1,12 @@
-"""A second implementation: 20 optimizer steps of ours and of TRL's from one checkpoint on the same samples.
+"""A second implementation: 20 optimizer steps of the suite and of TRL from one checkpoint on the same samples.
 
 From the command's functions down: both read the same files, grade, compute old and reference log-probabilities, step
-through shuffled minibatches, and save a checkpoint. Only what is random is given: the responses (5 rollout batches, or
-20; none is the policy's own) and the order of the minibatches. In float64, but for what the model itself computes in
-float32 (norms, softmax, rotary angles), which makes left-padded and right-padded sequences differ by 1e-7.
+through shuffled minibatches, and save a checkpoint. Only the random parts are given: the responses (5 rollout batches,
+or 20; none is the policy's own) and the order of the minibatches. All is in float64 except norms, softmax and rotary
+angles, which the model computes in float32: they make left-padded and right-padded sequences differ by 1e-7.
 
-Measured: some weight moves by 0.07 to 0.19, and all agree to 5e-7; with PPO, whose values are float32 here and whose
-temperature is 1 + 1e-7 there, to 1e-6.
+Measured: some weight moves by 0.07 to 0.19, and all weights agree to 5e-7. With PPO they agree to 1e-6: the suite's
+values are float32, and the temperature of TRL is 1 + 1e-7.
 """
 
 import json
@@ -76,7 +76,7 @@ def files(tmp_path_factory):
 def rollout_batches(config: RunConfig) -> list[Rollouts]:
     """Responses of random tokens to the prompts of each step, some ending in the right answer.
 
-    PPO's all run into the length limit: behind the last token TRL has one position more, see trl_baseline.py.
+    With PPO every response runs into the length limit: TRL's PPO has one more position behind the last token.
     """
     generator = torch.Generator().manual_seed(0)
     batches = []
@@ -98,7 +98,7 @@ def rollout_batches(config: RunConfig) -> list[Rollouts]:
 
 
 def given(batches: list[Rollouts]) -> ExitStack:
-    """Both samplers return the batches, one after the other, and all shuffles ORDER."""
+    """Both samplers return the batches, one after the other, and every shuffle returns ORDER."""
     from trl import GRPOTrainer, RLOOTrainer
     from trl.experimental.ppo import ppo_trainer
 
@@ -180,7 +180,7 @@ def test_twenty_steps_end_with_trls_weights(case, files, tmp_path, monkeypatch):
 
 
 def test_in_bfloat16_both_trainers_move_the_weights_the_same_way(files, tmp_path):
-    """Ours rounds masters to weights, TRL's float32 weights are rounded by autocast: equal up to 8 bits a product."""
+    """The suite rounds masters to weights, TRL rounds float32 weights by autocast: equal up to 8 bits a product."""
     start, moved = load_policy(files / "policy", CPU).state_dict(), {}
     for trainer, module in (("own", train), ("trl", trl_baseline)):
         config = replace(run("grpo", trainer, "bfloat16"), steps=2)

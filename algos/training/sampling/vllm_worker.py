@@ -1,4 +1,4 @@
-"""What the trainer asks of vLLM's worker: take over weights, and say which it has. Runs inside vLLM's process.
+"""Lets vLLM's worker take over weights and say which weights it has. Runs inside vLLM's process.
 
 vLLM mixes Weights into its worker class (worker_extension_cls), in the trainer's process and in a server's alike.
 """
@@ -26,7 +26,8 @@ class Weights:
 
 
 def keep_weights_plain() -> None:
-    """On the CPU vLLM computes with packed copies that neither loading nor reading weights reaches: do without."""
+    """On the CPU vLLM computes with packed copies of the weights, which neither loading nor reading reaches: switch
+    them off."""
     from vllm import _custom_ops
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform

@@ -77,14 +77,15 @@ class ExpertIterationConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """On-policy distillation: the student is trained toward the teacher, on its own text and on given text."""
+    """On-policy distillation: the student is trained toward the teacher, on its own text or also on given text."""
 
     seed: int
     trainer: str = "own"  # own: this project's loop; trl: the same settings handed to TRL's GKDTrainer
     objective: str = "divergence"  # or policy_gradient, with log P - log Q of each sampled token as its advantage
     beta: float = 0.5  # of the divergence: 0 forward KL, 1 reverse KL, else the generalized JSD
-    on_policy_share: float = 0.5  # GKD's lambda: probability that a step trains on the student's own text
+    on_policy_share: float = 1.0  # GKD's lambda: probability that a step trains on the student's own text
     steps: int = 100  # optimizer steps
+    budget_tokens: int | None = None  # end after the step that reaches so many generated tokens; null: steps alone
     prompts_per_step: int = 16
     responses: int = 4  # per prompt; a step on given text takes prompts_per_step x responses examples
     micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
@@ -104,6 +105,7 @@ class DistillationConfig:
         positive(
             self,
             "steps",
+            "budget_tokens",
             "prompts_per_step",
             "responses",
             "micro_batch_size",
@@ -121,6 +123,13 @@ class DistillationConfig:
                 "on_policy_share must be 1 for the policy gradient, which is unbiased on the student's own text only, "
                 f"got {self.on_policy_share}"
             )
+        if self.budget_tokens is not None and self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"budget_tokens leaves the number of optimizer steps open, so optimizer.schedule must be constant, "
+                f"got {self.optimizer.schedule}"
+            )
+        if self.budget_tokens is not None and self.on_policy_share == 0:
+            raise ValueError("budget_tokens counts generated tokens, so on_policy_share must be above 0, got 0")
 
     @property
     def responses_per_step(self) -> int:

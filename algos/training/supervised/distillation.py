@@ -1,11 +1,11 @@
 """On-policy distillation: sample from the student, score with the teacher, lower their divergence token by token.
 
 Source: Agarwal et al. 2024 (GKD), arXiv:2306.13649, algorithm 1. Each step trains on the student's own responses with
-probability on_policy_share, else on given ones: the teacher's accepted samples or demonstrations. No gradient flows
-through the sampling. With objective policy_gradient the teacher's and the student's log-probabilities of the sampled
-tokens stand in for the full distributions. The mathematics is in algos/distillation.py. By hand:
-    python -m algos.training.supervised.distillation --settings '{"seed": 0}' --model STUDENT --teacher DIR \\
-        --prompts FILE --data FILE --out DIR
+probability on_policy_share, else on given responses: the teacher's accepted samples or demonstrations. No gradient
+flows through the sampling. With objective policy_gradient the teacher's and the student's log-probabilities of the
+sampled tokens stand in for the full distributions. The mathematics is in algos/distillation.py. By hand:
+    python -m algos.training.supervised.distillation --settings '{"seed": 0}' --from STUDENT --teacher DIR \\
+        --prompts FILE --out DIR
 """
 
 from collections.abc import Callable
@@ -17,7 +17,14 @@ import torch
 from algos import distillation
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Batch, Totals, make_batch
-from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models.checkpoints import (
+    check_causal_lm,
+    encode_prompt,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
 from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
 from algos.training.sampling.sampler import decode_ids, sample
@@ -35,7 +42,7 @@ from algos.training.stage.record import (
     use_threads,
 )
 from algos.training.supervised.config import DistillationConfig
-from algos.training.supervised.examples import Texts, as_batch, encode_examples, schedule
+from algos.training.supervised.examples import Step, Texts, as_batch, encode_examples, schedule
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks import check_rows
 from evaluation.tasks.answers import extract_strict, gold_answer, is_correct
@@ -45,7 +52,7 @@ from evaluation.tasks.files import read_jsonl
 def accumulate_gradients(
     batch: Batch, student, teacher, config: DistillationConfig, phases: Phases
 ) -> dict[str, float]:
-    """Add the gradient of one optimizer step to the student, micro-batch by micro-batch; the step's metrics."""
+    """Add the gradient of one optimizer step to the student, micro-batch by micro-batch. Returns the step's metrics."""
     totals, parts = Totals.of(batch.response_mask), []
     for _, part in Layout(config.micro_batch_size).micro_batches(batch):
         ids, mask = part.response_ids, part.response_mask
@@ -56,11 +63,11 @@ def accumulate_gradients(
             if config.objective == "divergence":
                 loss = distillation.loss(teacher_logits, student_logits, mask, config.beta, config.temperature, totals)
             else:
-                theirs, own = (
+                teacher_logprobs, student_logprobs = (
                     torch.log_softmax(logits / config.temperature, dim=-1).gather(-1, ids[..., None]).squeeze(-1)
                     for logits in (teacher_logits, student_logits)
                 )
-                loss = distillation.policy_gradient_loss(theirs, own, mask, totals)
+                loss = distillation.policy_gradient_loss(teacher_logprobs, student_logprobs, mask, totals)
             loss.backward()
             metrics = distillation.diagnostics(teacher_logits, student_logits, ids, mask, config.temperature, totals)
         parts.append({"loss": loss.detach(), **metrics})
@@ -76,11 +83,11 @@ def fit(
     texts: Texts,
     config: DistillationConfig,
     phases: Phases,
-    on_step: Callable[[int, dict, list[list[int]]], None],
+    on_step: Callable[[int, dict, list[list[int]]], bool],
 ) -> None:
-    """Train the student for config.steps optimizer steps.
+    """Train the student for config.steps optimizer steps, or fewer.
 
-    on_step gets each step's number, its metrics and the token ids of its responses.
+    on_step gets each step's number, its metrics and the token ids of its responses; if it returns True, training ends.
     """
     generator = torch.Generator(student.device).manual_seed(config.seed)
     for number, step in enumerate(schedule(config, texts)):
@@ -104,16 +111,18 @@ def fit(
             metrics["grad_norm"] = optimizer_step(student, optimizer, scheduler, config.optimizer.max_grad_norm)
         metrics |= {"learning_rate": learning_rate, "scored_tokens": int(batch.lengths.sum())}
         responses = [ids[mask].tolist() for ids, mask in zip(batch.response_ids, batch.response_mask, strict=True)]
-        on_step(number, metrics, responses)
+        if on_step(number, metrics, responses):
+            break
 
 
 def check_same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer) -> None:
-    """Raise SettingsError unless a token id means the same to both: they are compared on one text, token by token."""
+    """Raise SettingsError unless a token id means the same to both, which are compared on one text, token by token."""
     if student_tokenizer.get_vocab() != teacher_tokenizer.get_vocab():
-        ours, theirs = (set(t.get_vocab().items()) for t in (student_tokenizer, teacher_tokenizer))
+        students, teachers = (set(t.get_vocab().items()) for t in (student_tokenizer, teacher_tokenizer))
+        different = students ^ teachers
         raise SettingsError(
-            f"student and teacher must share a tokenizer, but {len(ours ^ theirs)} of their tokens differ, as does "
-            f"{min(ours ^ theirs)!r} (vocabularies of {len(ours)} and {len(theirs)})."
+            f"student and teacher must share a tokenizer, but {len(different)} of their tokens differ, such as "
+            f"{min(different)!r} (vocabularies of {len(students)} and {len(teachers)})."
         )
     if student_tokenizer.eos_token_id != teacher_tokenizer.eos_token_id:
         raise SettingsError(
@@ -125,6 +134,75 @@ def check_same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer
         raise SettingsError(
             f"student and teacher have output heads of {widths[0]} and {widths[1]} tokens; make them equal."
         )
+
+
+def read_texts(config: DistillationConfig, prompts_path: str, data_path: str | None) -> tuple[list[dict], list[dict]]:
+    """The problems that the student answers and the given rows. SettingsError if they do not fit the settings."""
+    problems, rows = read_jsonl(prompts_path), []
+    check_rows(problems, prompts_path)
+    if config.prompts_per_step > len(problems):
+        raise SettingsError(
+            f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems."
+        )
+    share = f"on_policy_share is {config.on_policy_share:g}"
+    if data_path is None and config.on_policy_share < 1:
+        raise SettingsError(f"{share}: the other steps need given responses (--data).")
+    if data_path is not None and config.on_policy_share == 1:
+        raise SettingsError(
+            f"{share}: given responses (--data {data_path}) are without effect; leave them out, or set on_policy_share "
+            "below 1."
+        )
+    if data_path is not None:
+        rows = read_jsonl(data_path)
+        check_rows(rows, data_path, gold=False)
+    return problems, rows
+
+
+class Monitor:
+    """Writes the metrics and samples of every step, and counts tokens."""
+
+    def __init__(self, config: DistillationConfig, record: Record, name: str, phases: Phases, tokenizer):
+        self.config, self.record, self.phases, self.tokenizer = config, record, phases, tokenizer
+        total, unit = (config.steps, "step") if config.budget_tokens is None else (config.budget_tokens, "token")
+        self.progress = Progress(total, name or "on-policy distillation", unit)
+        self.steps = self.generated = self.generated_responses = self.scored = 0
+
+    def step(self, number: int, step: Step, asked: list[dict], metrics: dict, responses: list[list[int]]) -> bool:
+        """Takes the responses to the rows `asked`. Returns whether this step is the last one."""
+        config, seconds = self.config, self.phases.next_step()
+        tokens, said = sum(len(ids) for ids in responses), decode_ids(self.tokenizer, responses)
+        self.steps, self.scored = number + 1, self.scored + metrics.pop("scored_tokens")
+        line = {"on_policy": int(step.on_policy), **metrics, "response_tokens": tokens / len(responses)}
+        if step.on_policy:
+            self.generated, self.generated_responses = self.generated + tokens, self.generated_responses + len(said)
+            line["accuracy"] = sum(
+                is_correct(extract_strict(text), gold_answer(problem["answer"]))
+                for text, problem in zip(said, asked, strict=True)
+            ) / len(said)
+        last = number == config.steps - 1 or (
+            config.budget_tokens is not None and self.generated >= config.budget_tokens
+        )
+        if number % config.log_every == 0 or last:
+            self._log(number, line, seconds, tokens)
+        if number % config.sample_every == 0 or last:
+            source = "student" if step.on_policy else "given"
+            for row in range(min(4, len(said))):
+                self.record.sample(step=number, source=source, prompt=asked[row]["prompt"], response=said[row])
+        return last
+
+    def _log(self, number: int, line: dict, seconds: dict, tokens: int) -> None:
+        counts = {"generated_tokens": self.generated, "teacher_tokens": self.scored}
+        line = {**line, **counts, **seconds, "step_seconds": sum(seconds.values())}
+        self.record.log(number, line)
+        budget = self.config.budget_tokens
+        done = number + 1 if budget is None else min(self.generated, budget)
+        self.progress.update(done, loss=line["loss"], **{"tokens/s": tokens / line["step_seconds"]})
+
+    def close(self) -> None:
+        self.progress.close()
+        budget = self.config.budget_tokens
+        if budget is not None and self.generated < budget:
+            print(f"warning: {self.steps} steps generated {self.generated} of {budget} budget_tokens; raise steps")
 
 
 def train(
@@ -139,22 +217,11 @@ def train(
 ) -> None:
     """Distill the teacher into the student; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json.
 
-    data_path (rows with prompt and answer) may be None if on_policy_share is 1.
+    data_path: rows with prompt and answer where on_policy_share is below 1, else None.
     """
-    problems = read_jsonl(prompts_path)
-    check_rows(problems, prompts_path)
-    if config.prompts_per_step > len(problems):
-        raise SettingsError(
-            f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems."
-        )
-    rows = []
-    if data_path is not None:
-        rows = read_jsonl(data_path)
-        check_rows(rows, data_path, gold=False)
-    elif config.on_policy_share < 1:
-        raise SettingsError(
-            f"on_policy_share is {config.on_policy_share}: the other steps need given responses (--data)."
-        )
+    for path in (student_path, teacher_path):
+        check_causal_lm(path)
+    problems, rows = read_texts(config, prompts_path, data_path)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     run = fit
@@ -173,7 +240,7 @@ def train(
     optimizer, scheduler = make_optimizer(student, config.optimizer, config.steps)
     record = Record(
         out,
-        "on_policy_distillation",
+        "distillation",
         asdict(config),
         threads,
         trainer=config.trainer,
@@ -181,48 +248,26 @@ def train(
         seed=config.seed,
         device=str(device),
     )
-    phases, progress = Phases(device), Progress(config.steps, name or "on-policy distillation")
-    steps = schedule(config, texts)
-    generated = generated_responses = scored = 0
+    phases = Phases(device)
+    monitor, steps = Monitor(config, record, name, phases, tokenizer), schedule(config, texts)
 
-    def on_step(number: int, metrics: dict, responses: list[list[int]]) -> None:
-        nonlocal generated, generated_responses, scored
-        step, seconds, tokens = steps[number], phases.next_step(), sum(len(ids) for ids in responses)
-        scored += metrics.pop("scored_tokens")
-        line = {"on_policy": int(step.on_policy), **metrics, "response_tokens": tokens / len(responses)}
-        said = decode_ids(tokenizer, responses)
+    def on_step(number: int, metrics: dict, responses: list[list[int]]) -> bool:
+        step = steps[number]
         if step.on_policy:
-            generated, generated_responses = generated + tokens, generated_responses + len(responses)
             asked = [problems[i] for i in step.rows for _ in range(config.responses)]
-            line["accuracy"] = sum(
-                is_correct(extract_strict(text), gold_answer(problem["answer"]))
-                for text, problem in zip(said, asked, strict=True)
-            ) / len(said)
         else:
             asked = [rows[i] for i in step.rows]
-        if number % config.log_every == 0 or number == config.steps - 1:
-            line |= {
-                "generated_tokens": generated,
-                "teacher_tokens": scored,
-                **seconds,
-                "step_seconds": sum(seconds.values()),
-            }
-            record.log(number, line)
-            progress.update(number + 1, loss=metrics["loss"], **{"tokens/s": tokens / line["step_seconds"]})
-        if number % config.sample_every == 0 or number == config.steps - 1:
-            source = "student" if step.on_policy else "given"
-            for row in range(min(4, len(said))):
-                record.sample(step=number, source=source, prompt=asked[row]["prompt"], response=said[row])
+        return monitor.step(number, step, asked, metrics, responses)
 
     run(student, teacher, tokenizer, optimizer, scheduler, texts, config, phases, on_step)
-    progress.close()
+    monitor.close()
     save_policy(student, tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=phases.total,
-        generated_tokens=generated,
-        generated_responses=generated_responses,
-        teacher_tokens=scored,  # prompts and responses that the teacher read: its share of the cost
-        optimizer_steps=config.steps,
+        generated_tokens=monitor.generated,
+        generated_responses=monitor.generated_responses,
+        teacher_tokens=monitor.scored,  # prompts and responses that the teacher read: its share of the cost
+        optimizer_steps=monitor.steps,
         memory=component_memory(policy=(student, optimizer), teacher=(teacher, None)),
         peak_memory=peak_memory(device, before),
     )
@@ -230,14 +275,16 @@ def train(
 
 def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the student: checkpoint to start from")
-    parser.add_argument("--teacher", required=True, help="checkpoint to learn from, with the student's tokenizer")
-    parser.add_argument("--prompts", required=True, help="train problems that the student answers, JSONL")
-    parser.add_argument("--data", help="given responses, rows with prompt and answer, JSONL")
+    parser.add_argument("--from", dest="student", required=True, metavar="DIR", help="the student to start from")
+    parser.add_argument("--teacher", required=True, metavar="DIR", help="a checkpoint with the student's tokenizer")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems for the student, JSONL")
+    parser.add_argument(
+        "--data", metavar="FILE", help="given responses, if on_policy_share is below 1: prompt and answer"
+    )
     args = parser.parse_args()
     use_threads(args.threads)
     config = parse(DistillationConfig, load_settings(args.settings), "settings")
-    train(config, args.model, args.teacher, args.prompts, args.data, args.out, args.name, args.threads)
+    train(config, args.student, args.teacher, args.prompts, args.data, args.out, args.name, args.threads)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ algorithm 1; Dong et al. 2023 (RAFT), arXiv:2304.06767. STaR and ReST-EM train t
 (restart: true), which forgets a round's mistakes; RAFT goes on from the last round (restart: false). Each round trains
 on its own accepted responses alone, with a new optimizer and learning-rate schedule.
 
-With `hint`, STaR's rationalization: where every response was wrong, the problem is asked once more with its gold answer
-behind the question. What is then correct is trained on with the plain prompt. Hints hold answers of train problems
-only, and what they bring may reason backwards from the answer: the log counts it apart. By hand:
+`hint` is STaR's rationalization: where every response was wrong, the problem is asked once more with its gold answer
+behind the question. Correct responses to it are trained on with the plain prompt. Hints hold answers of train problems
+only. Responses to a hint may reason backwards from the answer, so the log counts them apart. By hand:
     python -m algos.training.supervised.expert_iteration \\
-        --settings '{"sampling": {"seed": 0}, "training": {"seed": 0}}' --policy DIR --prompts FILE --out DIR
+        --settings '{"sampling": {"seed": 0}, "training": {"seed": 0}}' --from DIR --prompts FILE --out DIR
 """
 
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models.checkpoints import check_causal_lm, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.sampling.respond import draw_problems, sampled
 from algos.training.stage.config import parse
 from algos.training.stage.record import (
@@ -43,7 +43,7 @@ from evaluation.tasks.files import write_jsonl
 
 
 def with_hint(problem: dict, hint: str) -> dict:
-    """The problem asked with its gold answer behind the question. SettingsError unless the prompt holds it once."""
+    """The problem asked with its gold answer behind the question, which the prompt must hold once (SettingsError)."""
     question, prompt = problem["question"], problem["prompt"]
     told = question + hint.replace("{answer}", gold_answer(problem["answer"]))
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
@@ -60,7 +60,8 @@ def with_hint(problem: dict, hint: str) -> dict:
 def answers(policy, tokenizer, problems: list[dict], config: RejectionConfig, generator) -> tuple[list, dict]:
     """config.responses graded rows to each problem: one list a problem, and counts over all.
 
-    nats is the negative log-probability of all sampled tokens: by token, an unbiased estimate of the policy's entropy.
+    nats is the negative log-probability of all sampled tokens; divided by tokens, it estimates the policy's entropy
+    without bias.
     """
     rows, nats = [], 0.0
     for part, rollouts in sampled(policy, tokenizer, problems, config.responses, config, generator):
@@ -80,7 +81,7 @@ def answers(policy, tokenizer, problems: list[dict], config: RejectionConfig, ge
 def collect(policy, tokenizer, problems: list[dict], config: ExpertIterationConfig, generator) -> tuple[list, dict]:
     """One round's training rows, each with `hinted`, and the round's metrics.
 
-    Rates and means are of the first responses, those without a hint; `solved` holds the ids of the problems they solve.
+    Rates and means are over the responses without a hint; `solved` holds the ids of the problems that these solve.
     """
     most = config.sampling.max_per_prompt
     groups, counts = answers(policy, tokenizer, problems, config.sampling, generator)
@@ -91,7 +92,7 @@ def collect(policy, tokenizer, problems: list[dict], config: ExpertIterationConf
     if config.hint is not None and failed:
         told = [with_hint(problem, config.hint) for problem in failed]
         groups, hinted = answers(policy, tokenizer, told, config.sampling, generator)
-        for problem, group in zip(failed, groups, strict=True):  # the plain problem: the hint is no part of the row
+        for problem, group in zip(failed, groups, strict=True):  # the row has the plain prompt, without the hint
             rows += [{**row, "hinted": True} for row in accept(problem, group, most)]
         generated, responses = generated + hinted["tokens"], responses + hinted["responses"]
     return rows, {
@@ -112,9 +113,10 @@ def collect(policy, tokenizer, problems: list[dict], config: ExpertIterationConf
 def train(
     config: ExpertIterationConfig, policy_path: str, prompts_path: str, out: str, name: str = "", threads: int = 1
 ) -> None:
-    """All rounds; writes checkpoint/ of the last, accepted.jsonl of all, metrics.jsonl (a line a round), run.json."""
+    """All rounds; writes checkpoint/ (of the last round), accepted.jsonl (of all rounds) and the record."""
     sampling, training = config.sampling, config.training
-    problems = draw_problems(prompts_path, sampling.prompts, sampling.seed, "expert_iteration.sampling.prompts")
+    check_causal_lm(policy_path)
+    problems = draw_problems(prompts_path, sampling.prompts, sampling.seed, "settings.sampling.prompts")
     device = resolve_device(sampling.device)
     torch.manual_seed(training.seed)
     generator = torch.Generator(device).manual_seed(sampling.seed)
@@ -167,7 +169,7 @@ def train(
             number,
             {
                 **metrics,
-                "prompts_never_solved": 1 - len(solved) / len(problems),  # in no round so far, without a hint
+                "prompts_never_solved": 1 - len(solved) / len(problems),  # in no round so far; hints do not count
                 "loss": sum(step["loss"] for step in steps) / len(steps),
                 "loss_last": steps[-1]["loss"],
                 "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
@@ -194,8 +196,8 @@ def train(
 
 def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
-    parser.add_argument("--policy", required=True, help="checkpoint to start from")
-    parser.add_argument("--prompts", required=True, help="train problems, JSONL")
+    parser.add_argument("--from", dest="policy", required=True, metavar="DIR", help="checkpoint to start from")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
     config = parse(ExpertIterationConfig, load_settings(args.settings), "settings")

@@ -1,16 +1,18 @@
-"""Sample from a policy, keep the correct responses: the data of rejection-sampling fine-tuning and of distillation.
+"""Sample from a policy and keep the correct responses: data for SFT and for distillation.
 
 Source: Yuan et al. 2023 (RFT), arXiv:2308.01825. Repeated responses count once, and a prompt gives at most
-max_per_prompt, else easy prompts dominate. Prompts are train problems; the gold answer filters and is never a hint.
+max_per_prompt, else easy prompts dominate. The prompts are train problems. Their gold answers filter the responses and
+are never shown to the policy.
 By hand:
     python -m algos.training.supervised.rejection_sampling --settings '{"seed": 0}' \\
-        --policy DIR --prompts FILE --out DIR
+        --from DIR --prompts FILE --out DIR
 """
 
 from dataclasses import asdict
 from pathlib import Path
 
 from algos.pieces.settings import SettingsError
+from algos.training.models.checkpoints import check_causal_lm
 from algos.training.sampling.respond import draw_problems, respond
 from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
@@ -19,7 +21,7 @@ from evaluation.tasks.files import write_jsonl
 
 
 def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:
-    """The first `most` different correct, complete responses to a problem, as training rows."""
+    """The first `most` different responses to a problem that are correct and complete, as training rows."""
     texts = dict.fromkeys(row["response"] for row in responses if row["correct"] and not row["truncated"])
     return [
         {"id": problem["id"], "prompt": problem["prompt"], "question": problem["question"], "answer": text}
@@ -29,12 +31,13 @@ def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:
 
 def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
-    parser.add_argument("--policy", required=True, help="checkpoint to sample from")
-    parser.add_argument("--prompts", required=True, help="train problems, JSONL")
+    parser.add_argument("--from", dest="policy", required=True, metavar="DIR", help="checkpoint to sample from")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(RejectionConfig, load_settings(args.settings), "rejection_sampling")
-    problems = draw_problems(args.prompts, config.prompts, config.seed, "rejection_sampling.prompts")
+    config = parse(RejectionConfig, load_settings(args.settings), "settings")
+    check_causal_lm(args.policy)
+    problems = draw_problems(args.prompts, config.prompts, config.seed, "settings.prompts")
     record = Record(args.out, "rejection_sampling", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), args.name or "rejection sampling", unit="prompt")
     responses = respond(args.policy, problems, config.responses, config, progress)

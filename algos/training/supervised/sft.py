@@ -1,8 +1,8 @@
-"""Next-token training on (prompt, response) pairs: cold start, rejection-sampling fine-tuning, distillation.
+"""Supervised fine-tuning (SFT): next-token training on pairs of prompt and response.
 
 The loss is the mean negative log-likelihood over the response tokens of an optimizer step, end-of-sequence included;
 prompts are context only. With trainer trl the same examples, in the same order, go to TRL's SFTTrainer. By hand:
-    python -m algos.training.supervised.sft --settings '{"seed": 0}' --model DIR --data FILE --out DIR
+    python -m algos.training.supervised.sft --settings '{"seed": 0}' --from DIR --data FILE --out DIR
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import torch
 from algos.pieces.masked import masked_sum
 from algos.pieces.types import Totals
 from algos.training.models.checkpoints import (
+    check_causal_lm,
     load_policy,
     load_tokenizer,
     resolve_device,
@@ -51,7 +52,7 @@ def fit(
     phases: Phases,
     on_step: Callable[[int, dict], None],
 ) -> None:
-    """Train the model for config.steps optimizer steps; on_step gets the number and the metrics of each."""
+    """Train the model for config.steps optimizer steps; on_step gets the number and the metrics of each step."""
     layout = Layout(share_prompts=shares_prompts(model.base_model))
     for step, chosen in enumerate(ordered_batches(examples, config)):
         with phases("update"):
@@ -67,9 +68,10 @@ def fit(
 
 
 def train(
-    config: SupervisedConfig, model_path: str, data_path: str, out: str, stage: str, name: str, threads: int
+    config: SupervisedConfig, model_path: str, data_path: str, out: str, name: str = "", threads: int = 1
 ) -> None:
-    """Fine-tune the model on the rows of data_path (prompt, answer); writes checkpoint/, metrics.jsonl, run.json."""
+    """Fine-tune the model on the rows of data_path (prompt, answer); writes checkpoint/ and the record."""
+    check_causal_lm(model_path)
     rows = read_jsonl(data_path)
     check_rows(rows, data_path, gold=False)
     device = resolve_device(config.device)
@@ -87,7 +89,7 @@ def train(
     optimizer, scheduler = make_optimizer(model, config.optimizer, config.steps)
     record = Record(
         out,
-        stage,
+        "sft",
         asdict(config),
         threads,
         trainer=config.trainer,
@@ -96,7 +98,7 @@ def train(
         examples=len(rows),
         device=str(device),
     )
-    phases, progress, trained = Phases(device), Progress(config.steps, name or stage), 0
+    phases, progress, trained = Phases(device), Progress(config.steps, name or "sft"), 0
     for row in rows[:8]:
         record.sample(step=0, prompt=row["prompt"], response=row["answer"])
 
@@ -123,13 +125,12 @@ def train(
 
 def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="checkpoint to start from")
-    parser.add_argument("--data", required=True, help="rows with prompt and answer, JSONL")
-    parser.add_argument("--stage", default="supervised", help="cold_start, rejection_sampling, distillation, ...")
+    parser.add_argument("--from", dest="model", required=True, metavar="DIR", help="checkpoint to start from")
+    parser.add_argument("--data", required=True, metavar="FILE", help="rows with prompt and answer, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
     config = parse(SupervisedConfig, load_settings(args.settings), "settings")
-    train(config, args.model, args.data, args.out, args.stage, args.name, args.threads)
+    train(config, args.model, args.data, args.out, args.name, args.threads)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""TRL's SFTTrainer and GKDTrainer in place of our loops in supervised.py and distill.py: a second implementation.
+"""TRL's SFTTrainer and GKDTrainer in place of the loops of sft.py and distillation.py: a second implementation.
 
-Everything around the loop stays ours: the examples of every step and their order, model, optimizer, schedule, record.
-Every option that decides the estimator is set explicitly; where TRL cannot do what the settings say, that is refused.
+Everything around the loop is the same: the examples of every step and their order, model, optimizer, schedule, record.
+Every option that decides the estimator is set explicitly; settings that TRL does not have are refused.
 
 What remains different in TRL 1.12:
 - SFTTrainer: nothing but the code. Batches carry attention masks, the loss is transformers' cross-entropy;
-- GKDTrainer takes no micro-batches here, so its peak memory is that of a whole step. With them, it would throw its coin
-  for each micro-batch, and divide by the tokens of the given responses even where it trains on sampled ones;
+- GKDTrainer takes no micro-batches here, so its peak memory is that of a whole step. With micro-batches it would throw
+  its coin for each of them, and divide by the tokens of the given responses even where it trains on sampled responses;
 - GKDTrainer samples with transformers' generate and torch's global generator: other responses from the same seed;
-- GKDTrainer throws its coins with Python's global generator; here it is told ours, so that both take the same steps.
+- GKDTrainer throws its coins with Python's global generator; here it is given those of distillation.py, so that both
+  take the same steps.
 """
 
 import time
@@ -23,6 +24,7 @@ from algos.pieces.settings import SettingsError
 from algos.training.stage.record import Phases
 from algos.training.supervised.config import DistillationConfig, SupervisedConfig
 from algos.training.supervised.examples import Example, Texts, ordered_batches, schedule
+from algos.training.trl.common import refuse_other_gpus, sample_plainly, silence
 
 IGNORED = -100  # the label of a token without a loss
 
@@ -38,6 +40,10 @@ def check(config: SupervisedConfig | DistillationConfig) -> None:
             "trainer trl: TRL's GKD samples at its temperature but compares the distributions at 1; set temperature to "
             f"1.0, got {config.temperature}."
         )
+    if config.budget_tokens is not None:
+        raise SettingsError(
+            f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
+        )
 
 
 def prepare(config: SupervisedConfig | DistillationConfig, device) -> None:
@@ -47,15 +53,12 @@ def prepare(config: SupervisedConfig | DistillationConfig, device) -> None:
     from trl import SFTTrainer  # noqa: F401
 
     check(config)
-    if device.type == "cuda" and (torch.cuda.device_count() > 1 or device.index not in (None, 0)):
-        raise SettingsError(
-            "trainer trl: TRL takes every visible GPU; set CUDA_VISIBLE_DEVICES to one, device to cuda."
-        )
+    refuse_other_gpus(device)
     datasets.disable_progress_bars()
 
 
 def sft_arguments(config: SupervisedConfig | DistillationConfig, batch_size: int, out: str, device) -> dict:
-    """Options of trl.SFTConfig that make it the estimator of supervised.py. Optimizer and schedule are handed over."""
+    """Options of trl.SFTConfig that make it the estimator of sft.py. Optimizer and schedule are handed over."""
     return {
         "output_dir": out,
         "seed": config.seed,
@@ -91,7 +94,7 @@ def sft_arguments(config: SupervisedConfig | DistillationConfig, batch_size: int
 
 
 def gkd_arguments(config: DistillationConfig, out: str, device) -> dict:
-    """Options of trl.experimental.gkd.GKDConfig that make it the estimator of distill.py."""
+    """Options of trl.experimental.gkd.GKDConfig that make it the estimator of distillation.py."""
     return {
         **sft_arguments(config, config.responses_per_step, out, device),
         "lmbda": config.on_policy_share,
@@ -114,7 +117,7 @@ def fit(
     phases: Phases,
     on_step: Callable[[int, dict], None],
 ) -> None:
-    """supervised.fit, by SFTTrainer."""
+    """The fit of sft.py, by SFTTrainer."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -131,7 +134,7 @@ def fit(
                 _callback(phases, lambda step, metrics: on_step(step, {**metrics, "batch_tokens": tokens[step]}))
             ],
         )
-        _silence(trainer)
+        silence(trainer)
         trainer.train()
 
 
@@ -151,14 +154,11 @@ def fit_distillation(
     phases: Phases,
     on_step: Callable[[int, dict, list[list[int]]], None],
 ) -> None:
-    """distill.fit, by GKDTrainer."""
+    """The fit of distillation.py, by GKDTrainer."""
     from datasets import Dataset
-    from transformers import GenerationConfig
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    student.generation_config = GenerationConfig(  # a model's own, with its penalties, would change the distribution
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
-    )
+    sample_plainly(student, tokenizer)
     steps = schedule(config, texts)
     rows = [gkd_row(texts, step.on_policy, i) for step in steps for i in step.rows for _ in _copies(config, step)]
     responses: list[list[int]] = []  # of the current step
@@ -196,7 +196,7 @@ def fit_distillation(
 
         trainer.generate_on_policy_outputs = timed_generate
         teacher.forward = _timed(teacher.forward, phases, "teacher")
-        _silence(trainer)
+        silence(trainer)
         trainer.train()
 
 
@@ -206,7 +206,7 @@ def _copies(config: DistillationConfig, step) -> range:
 
 
 def gkd_row(texts: Texts, on_policy: bool, i: int) -> dict[str, list[int]]:
-    """A row of TRL's batch; where the student answers, TRL samples the response."""
+    """A row of TRL's batch. If the student answers, TRL samples the response."""
     prompt, response = (texts.prompts[i], []) if on_policy else texts.examples[i]
     return {"prompt_ids": prompt, "response_ids": response}
 
@@ -235,7 +235,7 @@ def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
 
 
 def _timed(function, phases: Phases, phase: str):
-    """function, its seconds added to a phase."""
+    """The function, with its seconds added to a phase."""
 
     def wrapper(*args, **kwargs):
         with phases(phase):
@@ -245,7 +245,7 @@ def _timed(function, phases: Phases, phase: str):
 
 
 def _callback(phases: Phases, finish: Callable[[int, dict], None], begin: Callable[[int], None] = lambda _: None):
-    """Tells when optimizer steps begin and finish; what a step's time is in no other phase is the update's."""
+    """Tells when optimizer steps begin and finish; the time of a step that is in no other phase is the update's."""
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
@@ -270,10 +270,3 @@ def _callback(phases: Phases, finish: Callable[[int, dict], None], begin: Callab
             self.started = time.perf_counter()
 
     return Steps()
-
-
-def _silence(trainer) -> None:
-    """No log lines on the terminal: the progress line is ours, the figures are in metrics.jsonl."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)

@@ -1,7 +1,7 @@
 """To be imported before TRL's trainers: TRL then does not find vLLM.
 
-TRL 1.12 imports vLLM's client wherever vLLM is installed, whether a trainer uses it or not, and knows versions up to
-0.27.1: beside 0.31.0 its GRPOTrainer cannot be imported at all. TRL's twins sample with transformers.
+TRL 1.12 imports the client of vLLM wherever vLLM is installed, whether a trainer uses it or not. It knows vLLM up to
+0.27.1: beside vLLM 0.31.0 its GRPOTrainer cannot be imported at all. TRL baselines sample with transformers.
 """
 
 from importlib import import_module

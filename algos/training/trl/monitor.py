@@ -1,0 +1,133 @@
+"""Measures a training loop of TRL as the suite measures its own: metrics, samples, progress and time by phase."""
+
+import time
+from functools import wraps
+
+import torch
+
+from algos.training.config import RunConfig
+from algos.training.models.checkpoints import encode_prompt
+from algos.training.rewards.rewards import Rewards, component_metrics
+from algos.training.sampling.sampler import decode_ids
+from algos.training.stage.record import Phases, Progress, Record
+
+
+class Monitor:
+    """Writes one line of metrics per rollout batch of TRL's loop, and grades its responses."""
+
+    def __init__(self, config: RunConfig, record: Record, name: str, tokenizer, device):
+        self.config, self.record, self.tokenizer = config, record, tokenizer
+        self.rewards = Rewards(config, tokenizer)
+        self.phases, self.progress = Phases(device), Progress(config.steps, name or f"trl {config.algorithm}")
+        self.step, self.generated, self.pending, self.step_started = 0, 0, None, time.perf_counter()
+
+    def score(self, problems: list[dict], responses: list[list[int]]) -> list[float]:
+        """Rewards of one rollout batch, by the grader of the suite's own runs; keeps the metrics of the batch."""
+        start = time.perf_counter()
+        texts = decode_ids(self.tokenizer, responses)
+        truncated = [self.tokenizer.eos_token_id not in ids for ids in responses]
+        prompts = [encode_prompt(self.tokenizer, problem["prompt"]) for problem in problems]
+        seen = self.rewards.responses(texts, [len(ids) for ids in responses], truncated, problems, prompts)
+        rewards, components = self.rewards.grade(seen, self.config.group_size)
+        lengths = torch.tensor([float(len(ids)) for ids in responses])
+        self.generated += int(lengths.sum())
+        groups = rewards.view(-1, self.config.group_size)
+        self.pending = {
+            "reward": rewards.mean(),
+            "reward_std": rewards.std(),
+            "accuracy": components["correctness"].mean(),
+            **component_metrics(components),
+            "response_tokens": lengths.mean(),
+            "response_tokens_p95": lengths.quantile(0.95),
+            "truncation_rate": sum(truncated) / len(truncated),
+            "degenerate_groups": ((groups.max(dim=1).values - groups.min(dim=1).values) < 1e-8).float().mean(),
+            "generated_tokens": self.generated,
+            "batch_tokens": int(lengths.sum()),
+        }
+        if self.step % self.config.sample_every == 0 or self.step == self.config.steps - 1:
+            self._keep_samples(problems, texts, rewards, components["correctness"])
+        self.phases.add("reward", time.perf_counter() - start)
+        return rewards.tolist()
+
+    def _keep_samples(self, problems: list[dict], texts: list[str], rewards, correct, most: int = 4) -> None:
+        for row in range(min(most, len(texts))):
+            self.record.sample(
+                step=self.step,
+                prompt=problems[row]["prompt"],
+                response=texts[row],
+                reward=rewards[row].item(),
+                correct=bool(correct[row]),
+            )
+
+    def start(self) -> None:
+        """The first step begins here: imports and set-up are no part of it."""
+        self.phases.wait()
+        self.step_started = time.perf_counter()
+
+    def finish_step(self, logs: dict) -> None:
+        """Write the line of the rollout batch; logs holds the metrics of TRL's trainer under the suite's names."""
+        if self.pending is None:  # the closing summary of TRL's trainer
+            return
+        self.phases.wait()
+        now = time.perf_counter()
+        seconds, self.step_started = now - self.step_started, now
+        self.phases.add("update", seconds - sum(self.phases.step.values()))  # the time of no other phase
+        step, tokens = dict(self.phases.step), self.pending.pop("batch_tokens")
+        self.record.log(
+            self.step,
+            {
+                **self.pending,
+                **logs,
+                **self.phases.next_step(),
+                "step_seconds": seconds,
+                **{f"{k}_tokens_per_second": tokens / v for k, v in step.items() if v > 0},
+            },
+        )
+        self.progress.update(
+            self.step + 1,
+            reward=float(self.pending["reward"]),
+            accuracy=float(self.pending["accuracy"]),
+            **{"tokens/s": tokens / seconds},
+        )
+        self.step, self.pending = self.step + 1, None
+
+    def timed(self, function, phase, minus: tuple[str, ...] = ()):
+        """The function, with its seconds added to a phase, less the seconds of the phases in `minus` inside it.
+
+        phase may be a function of the arguments; where it returns None, the time is not counted.
+        """
+
+        @wraps(function)
+        def wrapper(*args, **kwargs):
+            name = phase(*args, **kwargs) if callable(phase) else phase
+            if not name:
+                return function(*args, **kwargs)
+            inside = sum(self.phases.step.get(other, 0.0) for other in minus)
+            self.phases.wait()
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.phases.wait()
+            nested = sum(self.phases.step.get(other, 0.0) for other in minus) - inside
+            self.phases.add(name, time.perf_counter() - start - nested)
+            return result
+
+        return wrapper
+
+
+def scoring_only(*_, **__) -> str | None:
+    """The phase of a forward pass: logprobs without a gradient, else the update, which is not timed by itself."""
+    return None if torch.is_grad_enabled() else "logprobs"
+
+
+def step_logs(monitor: Monitor, names: dict[str, str]):
+    """A callback that hands the metrics of TRL's trainer to the monitor; names: TRL's name -> the suite's name."""
+    from transformers import TrainerCallback
+
+    class Logs(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            monitor.start()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            monitor.finish_step({name: logs[known] for known, name in names.items() if known in (logs or {})})
+
+    return Logs()
