@@ -7,25 +7,24 @@ q = sigmoid(tau (rho - 1)), which is 1 on-policy and falls smoothly on both side
 token down raises many unsampled ones. The objective is offset by 2 / tau: its value is not PPO's.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import PositiveFloat
 
 from algos.pieces.algorithm import Algorithm
-from algos.pieces.estimator import Estimator, above_zero, needs_ratio
+from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class SAPOConfig(Estimator):
-    baseline: str = "group_mean"
-    scale: str = "group_std"
-    tau_pos: float = 1.0  # temperature of the gate for positive advantages
-    tau_neg: float = 1.05  # and for negative ones
+    baseline = "group_mean"
+    scale = "group_std"
+    tau_pos: PositiveFloat = 1.0  # temperature of the gate for positive advantages
+    tau_neg: PositiveFloat = 1.05  # and for negative ones
 
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        above_zero(self, "tau_pos", "tau_neg")
 
 
 def gated_objective(log_ratio, logprobs, advantages, mask, config):

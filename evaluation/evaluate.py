@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from algos.pieces.settings import from_dict
 from algos.training.sampling.respond import GREEDY, respond
 from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
@@ -51,7 +52,6 @@ def scores(rows: list[dict], samples: int) -> dict:
 
 
 def main() -> None:
-    from algos.training.stage.config import parse
     from algos.training.stage.record import Progress, Record, load_settings, stage_parser, use_threads
 
     parser = stage_parser(__doc__.splitlines()[0])
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--problems", required=True, help="test problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(EvaluationConfig, load_settings(args.settings), "evaluation")
+    config = from_dict(EvaluationConfig, load_settings(args.settings), "evaluation")
     problems = read_jsonl(args.problems)
     check_rows(problems, args.problems)
     record = Record(args.out, "evaluate", asdict(config), args.threads, name=args.name, seed=config.seed)

@@ -16,7 +16,6 @@ from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.rewards.config import PreferenceConfig, RewardModelConfig
-from algos.training.stage.config import parse
 from algos.training.supervised.config import (
     DistillationConfig,
     ExpertIterationConfig,
@@ -70,27 +69,27 @@ class Study:
         from_dict(TaskSettings, self.config["task"], "task")
         from_dict(PromptSettings, self.config.get("prompt", {}), "prompt")
         for section in ("base_model", "student"):
-            model = parse(ModelConfig, self.model(section), section)
+            model = from_dict(ModelConfig, self.model(section), section)
             _check_path(model.path, f"{section}.path")
-        parse(SupervisedConfig, self.supervised("cold_start", 0), "cold_start")
-        parse(EvaluationConfig, self.evaluation(), "evaluation")
+        from_dict(SupervisedConfig, self.supervised("cold_start", 0), "cold_start")
+        from_dict(EvaluationConfig, self.evaluation(), "evaluation")
         for name, run in self.runs.items():
             self._check_run(name, run)
         if self.has_reward_model:
-            parse(PreferenceConfig, self.preferences(), "preferences")
-            parse(RewardModelConfig, self.reward_model(), "reward_model")
+            from_dict(PreferenceConfig, self.preferences(), "preferences")
+            from_dict(RewardModelConfig, self.reward_model(), "reward_model")
         if self.has_rejection_sampling:
             one_of(self.teacher, self.runs, "rejection_sampling.teacher")
-            parse(RejectionConfig, self.rejection(0), "rejection_sampling.sampling")
-            parse(SupervisedConfig, self.supervised("rejection_sft", 0), "rejection_sampling.training")
+            from_dict(RejectionConfig, self.rejection(0), "rejection_sampling.sampling")
+            from_dict(SupervisedConfig, self.supervised("rejection_sft", 0), "rejection_sampling.training")
         if self.has_distillation:
             if not self.has_rejection_sampling:
                 raise SettingsError(
                     "distillation trains on the samples that rejection_sampling accepts; add that section."
                 )
-            parse(SupervisedConfig, self.supervised("student_distilled", 0), "distillation.training")
+            from_dict(SupervisedConfig, self.supervised("student_distilled", 0), "distillation.training")
         if self.has_expert_iteration:
-            parse(ExpertIterationConfig, self.expert_iteration(0), "expert_iteration")
+            from_dict(ExpertIterationConfig, self.expert_iteration(0), "expert_iteration")
         if self.students and not self.has_distillation:
             raise SettingsError(
                 "on_policy_distillation goes on from student_cold, a student that can answer; add the section "
@@ -105,12 +104,12 @@ class Study:
         available = self.config["task"].get("train")
         wanted = {f"runs.{name}: prompts_per_step": self.run_config(name).prompts_per_step for name in self.runs}
         if self.has_reward_model:
-            wanted["preferences.prompts"] = parse(PreferenceConfig, self.preferences(), "preferences").prompts
+            wanted["preferences.prompts"] = from_dict(PreferenceConfig, self.preferences(), "preferences").prompts
         if self.has_rejection_sampling:
-            sampling = parse(RejectionConfig, self.rejection(0), "rejection_sampling.sampling")
+            sampling = from_dict(RejectionConfig, self.rejection(0), "rejection_sampling.sampling")
             wanted["rejection_sampling.sampling.prompts"] = sampling.prompts
         if self.has_expert_iteration:
-            rounds = parse(ExpertIterationConfig, self.expert_iteration(0), "expert_iteration")
+            rounds = from_dict(ExpertIterationConfig, self.expert_iteration(0), "expert_iteration")
             wanted["expert_iteration.sampling.prompts"] = rounds.sampling.prompts
         for name in self.students:
             wanted[f"on_policy_distillation.runs.{name}: prompts_per_step"] = self._student(name).prompts_per_step
@@ -119,7 +118,7 @@ class Study:
                 raise SettingsError(f"{key} is {size}, but task.train is {available}; at most that many.")
 
     def run_config(self, name: str) -> RunConfig:
-        return parse(RunConfig, self.run(name, 0), f"runs.{name}")
+        return from_dict(RunConfig, self.run(name, 0), f"runs.{name}")
 
     def _check_name(self, name: str, run: dict, runs: dict, where: str) -> None:
         """Refuse a name that is taken or no folder's, and a twin with settings or of nothing in `runs`."""
@@ -136,7 +135,7 @@ class Study:
             one_of(run["twin_of"], [n for n, r in runs.items() if "twin_of" not in r], f"{where}.twin_of")
 
     def _student(self, name: str) -> DistillationConfig:
-        return parse(DistillationConfig, self.student(name, 0), f"on_policy_distillation.runs.{name}")
+        return from_dict(DistillationConfig, self.student(name, 0), f"on_policy_distillation.runs.{name}")
 
     def _check_student(self, name: str) -> None:
         where = f"on_policy_distillation.runs.{name}"
@@ -179,7 +178,7 @@ class Study:
 
     def _check_critic(self, config: RunConfig, where: str) -> None:
         """Refuse a critic of more layers than the model that this study builds has, or one from nowhere."""
-        settings, model = config.hparams, parse(ModelConfig, self.model("base_model"), "base_model")
+        settings, model = config.hparams, from_dict(ModelConfig, self.model("base_model"), "base_model")
         path, layers = getattr(settings, "critic_path", None), getattr(settings, "critic_layers", None)
         _check_path(path, f"{where}.settings.critic_path")
         if layers is not None and path is None and model.path is None and layers > model.layers:
@@ -300,7 +299,7 @@ class Study:
         So a changed default makes again what it changes, and a default that is written out makes nothing again.
         """
         if stage in self.runs:
-            return parse(RunConfig, self.run(stage, seed), f"runs.{stage}").resolved()
+            return from_dict(RunConfig, self.run(stage, seed), f"runs.{stage}").resolved()
         cls, values = {
             "base_model": (ModelConfig, self.model("base_model")),
             "student": (ModelConfig, self.model("student")),
@@ -311,7 +310,7 @@ class Study:
             **{name: (DistillationConfig, lambda: self.student(stage, seed)) for name in self.students},
             "evaluation": (EvaluationConfig, self.evaluation),
         }.get(stage, (SupervisedConfig, lambda: self.supervised(stage, seed)))
-        return asdict(parse(cls, values() if callable(values) else values, stage))
+        return asdict(from_dict(cls, values() if callable(values) else values, stage))
 
     def checkpoints(self) -> dict[str, list[int]]:
         """Every evaluated run and its seeds, in the order of the report."""
@@ -349,7 +348,7 @@ class Study:
             "source": self.source,
             "checkpoints": self.checkpoints(),
             "twins": self.twins(),
-            "samples": asdict(parse(EvaluationConfig, self.evaluation(), "evaluation"))["samples"],
+            "samples": asdict(from_dict(EvaluationConfig, self.evaluation(), "evaluation"))["samples"],
             "reward_model": self.has_reward_model,
             "task": self.config["task"]["name"],
             "seed": self.config["seed"],

@@ -4,15 +4,16 @@ An advantage is built in three steps, each a choice of its own: subtract a basel
 by a scale, and spread the result over the response's tokens. Sources stand at each function.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from algos.pieces.kl import SAMPLED, kl_k1
 from algos.pieces.masked import masked_sum, masked_whiten
 
-BASELINES = ("none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic")
-SCALES = ("none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch")
-CREDITS = ("response", "token")
+Baseline = Literal["none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic"]
+Scale = Literal["none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch"]
 GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 GROUP_SCALES = ("group_std", "leave_one_out_std")
 

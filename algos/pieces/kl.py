@@ -6,11 +6,13 @@ unbiased and never negative. That is about values. As losses they differ: k2 has
 KL(policy || reference), k3 that of KL(reference || policy), k1 none in expectation (arXiv:2510.01555).
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: what lies beyond is an outlier, not information
-ESTIMATORS = ("k1", "k2", "k3", "k3+", "full")
+KLEstimator = Literal["k1", "k2", "k3", "k3+", "full"]
 
 
 def log_ratio(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -21,12 +22,11 @@ from algos.pieces import advantages as pieces
 from algos.pieces.aggregation import MODES, aggregate
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.clipping import clipped_objective
-from algos.pieces.correction import MODES as CORRECTIONS
-from algos.pieces.correction import weights
+from algos.pieces.correction import Correction, weights
 from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator
 from algos.pieces.ratios import LEVELS, PER_RESPONSE
-from algos.pieces.settings import from_dict
+from algos.pieces.settings import from_dict, settings
 from algos.pieces.types import Totals
 from algos.reinforce import reinforce_objective
 from algos.training.config import RunConfig
@@ -45,7 +45,7 @@ class Case:
 # What a user might add: a config of its own with an objective, and advantages of its own.
 
 
-@dataclass(frozen=True)
+@settings
 class TemperedConfig(Estimator):
     temper: float = 0.5
 
@@ -564,14 +564,14 @@ KL = [
 
 
 @pytest.mark.parametrize("ratio", LEVELS)
-@pytest.mark.parametrize("baseline", pieces.BASELINES)
+@pytest.mark.parametrize("baseline", get_args(pieces.Baseline))
 def test_every_combination_is_refused_by_name_or_has_finite_losses_that_add_up(baseline, ratio):
     critic, none = baseline == "critic", ratio == "none"
     config_class = (WithCritic if none else ppo.PPOConfig) if critic else (Estimator if none else grpo.GRPOConfig)
     objective = reinforce_objective if none else clipped_objective
     entry = Algorithm(config_class(), objective, lambda config: "", "", "")
     possible = 0
-    for scale, aggregation, correction, kl in product(("none", "whiten"), MODES, CORRECTIONS, KL):
+    for scale, aggregation, correction, kl in product(("none", "whiten"), MODES, get_args(Correction), KL):
         choice = {"baseline": baseline, "scale": scale, "ratio": ratio, "aggregation": aggregation, **kl}
         choice["correction"] = correction
         try:

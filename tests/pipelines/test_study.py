@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training import config as stages
 from evaluation.config import EvaluationConfig, PromptSettings
 from evaluation.tasks import TaskSettings
@@ -252,7 +252,7 @@ def test_a_run_may_leave_out_the_adapters_that_the_others_share():
     assert study.run_config("grpo").lora == stages.LoraSettings(8, 32.0, ("q_proj",))
     assert study.run_config("gspo").lora is None and study.run_config("ppo").lora.rank == 4
     resolved = json.loads(json.dumps(study.resolved("grpo")))  # as a command gets it
-    assert stages.parse(stages.RunConfig, resolved, "x").lora == study.run_config("grpo").lora
+    assert from_dict(stages.RunConfig, resolved, "x").lora == study.run_config("grpo").lora
 
 
 def test_bfloat16_is_placed_into_every_stage():

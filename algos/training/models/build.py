@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import build_model, load_policy, load_tokenizer, save_policy, train_tokenizer
 from algos.training.models.config import ModelConfig
-from algos.training.stage.config import parse
 from algos.training.stage.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import read_jsonl
 
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="take this checkpoint's tokenizer instead of training one")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(ModelConfig, load_settings(args.settings), "model")
+    config = from_dict(ModelConfig, load_settings(args.settings), "model")
     if config.path is not None:
         try:
             model, tokenizer = load_hub_or_folder(config)

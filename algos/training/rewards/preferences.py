@@ -10,10 +10,9 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.rewards.config import PreferenceConfig
 from algos.training.sampling.respond import draw_problems, respond
-from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import write_jsonl
 
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--prompts", required=True, help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(PreferenceConfig, load_settings(args.settings), "preferences")
+    config = from_dict(PreferenceConfig, load_settings(args.settings), "preferences")
     problems = draw_problems(args.prompts, config.prompts, config.seed, "preferences.prompts")
     rng = random.Random(f"flips {config.seed}")  # not the numbers that chose the problems
     record = Record(args.out, "preferences", asdict(config), args.threads, name=args.name, seed=config.seed)

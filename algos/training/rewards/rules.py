@@ -14,8 +14,9 @@ from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
+from pydantic import PositiveInt
 
-from algos.pieces.settings import one_of, positive
+from algos.pieces.settings import one_of, settings
 from evaluation.tasks.answers import extract_strict, has_format, is_correct
 
 SPACED = {"ARABIC", "BENGALI", "CYRILLIC", "DEVANAGARI", "GREEK", "HANGUL", "HEBREW", "LATIN", "TAMIL", "TELUGU"}
@@ -28,16 +29,15 @@ ASCII_RUN = re.compile(r"[!-~]+")
 SYMBOLS = frozenset("0123456789=+*/^\\_{}<>|")  # none of them is in an ordinary word
 
 
-@dataclass(frozen=True)
+@settings
 class RewardSettings:
     """Parameters of the rules."""
 
-    repetition_ngram: int = 3  # repetition: words per n-gram
-    overlong_tokens: int | None = None  # overlong: tokens before the limit where it grows; null: a fifth, as DAPO's
+    repetition_ngram: PositiveInt = 3  # repetition: words per n-gram
+    overlong_tokens: PositiveInt | None = None  # overlong: tokens before the limit where it grows; null: a fifth (DAPO)
     language_script: str = "LATIN"  # language: the script that the chain of thought should be written in
 
     def __post_init__(self):
-        positive(self, "repetition_ngram", "overlong_tokens")
         one_of(self.language_script, SPACED | UNSPACED, "language_script")
 
 

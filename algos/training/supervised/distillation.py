@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from algos import distillation
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import Batch, Totals, make_batch
 from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
 from algos.training.sampling.sampler import decode_ids, sample
-from algos.training.stage.config import loaded_dtype, parse
+from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--data", help="given responses, rows with prompt and answer, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(DistillationConfig, load_settings(args.settings), "settings")
+    config = from_dict(DistillationConfig, load_settings(args.settings), "settings")
     train(config, args.model, args.teacher, args.prompts, args.data, args.out, args.name, args.threads)
 
 

@@ -10,9 +10,8 @@ By hand:
 from dataclasses import asdict
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.sampling.respond import draw_problems, respond
-from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from algos.training.supervised.config import RejectionConfig
 from evaluation.tasks.files import write_jsonl
@@ -33,7 +32,7 @@ def main() -> None:
     parser.add_argument("--prompts", required=True, help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(RejectionConfig, load_settings(args.settings), "rejection_sampling")
+    config = from_dict(RejectionConfig, load_settings(args.settings), "rejection_sampling")
     problems = draw_problems(args.prompts, config.prompts, config.seed, "rejection_sampling.prompts")
     record = Record(args.out, "rejection_sampling", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), args.name or "rejection sampling", unit="prompt")
