@@ -56,7 +56,7 @@ def estimator(config: Estimator) -> dict[str, object]:
         "kl_coef": config.kl_coef,
         **_special(config),
         "loss_aggregation": _aggregation(config),
-        "responses_kept": config.keep + (", truncated ones masked" if config.mask_truncated else ""),
+        "responses_kept": _kept(config),
         "off_policy_correction": config.correction,
     }
 
@@ -71,6 +71,11 @@ def _special(config: Estimator) -> dict[str, object]:
         if getattr(config, name, None):
             found[name] = getattr(config, name)
     return found
+
+
+def _kept(config: Estimator) -> str:
+    dynamic = ", dynamic sampling" if config.dynamic_sampling else ""
+    return config.keep + dynamic + (", truncated ones masked" if config.mask_truncated else "")
 
 
 def _divisor(config: Estimator) -> str:
@@ -120,7 +125,7 @@ def equation(algorithm: Algorithm, config: Estimator) -> list[str]:
         lines.append(f"    w = {cut.replace('w', 'v')},  v = {w},  mu: the sampler; no gradient")
     if "L sum" in total:
         lines.append(f"    L = {config.aggregation_length or 'max_response_tokens'}")
-    if config.keep == "mixed_groups":
+    if config.dynamic_sampling:
         lines.append(f"    i over groups with right and wrong answers, sampled in up to {config.max_rounds} rounds")
     if config.keep == "correct":
         lines.append("    i over correct responses")

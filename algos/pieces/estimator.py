@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from algos.pieces import advantages as advantage_pieces
@@ -49,13 +49,21 @@ class Estimator:
     entropy_coef: NonNegativeFloat = 0.0  # weight of the full-vocabulary entropy, as a bonus
     target_kl: PositiveFloat | None = None  # a batch's updates end once KL(old || new), k3, exceeds 1.5 times this
     # which responses count
-    keep: Literal["all", "mixed_groups", "correct"] = "all"  # mixed_groups: those with right and wrong answers (DAPO)
-    max_rounds: PositiveInt = 4  # keep mixed_groups: rounds of sampling, after which groups of one kind fill the batch
+    dynamic_sampling: bool = False  # draw prompts until all groups have right and wrong answers (DAPO)
+    max_rounds: PositiveInt = 4  # dynamic sampling: rounds, after which groups of one kind fill the batch
+    keep: Literal["all", "correct"] = "all"  # correct: only right responses count (RAFT)
     mask_truncated: bool = False  # leave responses that ran into the length limit out of the loss (DAPO's filtering)
     # trainer against sampler, section 7 of the reference
     correction: Correction = "none"  # see algos/pieces/correction.py
     correction_low: NonNegativeFloat = 0.5  # masks: weights below are dropped
     correction_high: float = 2.0  # masks: weights above are dropped; truncation: they are cut to this
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _mixed_groups_has_a_name(cls, keep):
+        if keep == "mixed_groups":
+            raise ValueError("'mixed_groups' is a setting of its own: write dynamic_sampling: true")
+        return keep
 
     def __post_init__(self):
         if self.baseline == "critic" and not hasattr(self, "gae_lambda"):
@@ -137,7 +145,7 @@ class Estimator:
         grouped = (
             self.baseline in advantage_pieces.GROUP_BASELINES
             or self.scale in advantage_pieces.GROUP_SCALES
-            or self.keep == "mixed_groups"
+            or self.dynamic_sampling
         )
         return 2 if grouped else 1
 

@@ -145,17 +145,19 @@ def prefix_kl(toy: Toy, visited_by: Tensor, direction: str = "reverse") -> Calla
 # Batches
 
 
-def enumerate_batches(toy: Toy, group_size: int, keep: str, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def enumerate_batches(
+    toy: Toy, group_size: int, dynamic_sampling: bool, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """All K batches of one group per prompt: prompts (K, P), responses (K, P, G), probabilities (K,).
 
-    Groups that differ in order only are one, as no estimator here looks at the order. keep `mixed_groups` draws prompt
+    Groups that differ in order only are one, as no estimator here looks at the order. Dynamic sampling draws prompt
     and group until one holds right and wrong answers, P times, without a limit on the rounds.
     """
     groups = list(combinations_with_replacement(range(len(toy.tokens)), group_size))
     rows = torch.tensor(groups)  # (M, G)
     orders = [math.factorial(group_size) // math.prod(math.factorial(g.count(y)) for y in set(g)) for g in groups]
     chances = torch.tensor(orders) * toy.probabilities(logits)[:, rows].prod(dim=-1)  # (P, M)
-    if keep == "mixed_groups":
+    if dynamic_sampling:
         right = toy.correct[:, rows].sum(dim=-1)
         chances = chances.where((right > 0) & (right < group_size), torch.zeros_like(chances))
         chances = chances / chances.sum()
@@ -166,17 +168,19 @@ def enumerate_batches(toy: Toy, group_size: int, keep: str, logits: Tensor) -> t
     return prompts, rows[chosen], chances[prompts, chosen].prod(dim=-1)
 
 
-def sample_batches(toy: Toy, group_size: int, keep: str, logits: Tensor, generator) -> Iterator[tuple[Tensor, Tensor]]:
+def sample_batches(
+    toy: Toy, group_size: int, dynamic_sampling: bool, logits: Tensor, generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Prompts (1, P) and responses (1, P, G) of one batch after another, without end."""
     chances = toy.probabilities(logits)
     while True:
         prompts, groups = [], []
         while len(prompts) < len(chances):
             p = len(prompts)
-            if keep == "mixed_groups":
+            if dynamic_sampling:
                 p = int(torch.randint(len(chances), (), generator=generator))
             group = torch.multinomial(chances[p], group_size, replacement=True, generator=generator)
-            if keep != "mixed_groups" or 0 < toy.correct[p, group].sum() < group_size:
+            if not dynamic_sampling or 0 < toy.correct[p, group].sum() < group_size:
                 prompts.append(p)
                 groups.append(group)
         yield torch.tensor([prompts]), torch.stack(groups)[None]
@@ -296,7 +300,7 @@ def gradients(algorithm, config, toy: Toy, prompts, responses, policies: Policie
 def sampled_gradients(algorithm, config, toy: Toy, group_size: int, count: int, generator, critic="exact") -> Tensor:
     """On-policy batches sampled and differentiated one at a time, with respect to the policy's own logits."""
     policies, found = Policies.of(toy), []
-    batches = sample_batches(toy, group_size, config.keep, policies.sampler, generator)
+    batches = sample_batches(toy, group_size, config.dynamic_sampling, policies.sampler, generator)
     for _, (prompts, responses) in zip(range(count), batches, strict=False):
         batch = as_batch(toy, prompts[0], responses[0], config, policies, critic)
         advantages = advantages_of(algorithm, config, batch)
@@ -372,7 +376,7 @@ def measure(
     """An algorithm with other settings, by enumeration; exact: by default the gradient of what it is to maximize."""
     config = configured(algorithm, **settings)
     policies = policies or Policies.of(toy)
-    prompts, responses, weights = enumerate_batches(toy, group_size, config.keep, policies.sampler)
+    prompts, responses, weights = enumerate_batches(toy, group_size, config.dynamic_sampling, policies.sampler)
     each = gradients(algorithm, config, toy, prompts, responses, policies, critic)
     mean = torch.einsum("k,kpsv->psv", weights, each)
     square = float((weights * (each**2).sum(dim=(1, 2, 3))).sum())
@@ -426,7 +430,7 @@ CAUSES = (
         lambda _: {"gae_lambda": 1.0},
     ),
     Cause("gamma < 1", lambda config, _: config.has_critic and config.gamma < 1, lambda _: {"gamma": 1.0}),
-    Cause("only mixed groups", _is("keep", "mixed_groups"), lambda _: {"keep": "all"}),
+    Cause("dynamic sampling", _is("dynamic_sampling", True), lambda _: {"dynamic_sampling": False}),
     Cause("only correct responses", _is("keep", "correct"), lambda _: {"keep": "all"}),
     Cause("truncated responses left out", _is("mask_truncated", True), lambda _: {"mask_truncated": False}),
 )
@@ -434,7 +438,7 @@ FACTORS = {  # setting, value -> what the expectation is multiplied by
     ("baseline", "group_mean"): "(G-1)/G",  # the own response's share in the baseline
     ("baseline", "batch_mean"): "(PG-1)/PG",
     ("aggregation", "seq-mean-token-sum-norm"): "1/L",
-    ("keep", "mixed_groups"): "1/P(mixed group)",
+    ("dynamic_sampling", True): "1/P(mixed group)",
 }
 
 
@@ -508,7 +512,7 @@ STEPS = (  # label, algorithm, critic, changes that add up within an algorithm
     ("  no standard deviation", "grpo", "exact", {"scale": "none"}),
     ("  and token sum", "grpo", "exact", {"aggregation": "seq-mean-token-sum"}),
     ("  and own response out of the baseline", "grpo", "exact", {"baseline": "leave_one_out"}),
-    ("  and mixed groups only", "grpo", "exact", {"keep": "mixed_groups"}),
+    ("  and dynamic sampling", "grpo", "exact", {"dynamic_sampling": True}),
     ("ppo, wrong critic", "ppo", "wrong", {}),
     ("  not whitened", "ppo", "wrong", {"scale": "none"}),
     ("  and token sum", "ppo", "wrong", {"aggregation": "seq-mean-token-sum"}),
@@ -525,7 +529,7 @@ def step_by_step(toy: Toy, toy_binary: Toy) -> Iterator[dict]:
     for label, name, critic, change in STEPS:
         settings = settings | change if change else {}
         yield {"estimator": label, **columns(measure(ALGORITHMS[name], toy, GROUP_SIZE, critic, **settings))}
-        if change == {"keep": "mixed_groups"}:
+        if change == {"dynamic_sampling": True}:
             found = measure(ALGORITHMS[name], toy_binary, GROUP_SIZE, critic, **settings)
             yield {"estimator": "  the same with rewards 0 and 1", **columns(found)}
 

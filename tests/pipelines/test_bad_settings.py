@@ -125,6 +125,7 @@ REFUSED = [
         (settings("grpo", **{name: "mean"}), f"{name}: 'mean' is unknown. Allowed: ")
         for name in ("baseline", "scale", "credit", "ratio", "aggregation", "keep", "correction")
     ),
+    (settings("grpo", keep="mixed_groups"), "keep: 'mixed_groups' is a setting .* write dynamic_sampling: true"),
     (settings("grpo", keep="corect"), "keep: 'corect' is unknown. Did you mean 'correct'"),
     # TRPO
     (settings("trpo", critic="shared"), "trpo needs critic separate, got shared"),
