@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
-import numpy as np
 from pydantic import PositiveInt
+from rapidfuzz.distance import Levenshtein
 
 from algos.pieces.settings import one_of, settings
 from evaluation.tasks.answers import extract_strict, has_format, is_correct
@@ -128,21 +128,7 @@ def prose(text: str) -> str:
 def edit_similarity(response: Response, settings: RewardSettings) -> float:
     """1 - edit distance / longer length, to the worked solution or, if there is none, to the gold answer."""
     text, target = response.text.strip(), (response.solution or response.gold or "").strip()
-    longer = max(len(text), len(target))
-    return 1 - levenshtein(text, target) / longer if longer else 1.0
-
-
-def levenshtein(a: str, b: str) -> int:
-    """Fewest insertions, deletions and substitutions that turn a into b; in memory two rows of the table."""
-    a, b = sorted((a, b), key=len)
-    columns = np.arange(len(b) + 1)
-    letters = np.array([ord(c) for c in b], dtype=np.int64)
-    row = columns
-    for i, letter in enumerate(a, 1):
-        above = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
-        row = np.concatenate([[i], above])
-        row = np.minimum.accumulate(row - columns) + columns  # a cell is at most its left neighbor + 1
-    return int(row[-1])
+    return Levenshtein.normalized_similarity(text, target)
 
 
 def repetition(response: Response, settings: RewardSettings) -> float:
