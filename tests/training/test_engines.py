@@ -495,9 +495,7 @@ def test_engine_settings_are_refused_by_name(monkeypatch):
     assert "server_url belongs to mode server" in refusal(vllm={"server_url": "http://x"})
     assert "weights_folder belongs to mode server, got '/x'" in refusal(vllm={"weights_folder": "/x"})
     assert "got '127.0.0.1:8000'" in refusal(vllm={"mode": "server", "server_url": "127.0.0.1:8000"})
-    assert "gpu_memory_utilization must be above 0 and at most 1, got 30.0" in refusal(
-        vllm={"gpu_memory_utilization": 30}
-    )
+    assert "gpu_memory_utilization must be at most 1, got 30" in refusal(vllm={"gpu_memory_utilization": 30})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
 

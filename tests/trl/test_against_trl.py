@@ -239,7 +239,7 @@ RLOO = {**GRPO, "baseline": "leave_one_out", "scale": "none", "ratio": "product"
         ("gspo", {**GRPO, "kl_coef": 0.1, "kl_importance_weighted": True}, {}, "kl_importance_weighted to false"),
         ("ppo_adaptive_kl", PPO, {}, "got 2; set settings.kl_target to null"),
         ("grpo", {**GRPO, "target_kl": 0.1}, {}, "target_kl to null"),
-        ("dapo", GRPO, {}, "got mixed_groups; set settings.keep to all"),
+        ("dapo", GRPO, {}, "got true; set settings.dynamic_sampling to false"),
         ("grpo", {**GRPO, "keep": "correct"}, {}, "keep to all"),
         ("grpo", {**GRPO, "correction": "token_mask"}, {}, "correction to none"),
         ("grpo_as_verl", GRPO, {}, "no dual clip, got 3"),
