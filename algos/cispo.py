@@ -11,29 +11,29 @@ is 1 plus the setting. The value of the loss has no meaning. With a negative adv
 falling, so watch entropy and KL.
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 
-@dataclass(frozen=True)
+@settings
 class CISPOConfig(Estimator):
-    baseline: str = "group_mean"
-    scale: str = "group_std"
-    aggregation: str = "token-mean"
-    is_max: float = 5.0  # largest weight of a token, an absolute bound
+    baseline = "group_mean"
+    scale = "group_std"
+    aggregation = "token-mean"
+    is_max: Annotated[float, Field(ge=1)] = 5.0  # largest weight of a token, an absolute bound
 
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
         if self.ratio != "token":
             raise ValueError(f"CISPO weighs each token by its own ratio: ratio must be token, got {self.ratio}")
-        if self.is_max < 1:
-            raise ValueError(f"is_max is the bound of the ratio itself and must be at least 1, got {self.is_max}")
 
 
 def truncated_objective(

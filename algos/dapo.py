@@ -17,7 +17,7 @@ from algos import grpo
 
 ALGORITHM = replace(
     grpo.ALGORITHM,
-    defaults=grpo.GRPOConfig(clip_high=0.28, aggregation="token-mean", keep="mixed_groups"),
+    defaults=grpo.GRPOConfig(clip_high=0.28, aggregation="token-mean", dynamic_sampling=True),
     idea="GRPO with clip-higher, token-level loss, dynamic sampling, overlong punishment",
     source="arXiv:2503.14476, section 3",
     relative="grpo",

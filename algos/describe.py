@@ -57,7 +57,7 @@ def estimator(hparams: Estimator) -> dict[str, object]:
         "kl_coef": hparams.kl_coef,
         **_special(hparams),
         "loss_aggregation": _aggregation(hparams),
-        "responses_kept": hparams.keep + (", truncated ones masked" if hparams.mask_truncated else ""),
+        "responses_kept": _kept(hparams),
         "off_policy_correction": hparams.correction,
     }
 
@@ -73,6 +73,11 @@ def _special(hparams: Estimator) -> dict[str, object]:
         if getattr(hparams, name, None):
             found[name] = getattr(hparams, name)
     return found
+
+
+def _kept(hparams: Estimator) -> str:
+    dynamic = ", dynamic sampling" if hparams.dynamic_sampling else ""
+    return hparams.keep + dynamic + (", truncated ones masked" if hparams.mask_truncated else "")
 
 
 def _divisor(hparams: Estimator) -> str:
@@ -122,7 +127,7 @@ def equation(algorithm: Algorithm, hparams: Estimator) -> list[str]:
         lines.append(f"    w = {cut.replace('w', 'v')},  v = {w},  mu: the sampler; no gradient")
     if "L sum" in total:
         lines.append(f"    L = {hparams.aggregation_length or 'max_response_tokens'}")
-    if hparams.keep == "mixed_groups":
+    if hparams.dynamic_sampling:
         lines.append(f"    i over groups with right and wrong answers, sampled in up to {hparams.max_rounds} rounds")
     if hparams.keep == "correct":
         lines.append("    i over correct responses")

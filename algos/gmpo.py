@@ -7,27 +7,26 @@ response is kept or dropped as a whole. GMPO clips each token before the mean, s
 influence. The range (e^-0.4, e^0.4) is wider than GRPO's.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
-from algos.pieces.estimator import Estimator, above_zero
+from algos.pieces.estimator import Estimator
 from algos.pieces.masked import masked_mean
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 
-@dataclass(frozen=True)
+@settings
 class GMPOConfig(Estimator):
-    baseline: str = "group_mean"
-    scale: str = "group_std"
-    ratio: str = "token"
-    clip_log: float = 0.4  # range of a token's log-ratio
+    baseline = "group_mean"
+    scale = "group_std"
+    ratio = "token"
+    clip_log: PositiveFloat = 0.4  # range of a token's log-ratio
 
     def __post_init__(self):
         super().__post_init__()
-        above_zero(self, "clip_log")
         for name, only in (("ratio", "token"), ("aggregation", "seq-mean-token-mean")):
             if getattr(self, name) != only:
                 raise ValueError(f"GMPO averages token ratios: {name} must be {only}, got {getattr(self, name)}")

@@ -14,21 +14,20 @@ Where codebases disagree:
 - kl_coef: 0, as in TRL and DAPO; the paper adds 0.04 times the k3 estimate to the loss.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class GRPOConfig(Clipped):
-    baseline: str = "group_mean"
-    scale: str = "group_std"
-    ratio: str = "token"
-    aggregation: str = "seq-mean-token-mean"
+    baseline = "group_mean"
+    scale = "group_std"
+    ratio = "token"
+    aggregation = "seq-mean-token-mean"
 
 
 def reference_loss(

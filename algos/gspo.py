@@ -14,23 +14,24 @@ GSPO-token (section 4.3) gives every token the value of the response's ratio and
 advantage per response it equals GSPO. It also permits an advantage per token.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class GSPOConfig(Clipped):
-    baseline: str = "group_mean"
-    scale: str = "group_std"
-    ratio: str = "sequence"
-    aggregation: str = "seq-mean-token-mean"
-    clip_low: float = 3.0e-4  # far below PPO's 0.2: averaging over tokens keeps the ratio near 1
-    clip_high: float = 4.0e-4
+    baseline = "group_mean"
+    scale = "group_std"
+    ratio = "sequence"
+    aggregation = "seq-mean-token-mean"
+    clip_low = 3.0e-4  # far below PPO's 0.2: averaging over tokens keeps the ratio near 1
+    clip_high = 4.0e-4
 
 
 def reference_loss(

@@ -14,24 +14,23 @@ Where codebases disagree:
 - the loss is the mean over tokens; the value loss is half the mean of the larger of two squared errors (TRL, verl).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
 from algos.pieces.critic import WithCritic
+from algos.pieces.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class PPOConfig(WithCritic, Clipped):
-    baseline: str = "critic"
-    scale: str = "whiten"
-    ratio: str = "token"
-    aggregation: str = "token-mean"
-    kl_in: str = "reward"
-    kl_estimator: str = "k1"
+    baseline = "critic"
+    scale = "whiten"
+    ratio = "token"
+    aggregation = "token-mean"
+    kl_in = "reward"
+    kl_estimator = "k1"
 
 
 def reference_loss(

@@ -7,28 +7,29 @@ estimates KL(old || new) without bias, in value and in gradient. This is not the
 targets of 0.003 to 0.03 are for continuous control. A token of a language model moves less in one update.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm, adapt
 from algos.pieces.critic import WithCritic
-from algos.pieces.estimator import above_zero, needs_ratio
+from algos.pieces.estimator import needs_ratio
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 
-@dataclass(frozen=True)
+@settings
 class PPOPenaltyConfig(WithCritic):
-    kl_in: str = "reward"
-    kl_estimator: str = "k1"
-    penalty_coef: float = 1.0  # at the start
-    penalty_target: float = 0.001  # KL(old || new) per token, in nats, after a rollout batch's updates
+    kl_in = "reward"
+    kl_estimator = "k1"
+    penalty_coef: PositiveFloat = 1.0  # at the start
+    penalty_target: PositiveFloat = 0.001  # KL(old || new) per token, in nats, after a rollout batch's updates
 
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        above_zero(self, "penalty_coef", "penalty_target")
 
 
 def penalized_objective(

@@ -7,19 +7,18 @@ RAFT is REINFORCE with rewards 0 and 1, no baseline and no negative examples. So
 are often solved weigh more.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
+from algos.pieces.settings import settings
 from algos.pieces.types import Batch
 from algos.reinforce import ReinforceConfig, reinforce_objective, term
 
 
-@dataclass(frozen=True)
+@settings
 class RAFTConfig(ReinforceConfig):
-    keep: str = "correct"
-    aggregation: str = "token-mean"
+    keep = "correct"
+    aggregation = "token-mean"
 
     def __post_init__(self):
         super().__post_init__()

@@ -8,24 +8,25 @@ optimizer step of a rollout batch is on-policy, and the default is one step per 
 the response itself, which shrinks the expected gradient by (G - 1) / G; rloo.py leaves the response out.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 ONE_STEP = {"epochs": 1, "minibatches": 1}
 
 
-@dataclass(frozen=True)
+@settings
 class ReinforceConfig(Estimator):
-    baseline: str = "none"
-    ratio: str = "none"
-    aggregation: str = "seq-mean-token-sum"
-    kl_in: str = "reward"
-    kl_estimator: str = "k1"
+    baseline = "none"
+    ratio = "none"
+    aggregation = "seq-mean-token-sum"
+    kl_in = "reward"
+    kl_estimator = "k1"
 
     def __post_init__(self):
         super().__post_init__()

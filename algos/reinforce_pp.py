@@ -7,21 +7,22 @@ Source: Hu 2025, arXiv:2501.03262, section 3. Differs from grpo.py in the scale:
 for all tokens of the batch, so that the difficulty of a prompt does not change the scale of its advantages.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class ReinforcePPConfig(Clipped):
-    baseline: str = "none"
-    scale: str = "whiten"
-    credit: str = "token"
-    aggregation: str = "token-mean"
-    kl_in: str = "reward"
-    kl_estimator: str = "k1"
-    kl_coef: float = 0.01
+    baseline = "none"
+    scale = "whiten"
+    credit = "token"
+    aggregation = "token-mean"
+    kl_in = "reward"
+    kl_estimator = "k1"
+    kl_coef = 0.01
 
 
 ALGORITHM = Algorithm(

@@ -6,15 +6,14 @@ Source: Li et al. 2023, arXiv:2310.10505, algorithm 1. The greedy response costs
 counts in the budget. In return one sampled response per prompt is enough.
 """
 
-from dataclasses import dataclass
-
 from algos.pieces.algorithm import Algorithm
+from algos.pieces.settings import settings
 from algos.reinforce import ONE_STEP, ReinforceConfig, reinforce_objective, term
 
 
-@dataclass(frozen=True)
+@settings
 class ReMaxConfig(ReinforceConfig):
-    baseline: str = "greedy"
+    baseline = "greedy"
 
 
 ALGORITHM = Algorithm(

@@ -6,16 +6,15 @@ Source: Ahmadian et al. 2024, arXiv:2402.14740, section 3; the baseline is from 
 G / (G - 1) times those of reinforce_group, which makes RLOO unbiased. The KL penalty is part of the response's reward.
 """
 
-from dataclasses import dataclass
-
 from algos.pieces.algorithm import Algorithm
+from algos.pieces.settings import settings
 from algos.reinforce import ONE_STEP, ReinforceConfig, reinforce_objective, term
 
 
-@dataclass(frozen=True)
+@settings
 class RLOOConfig(ReinforceConfig):
-    baseline: str = "leave_one_out"
-    kl_coef: float = 0.03
+    baseline = "leave_one_out"
+    kl_coef = 0.03
 
 
 ALGORITHM = Algorithm(

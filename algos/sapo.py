@@ -8,27 +8,26 @@ because pushing one token down raises many tokens that were not sampled. The obj
 of 2 / tau.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
-from algos.pieces.estimator import Estimator, above_zero, needs_ratio
+from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 
-@dataclass(frozen=True)
+@settings
 class SAPOConfig(Estimator):
-    baseline: str = "group_mean"
-    scale: str = "group_std"
-    tau_pos: float = 1.0  # temperature of the gate for positive advantages
-    tau_neg: float = 1.05  # and for negative ones
+    baseline = "group_mean"
+    scale = "group_std"
+    tau_pos: PositiveFloat = 1.0  # temperature of the gate for positive advantages
+    tau_neg: PositiveFloat = 1.05  # and for negative ones
 
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        above_zero(self, "tau_pos", "tau_neg")
 
 
 def gated_objective(

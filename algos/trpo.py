@@ -8,37 +8,34 @@ al. 2015, arXiv:1502.05477, section 6 and appendix C. Each conjugate-gradient it
 several vectors of the size of the parameters. So TRPO is for small models, as a standard to compare with.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.critic import WithCritic
-from algos.pieces.estimator import above_zero, needs_ratio
+from algos.pieces.estimator import needs_ratio
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 
-@dataclass(frozen=True)
+@settings
 class TRPOConfig(WithCritic):
-    kl_in: str = "reward"
-    kl_estimator: str = "k1"
-    max_kl: float = 0.01  # bound on the mean KL(old || new) per token, in nats, for each step
-    cg_iterations: int = 10
-    cg_damping: float = 0.1  # added to the diagonal of the Fisher matrix
-    line_search_steps: int = 10  # halvings of the step before it is given up
-    fisher_responses: int = 32  # responses that the Fisher matrix is estimated from
+    kl_in = "reward"
+    kl_estimator = "k1"
+    max_kl: PositiveFloat = 0.01  # bound on the mean KL(old || new) per token, in nats, for each step
+    cg_iterations: PositiveInt = 10
+    cg_damping: NonNegativeFloat = 0.1  # added to the diagonal of the Fisher matrix
+    line_search_steps: PositiveInt = 10  # halvings of the step before it is given up
+    fisher_responses: PositiveInt = 32  # responses that the Fisher matrix is estimated from
 
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        above_zero(self, "max_kl", "cg_iterations", "line_search_steps", "fisher_responses")
         if self.critic != "separate":
             raise ValueError(
                 f"trpo needs critic separate, got {self.critic}: a value loss on its backbone obeys no bound"
             )
-        if self.cg_damping < 0:
-            raise ValueError(f"cg_damping must be at least 0, got {self.cg_damping}")
 
     def warnings(self, optimizer_steps: int = 1) -> list[str]:
         return super().warnings(2)  # its one step is a line search, in which the ratios leave 1

@@ -1,28 +1,24 @@
 """Settings of evaluation, and of the prompt around a question."""
 
-from dataclasses import dataclass
+from pydantic import PositiveFloat, PositiveInt
 
-from algos.pieces.settings import DTYPES, one_of, positive
+from algos.pieces.settings import DType, settings
 
 
-@dataclass(frozen=True)
+@settings
 class EvaluationConfig:
     """How every checkpoint is evaluated; the same for all."""
 
     seed: int = 0  # of the sampling
-    samples: int = 8  # k of mean@k, pass@k and maj@k
-    temperature: float = 1.0  # of the sampled responses
-    max_response_tokens: int = 48
-    rows_at_once: int = 512  # responses generated side by side; bounds memory
+    samples: PositiveInt = 8  # k of mean@k, pass@k and maj@k
+    temperature: PositiveFloat = 1.0  # of the sampled responses
+    max_response_tokens: PositiveInt = 48
+    rows_at_once: PositiveInt = 512  # responses generated side by side; bounds memory
     device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        positive(self, "samples", "temperature", "max_response_tokens", "rows_at_once")
-        one_of(self.dtype, DTYPES, "dtype")
+    dtype: DType = "float32"
 
 
-@dataclass(frozen=True)
+@settings
 class PromptSettings:
     """How a question becomes a prompt."""
 

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device
 from algos.training.sampling.respond import GREEDY, sampled
-from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
@@ -114,7 +113,7 @@ def main() -> None:
     parser.add_argument("--problems", required=True, help="test problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(EvaluationConfig, load_settings(args.settings), "evaluation")
+    config = from_dict(EvaluationConfig, load_settings(args.settings), "evaluation")
     problems = read_jsonl(args.problems)
     check_rows(problems, args.problems)
     check_folders(args.folders)

@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
-from algos.training.stage.config import parse
 from pipelines.graph import Stage
 from pipelines.kinds import EVALUATED
 from pipelines.plan import Plan, without
@@ -27,7 +26,7 @@ def check(plan: Plan) -> None:
 def _check_model(plan: Plan, name: str, values: dict) -> None:
     where = f"models.{name}"
     tokenizer = values.get("tokenizer")
-    model = parse(ModelConfig, without(values, "tokenizer"), where)
+    model = from_dict(ModelConfig, without(values, "tokenizer"), where)
     _check_path(model.path, f"{where}.path")
     if tokenizer is not None:
         others = [other for other in plan.settings.models if other != name]
@@ -84,7 +83,7 @@ def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
             "reference; set kl_coef above 0, or remove what has no effect."
         )
     layers = getattr(config.hparams, "critic_layers", None)
-    start = parse(ModelConfig, without(plan.settings.models[plan.origin(stage.name)], "tokenizer"), "models")
+    start = from_dict(ModelConfig, without(plan.settings.models[plan.origin(stage.name)], "tokenizer"), "models")
     if layers is not None and "critic" not in plan.edges(stage.name) and not start.path and layers > start.layers:
         raise SettingsError(
             f"{where}.settings: critic_layers is {layers}, but models.{plan.origin(stage.name)}.layers is "

@@ -1,14 +1,15 @@
 """A study as its file writes it: its settings, the graph of its stages, and the settings of each stage."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import cached_property
 
+from pydantic import PositiveFloat, PositiveInt
+
 from algos import ALGORITHMS
-from algos.pieces.settings import DTYPES, SettingsError, from_dict, one_of
+from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
-from algos.training.stage.config import parse
 from algos.training.supervised.config import DistillationConfig
 from evaluation.config import EvaluationConfig, PromptSettings
 from evaluation.tasks import TaskSettings
@@ -20,40 +21,37 @@ SAMPLING = ("max_response_tokens", "temperature")
 PLACED = ("device", "dtype")  # set for the study as a whole, unless a stage says otherwise
 
 
-@dataclass(frozen=True)
+@settings
 class SamplingSettings:
     """What all stages that sample share, unless one says otherwise."""
 
-    max_response_tokens: int = 48
-    temperature: float = 1.0
+    max_response_tokens: PositiveInt = 48
+    temperature: PositiveFloat = 1.0
 
 
-@dataclass(frozen=True)
+@settings
 class MlflowSettings:
     tracking_uri: str | None = None  # null: a SQLite file in the results folder
 
 
-@dataclass(frozen=True)
+@settings
 class StudySettings:
     """A study file: one comparison, from the task to the report."""
 
     study: str  # its name, in the report and in MLflow
     task: TaskSettings
     models: dict[str, dict]  # where the graph begins: a shape to build, a folder, or a hub id
-    stages: dict[str, dict]
+    stages: dict[str, dict]  # the graph: every stage says its kind and what it starts from
     seeds: tuple[int, ...]  # of the stages: prompt order, sampling, minibatches
     results: str | None = None  # folder; null: results/ and the study's name
     seed: int = 0  # of the models' initial weights, and of the sampling of the evaluation
     device: str = "auto"  # auto: CUDA where there is one
-    dtype: str = "float32"
+    dtype: DType = "float32"
     prompt: PromptSettings = field(default_factory=PromptSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    defaults: dict[str, dict] = field(default_factory=dict)  # by kind of stage
-    evaluation: dict = field(default_factory=dict)
+    defaults: dict[str, dict] = field(default_factory=dict)  # settings of all stages of a kind
+    evaluation: dict = field(default_factory=dict)  # the same for all checkpoints
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
-
-    def __post_init__(self):
-        one_of(self.dtype, DTYPES, "dtype")
 
 
 class Plan:
@@ -212,7 +210,7 @@ class Plan:
 
     def parsed(self, name: str, seed: int):
         """The settings object of a stage."""
-        return parse(KINDS[self.stages[name].kind].settings, self.values(name, seed), f"stages.{name}")
+        return from_dict(KINDS[self.stages[name].kind].settings, self.values(name, seed), f"stages.{name}")
 
     def resolved(self, name: str, seed: int) -> dict:
         """All settings of a stage, defaults filled in: they go to its command, and its re-runs depend on them.
@@ -223,7 +221,7 @@ class Plan:
         return config.resolved() if isinstance(config, RunConfig) else asdict(config)
 
     def model(self, name: str) -> dict:
-        return asdict(parse(ModelConfig, without(self.settings.models[name], "tokenizer"), f"models.{name}"))
+        return asdict(from_dict(ModelConfig, without(self.settings.models[name], "tokenizer"), f"models.{name}"))
 
     def tokenizer_of(self, name: str) -> str | None:
         """The model whose tokenizer this one takes."""
@@ -233,7 +231,9 @@ class Plan:
     def parsed_evaluation(self) -> EvaluationConfig:
         shared = {key: getattr(self.settings, key) for key in PLACED}
         shared |= {key: getattr(self.settings.sampling, key) for key in SAMPLING}
-        return parse(EvaluationConfig, {**shared, "seed": self.settings.seed, **self.settings.evaluation}, "evaluation")
+        return from_dict(
+            EvaluationConfig, {**shared, "seed": self.settings.seed, **self.settings.evaluation}, "evaluation"
+        )
 
     def evaluation(self) -> dict:
         return asdict(self.parsed_evaluation)

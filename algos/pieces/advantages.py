@@ -4,6 +4,8 @@ An advantage is built in three steps, each with a choice: subtract a baseline fr
 scale, and spread the result over the response's tokens. Each function names its sources.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,8 @@ from algos.pieces.kl import SAMPLED, kl_k1
 from algos.pieces.masked import masked_sum, masked_whiten
 from algos.pieces.types import Batch
 
-BASELINES = ("none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic")
-SCALES = ("none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch")
-CREDITS = ("response", "token")
+Baseline = Literal["none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic"]
+Scale = Literal["none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch"]
 GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
 GROUP_SCALES = ("group_std", "leave_one_out_std")
 

@@ -9,12 +9,15 @@ seq-mean-token-sum-norm  1 / (B length)                      Dr. GRPO
 B and sum_i T_i count the whole optimizer step, so that micro-batches add up to the step exactly.
 """
 
+from typing import Literal, get_args
+
 from torch import Tensor
 
 from algos.pieces.masked import masked_mean, masked_sum
 from algos.pieces.types import Totals
 
-MODES = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+Aggregation = Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+MODES = get_args(Aggregation)
 
 
 def aggregate(x: Tensor, mask: Tensor, mode: str, totals: Totals, length: int | None = None) -> Tensor:

@@ -1,27 +1,26 @@
 """PPO's clipped objective, and its hyperparameters, for any ratio and any advantages."""
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from algos.pieces.estimator import Estimator, at_least, needs_ratio
+from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 
-@dataclass(frozen=True)
+@settings
 class Clipped(Estimator):
-    clip_low: float = 0.2  # ratios below 1 - clip_low are not pushed further down
-    clip_high: float = 0.2  # ratios above 1 + clip_high are not pushed further up
-    dual_clip: float | None = None  # c: with A < 0 the loss is at most -c A (arXiv:1912.09729)
+    clip_low: NonNegativeFloat = 0.2  # ratios below 1 - clip_low are not pushed further down
+    clip_high: NonNegativeFloat = 0.2  # ratios above 1 + clip_high are not pushed further up
+    dual_clip: Annotated[float, Field(gt=1)] | None = None  # c: with A < 0 the loss is at most -c A (arXiv:1912.09729)
     ratio_cap: float | None = None  # ratios are cut at this before the minimum (two-sided clip, arXiv:2505.07291)
 
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        at_least(self, 0, "clip_low", "clip_high")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip must be above 1, or null for none, got {self.dual_clip}")
         if self.ratio_cap is not None and self.ratio_cap < 1 + self.clip_high:
             raise ValueError(
                 f"ratio_cap must be at least 1 + clip_high = {1 + self.clip_high:g}, or null for none, "

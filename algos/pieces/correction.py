@@ -6,13 +6,15 @@ gradient. The KL term is not multiplied. Sources: decoupled PPO, arXiv:2110.0064
 Framework Secretly Brings You Off-Policy RL Training" (truncation); IcePop, arXiv:2510.18855 (masks).
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from algos.pieces.kl import log_ratio
 from algos.pieces.masked import masked_mean, masked_sum
 
-MODES = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 def weights(old_logprobs: Tensor, sampler_logprobs: Tensor | None, mask: Tensor, hparams) -> Tensor:

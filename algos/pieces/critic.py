@@ -1,52 +1,40 @@
 """The critic's hyperparameters and its loss. Advantages from a critic: algos.pieces.advantages.gae."""
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from algos.pieces.estimator import Estimator, at_least
+from algos.pieces.estimator import Estimator
 from algos.pieces.masked import masked_sum
+from algos.pieces.settings import Share, settings
 from algos.pieces.types import Totals
 
-CRITICS = ("separate", "shared")
-HEADS = ("linear", "mlp")
-INITS = ("policy", "reward_model", "fresh")
 
-
-@dataclass(frozen=True)
+@settings
 class WithCritic(Estimator):
-    baseline: str = "critic"
-    scale: str = "whiten"  # over the valid tokens of the rollout batch, as in TRL and verl
-    aggregation: str = "token-mean"
-    gamma: float = 1.0  # discount per token
-    gae_lambda: float = 0.95  # 0: one-step temporal difference, 1: Monte Carlo return minus the value
-    gae_lambda_critic: float | None = None  # of the critic's targets alone (VC-PPO, arXiv:2503.01491); null: gae_lambda
+    baseline = "critic"
+    scale = "whiten"  # over the valid tokens of the rollout batch, as in TRL and verl
+    aggregation = "token-mean"
+    gamma: Share = 1.0  # discount per token
+    gae_lambda: Share = 0.95  # 0: one-step temporal difference, 1: Monte Carlo return minus the value
+    gae_lambda_critic: Share | None = None  # of the critic's targets (VC-PPO, arXiv:2503.01491); null: gae_lambda
     whiten_rewards: bool = False  # token rewards over the batch, their mean kept
-    value_clip: float | None = 0.2  # how far a value may move from its rollout-time self, in reward units; null: off
-    value_coef: float = 1.0  # scales the critic's loss; almost without effect for a separate critic under Adam
-    critic: str = "separate"  # separate: a network of its own; shared: a head on the policy's backbone
-    critic_head: str = "linear"  # linear, or mlp with one hidden layer
+    value_clip: PositiveFloat | None = 0.2  # how far a value may move from its rollout-time self, in reward units
+    value_coef: NonNegativeFloat = 1.0  # scales the critic's loss; almost without effect for a separate one under Adam
+    critic: Literal["separate", "shared"] = "separate"  # a network of its own, or a head on the policy's backbone
+    critic_head: Literal["linear", "mlp"] = "linear"  # mlp: with one hidden layer
     critic_detach: bool = False  # shared: no gradient from the value loss into the backbone
-    critic_init: str = "policy"  # separate: backbone of the policy, of the reward_model with its head, or fresh
+    critic_init: Literal["policy", "reward_model", "fresh"] = "policy"  # separate: where its weights come from
     critic_path: str | None = (
         None  # separate, critic_init policy: the checkpoint it starts from, same tokenizer; null: the policy
     )
-    critic_layers: int | None = None  # separate: the first so many layers of where it starts from; null: all
-    value_warmup: int = 0  # rollout batches at the start that train the critic alone
+    critic_layers: PositiveInt | None = None  # separate: the first so many layers of where it starts from; null: all
+    value_warmup: NonNegativeInt = 0  # rollout batches at the start that train the critic alone
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("critic", CRITICS), ("critic_head", HEADS), ("critic_init", INITS)):
-            if getattr(self, name) not in allowed:
-                hint = ": GAE needs a critic" if name == "critic" else ""
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}{hint}")
-        at_least(self, 0, "value_coef", "value_warmup")
-        for name in ("gamma", "gae_lambda", "gae_lambda_critic"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
-        if self.value_clip is not None and self.value_clip <= 0:
-            raise ValueError(f"value_clip must be above 0, or null for none, got {self.value_clip}")
         if self.critic_detach and self.critic != "shared":
             raise ValueError("critic_detach is for critic shared: a separate critic has no gradient into the policy")
         if self.critic == "shared" and self.critic_init != "policy":
@@ -63,8 +51,6 @@ class WithCritic(Estimator):
                 raise ValueError(
                     f"critic_init {self.critic_init} says what the critic starts from: {name} must be null, got {value}"
                 )
-        if self.critic_layers is not None and self.critic_layers < 1:
-            raise ValueError(f"critic_layers must be at least 1, or null for all, got {self.critic_layers}")
 
 
 def value_loss(

@@ -5,83 +5,68 @@ advantage are joined) -> aggregation, minus a KL term, plus an entropy bonus. An
 adds its objective. A study file may change any choice. Impossible combinations are refused here, by name.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from algos.pieces import advantages as advantage_pieces
 from algos.pieces import correction as correction_pieces
 from algos.pieces import ratios
-from algos.pieces.aggregation import MODES, aggregate
+from algos.pieces.advantages import Baseline, Scale
+from algos.pieces.aggregation import Aggregation, aggregate
+from algos.pieces.correction import Correction
 from algos.pieces.diagnostics import ratio_metrics
-from algos.pieces.kl import ESTIMATORS, kl_loss
+from algos.pieces.kl import KLEstimator, kl_loss
 from algos.pieces.masked import masked_sum
+from algos.pieces.ratios import Level
+from algos.pieces.settings import settings
 from algos.pieces.types import Objective, Totals
 
-KEEP = ("all", "mixed_groups", "correct")
 
-
-@dataclass(frozen=True)
+@settings
 class Estimator:
     # advantages: baseline, scale, credit
-    baseline: str = "group_mean"  # none, batch_mean, group_mean, leave_one_out, length_weighted, greedy, critic
-    scale: str = "none"  # none, group_std, leave_one_out_std, batch_std; whiten, whiten_minibatch: over tokens
-    std_ddof: int = 1  # 1: sample standard deviation (TRL, verl, oat), 0: population; papers do not say
-    std_epsilon: float = 1.0e-6  # added to the standard deviation of a group or of the batch's rewards
-    credit: str = "response"  # response: one advantage for all its tokens; token: a KL penalty counts from its token on
+    baseline: Baseline = "group_mean"  # what is subtracted from a response's reward
+    scale: Scale = "none"  # what the difference is divided by; whiten, whiten_minibatch: over tokens
+    std_ddof: Literal[0, 1] = 1  # 1: sample standard deviation (TRL, verl, oat), 0: population; papers do not say
+    std_epsilon: NonNegativeFloat = 1.0e-6  # added to the standard deviation of a group or of the batch's rewards
+    credit: Literal["response", "token"] = "response"  # token: a KL penalty counts from its token on
     # loss: ratio level and aggregation
-    ratio: str = "token"  # token, sequence, sequence_token, product, none
-    aggregation: str = "seq-mean-token-mean"  # see algos/pieces/aggregation.py
-    aggregation_length: int | None = None  # constant of seq-mean-token-sum-norm; null: max_response_tokens
+    ratio: Level = "token"  # see algos/pieces/ratios.py
+    aggregation: Aggregation = "seq-mean-token-mean"  # see algos/pieces/aggregation.py
+    aggregation_length: PositiveInt | None = None  # constant of seq-mean-token-sum-norm; null: max_response_tokens
     # KL to the frozen start
-    kl_coef: float = 0.0  # 0: no KL term and no reference
-    kl_in: str = "loss"  # loss or reward
-    kl_estimator: str = "k3"  # k1, k2, k3, k3+ (value of k3, gradient of k2), full (whole vocabulary)
-    kl_direction: str = "reverse"  # reverse: KL(policy || reference); forward, with full only: KL(reference || policy)
-    kl_importance_weighted: bool = (
-        False  # multiply the KL loss by the token ratio: unbiased off-policy (arXiv:2512.02556)
-    )
-    kl_target: float | None = None  # sequence KL that kl_coef is steered to (arXiv:1909.08593); null: kl_coef is fixed
-    kl_horizon: int = 10_000  # responses over which kl_coef is steered
+    kl_coef: NonNegativeFloat = 0.0  # 0: no KL term and no reference
+    kl_in: Literal["loss", "reward"] = "loss"
+    kl_estimator: KLEstimator = "k3"  # k3+: value of k3, gradient of k2; full: whole vocabulary
+    kl_direction: Literal["reverse", "forward"] = "reverse"  # reverse: KL(policy || reference); forward: with full only
+    kl_importance_weighted: bool = False  # KL loss times the token ratio: unbiased off-policy (arXiv:2512.02556)
+    kl_target: PositiveFloat | None = None  # sequence KL that kl_coef is steered to (arXiv:1909.08593); null: none
+    kl_horizon: PositiveInt = 10_000  # responses over which kl_coef is steered
     # exploration and trust
-    entropy_coef: float = 0.0  # weight of the full-vocabulary entropy, as a bonus
-    target_kl: float | None = None  # end a batch's updates once KL(old || new), k3, exceeds 1.5 times this; null: off
+    entropy_coef: NonNegativeFloat = 0.0  # weight of the full-vocabulary entropy, as a bonus
+    target_kl: PositiveFloat | None = None  # a batch's updates end once KL(old || new), k3, exceeds 1.5 times this
     # which responses count
-    keep: str = "all"  # all; mixed_groups: groups with right and wrong answers (DAPO); correct: right ones (RAFT)
-    max_rounds: int = 4  # keep mixed_groups: rounds of sampling, after which groups of one kind fill the batch
+    dynamic_sampling: bool = False  # draw prompts until all groups have right and wrong answers (DAPO)
+    max_rounds: PositiveInt = 4  # dynamic sampling: rounds, after which groups of one kind fill the batch
+    keep: Literal["all", "correct"] = "all"  # correct: only right responses count (RAFT)
     mask_truncated: bool = False  # leave responses that ran into the length limit out of the loss (DAPO's filtering)
     # trainer against sampler, section 7 of the reference
-    correction: str = "none"  # none, token_truncate, token_mask, sequence_truncate, sequence_mask
-    correction_low: float = 0.5  # masks: weights below are dropped
+    correction: Correction = "none"  # see algos/pieces/correction.py
+    correction_low: NonNegativeFloat = 0.5  # masks: weights below are dropped
     correction_high: float = 2.0  # masks: weights above are dropped; truncation: they are cut to this
 
-    def __post_init__(self):
-        for name, allowed in (
-            ("baseline", advantage_pieces.BASELINES),
-            ("scale", advantage_pieces.SCALES),
-            ("credit", advantage_pieces.CREDITS),
-            ("ratio", ratios.LEVELS),
-            ("aggregation", MODES),
-            ("kl_in", ("loss", "reward")),
-            ("kl_estimator", ESTIMATORS),
-            ("kl_direction", ("reverse", "forward")),
-            ("keep", KEEP),
-            ("correction", correction_pieces.MODES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        at_least(self, 0, "std_epsilon", "kl_coef", "entropy_coef", "correction_low")
-        at_least(self, 1, "kl_horizon", "max_rounds")
-        if self.std_ddof not in (0, 1):
-            raise ValueError(f"std_ddof must be 0 or 1, got {self.std_ddof}")
-        for name in ("kl_target", "target_kl", "aggregation_length"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, or null for none, got {getattr(self, name)}")
-        self._refuse_impossible()
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _mixed_groups_has_a_name(cls, keep):
+        if keep == "mixed_groups":
+            raise ValueError("'mixed_groups' is a setting of its own: write dynamic_sampling: true")
+        return keep
 
-    def _refuse_impossible(self) -> None:
+    def __post_init__(self):
         if self.baseline == "critic" and not hasattr(self, "gae_lambda"):
             raise ValueError(
                 "baseline critic is GAE, which needs a critic: choose an algorithm that has one, such as ppo"
@@ -161,7 +146,7 @@ class Estimator:
         grouped = (
             self.baseline in advantage_pieces.GROUP_BASELINES
             or self.scale in advantage_pieces.GROUP_SCALES
-            or self.keep == "mixed_groups"
+            or self.dynamic_sampling
         )
         return 2 if grouped else 1
 
@@ -197,18 +182,6 @@ class Estimator:
 def needs_ratio(config) -> None:
     if config.ratio == "none":
         raise ValueError("ratio none: this objective is made of the ratio; choose token, or the algorithm reinforce")
-
-
-def at_least(config, low: float, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < low:
-            raise ValueError(f"{name} must be at least {low}, got {getattr(config, name)}")
-
-
-def above_zero(config, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
 
 
 def policy_loss(

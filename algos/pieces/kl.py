@@ -6,11 +6,13 @@ never negative. This holds for the values. As losses, k2 has the gradient of KL(
 gradient of KL(reference || policy), and k1 has no gradient in expectation (arXiv:2510.01555).
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: a larger ratio is an outlier and carries no information
-ESTIMATORS = ("k1", "k2", "k3", "k3+", "full")
+KLEstimator = Literal["k1", "k2", "k3", "k3+", "full"]
 
 
 def log_ratio(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Tensor:

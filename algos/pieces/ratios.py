@@ -7,6 +7,8 @@ product         one per response: the ratio of whole-response probabilities; it 
 none            no ratio: the objective is linear in the log-probabilities (REINFORCE)
 """
 
+from typing import Literal
+
 from torch import Tensor
 
 from algos.pieces.kl import log_ratio
@@ -37,5 +39,6 @@ def product(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     return total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+Level = Literal["none", "token", "sequence", "sequence_token", "product"]
 LEVELS = {"none": token, "token": token, "sequence": sequence, "sequence_token": sequence_token, "product": product}
 PER_RESPONSE = ("sequence", "product")  # levels with one ratio per response, (B, 1)

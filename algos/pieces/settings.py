@@ -1,14 +1,45 @@
-"""Settings: frozen dataclasses built from plain dicts, with every mistake named.
+"""Settings: frozen dataclasses that pydantic checks, with every mistake named in one sentence.
 
-A study file is YAML and a stage gets its part as JSON; both end here. Light on purpose: no torch.
+A study file is YAML and a stage gets its part as JSON; both end here. A field's type is its limit (`PositiveInt`,
+`Literal["loss", "reward"]`), and its comment is its description in the JSON schema. Light on purpose: no torch.
 """
 
+import ast
 import dataclasses
 import difflib
-import types
+import functools
+import inspect
+import json
+import re
+import textwrap
 import typing
+from typing import Annotated, Literal
 
-DTYPES = ("float32", "bfloat16")
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.json_schema import GenerateJsonSchema
+
+CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # 1 is a number, true and "1" are not
+WANTED = {  # pydantic's name of a mistake -> what is wanted
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "dataclass_exact_type": "a mapping",
+    "tuple_type": "a list",
+}
+
+DType = Literal["float32", "bfloat16"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SettingsError(ValueError):
@@ -17,101 +48,138 @@ class SettingsError(ValueError):
 
 def one_of(value: object, allowed, where: str) -> None:
     """Raise SettingsError unless value is among the allowed names; suggests the nearest one."""
+    if value not in allowed:
+        raise SettingsError(_unknown(value, allowed, where))
+
+
+def _unknown(value: object, allowed, where: str) -> str:
     names = sorted(allowed)
-    if value not in names:
-        near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(f"{where}: {value!r} is unknown.{hint} Allowed: {', '.join(names)}.")
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{where}: {value!r} is unknown.{hint} Allowed: {', '.join(names)}."
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def settings(cls):
+    """Class decorator: a frozen dataclass whose values are checked whenever one is made.
+
+    A subclass gives an inherited field another default without its type: `kl_coef = 0.01`.
+    """
+    hints = inspect.get_annotations(cls)
+    for base in cls.__mro__[1:]:
+        hints = {n: t for n, t in inspect.get_annotations(base).items() if n in vars(cls)} | hints
+    cls.__annotations__ = hints
+    cls = dataclass(frozen=True, config=CONFIG)(cls)
+    unchecked = cls.__init__
+
+    @functools.wraps(unchecked)
+    def __init__(self, *args, **kwargs):
+        try:
+            unchecked(self, *args, **kwargs)
+        except ValidationError as error:
+            raise SettingsError(_sentence(cls, error)) from None
+
+    cls.__init__ = __init__
+    return cls
 
 
 def from_dict(cls, values: dict, where: str = "settings"):
-    """Build dataclass cls from a dict; unknown keys, missing keys, wrong types and bad values raise SettingsError.
+    """Build settings class cls from a dict; unknown keys, missing keys, wrong types and bad values raise SettingsError.
 
-    `where` is the place in the study file that the message names, such as "runs.gspo.settings".
+    `where` is the place in the study file that the message names, such as "runs.gspo.settings". Checked as JSON, in
+    which a list may stand for a tuple and a mapping for a nested section.
     """
     if not isinstance(values, dict):
         raise SettingsError(f"{where}: expected a mapping of settings, got {values!r}.")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            one_of(key, fields, f"{where}, key")
-    arguments = {}
-    for name, field in fields.items():
-        if name in values:
-            value = values[name]
-            if (
-                dataclasses.is_dataclass(hints[name])
-                and field.default_factory is not dataclasses.MISSING
-                and isinstance(value, dict)
-            ):  # a part of a nested section: the rest keeps this field's defaults
-                value = {**dataclasses.asdict(field.default_factory()), **value}
-            arguments[name] = _checked(value, hints[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise SettingsError(f"{where}.{name} is missing; it is a required {_describe(hints[name])}.")
     try:
-        return cls(**arguments)
-    except SettingsError as error:
-        raise SettingsError(f"{where}: {error}") from None
-    except ValueError as error:
-        raise SettingsError(f"{where}: {error}.") from None
+        return _adapter(cls).validate_json(json.dumps(_filled(cls, values), default=str))
+    except ValidationError as error:
+        raise SettingsError(_sentence(cls, error, where)) from None
 
 
-def _checked(value, hint, where: str, declared=None):
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _checked(value, next(arg for arg in args if arg is not type(None)), where, declared=hint)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise SettingsError(f"{where} must be a finite number, got {value!r}.")
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint in (str, bool) and isinstance(value, hint):
-        return value
-    if origin is dict and isinstance(value, dict):
-        return {_checked(k, args[0], f"{where} (key)"): _checked(v, args[1], f"{where}.{k}") for k, v in value.items()}
-    if (origin or hint) is dict and isinstance(value, dict):
-        return dict(value)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_checked(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
-    advice = ""
-    if hint is float and isinstance(value, str) and _is_number(value):
-        advice = f" YAML reads {value} as text; write {float(value):.1e}."
-    raise SettingsError(f"{where} must be {_describe(declared or hint)}, got {value!r}.{advice}")
+_adapter = functools.cache(TypeAdapter)
 
 
-def _is_number(text: str) -> bool:
+def _filled(cls, values: dict) -> dict:
+    """values, where a part of a nested section keeps the rest of that field's defaults."""
+    filled = dict(values)
+    for field in dataclasses.fields(cls):
+        value, default = values.get(field.name), field.default_factory
+        if isinstance(value, dict) and default is not dataclasses.MISSING and dataclasses.is_dataclass(default()):
+            filled[field.name] = _filled(type(default()), {**dataclasses.asdict(default()), **value})
+    return filled
+
+
+def _sentence(cls, error: ValidationError, where: str = "") -> str:
+    """The first of pydantic's mistakes, unknown keys before all others, as one sentence."""
+    mistake = min(error.errors(include_url=False), key=lambda m: m["type"] != "unexpected_keyword_argument")
+    kind, place, value, context = mistake["type"], mistake["loc"], mistake["input"], mistake.get("ctx", {})
+    at = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
+    at = f"{where}{at}".lstrip(".")
+    if kind == "unexpected_keyword_argument":
+        return _unknown(place[-1], _keys(cls, place), f"{at.rpartition('.')[0] or 'settings'}, key")
+    if kind == "literal_error" and (names := re.findall("'([^']*)'", context["expected"])):
+        return _unknown(value, names, at)
+    if kind == "value_error":
+        return f"{at}: {context['error']}".removeprefix(": ").rstrip(".") + "."
+    if kind in ("missing", "missing_argument"):
+        return f"{at} is missing; it is required."
+    if kind not in WANTED:
+        return f"{at}: {mistake['msg']}, got {value!r}."
+    null = ", or null" if type(None) in typing.get_args(_hint(cls, place)) else ""
+    return f"{at} must be {WANTED[kind].format(**context)}{null}, got {value!r}.{_advice(kind, value)}"
+
+
+def _advice(kind: str, value) -> str:
     try:
-        float(text)
+        number = float(value) if isinstance(value, str) and kind == "float_type" else None
     except ValueError:
-        return False
-    return True
+        return ""
+    return "" if number is None else f" YAML reads {value} as text; write {number:.1e}."
 
 
-def _describe(hint) -> str:
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "mapping"}
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join("null" if arg is type(None) else _describe(arg) for arg in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return f"list of {_describe(typing.get_args(hint)[0])}"
-    return names.get(typing.get_origin(hint) or hint, "mapping")
+def _hint(cls, place):
+    """The type of a nested section's field: RunConfig, ("optimizer", "learning_rate") -> PositiveFloat."""
+    for key in place:
+        sections = [hint for hint in (cls, *typing.get_args(cls)) if dataclasses.is_dataclass(hint)]
+        cls = typing.get_type_hints(sections[0], include_extras=True).get(key) if sections else None
+    return cls
 
 
-def positive(settings, *names: str) -> None:
-    """Raise ValueError for the first of the named fields that is not above 0; None passes."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+def _keys(cls, place) -> list[str]:
+    """The keys that stand beside the one at this place."""
+    section = _hint(cls, place[:-1])
+    return [
+        field.name
+        for hint in (section, *typing.get_args(section))
+        if dataclasses.is_dataclass(hint)
+        for field in dataclasses.fields(hint)
+    ]
 
 
-def share(settings, *names: str) -> None:
-    """Raise ValueError for the first of the named fields that is not in 0..1."""
-    for name in names:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"{name} must be in 0..1, got {getattr(settings, name)}")
+def json_schema(cls) -> dict:
+    """The JSON schema of a settings class: types, limits, defaults, and each field's comment as its description."""
+    return TypeAdapter(cls).json_schema(schema_generator=_WithComments)
+
+
+class _WithComments(GenerateJsonSchema):
+    def dataclass_schema(self, schema):
+        made = super().dataclass_schema(schema)
+        for name, text in comments(schema["cls"]).items():
+            if name in made["properties"]:
+                made["properties"][name]["description"] = text
+        return made
+
+
+def comments(cls) -> dict[str, str]:
+    """Field -> the comment behind it, in the class or the nearest base that has one."""
+    found: dict[str, str] = {}
+    for base in cls.__mro__[-2::-1]:
+        source = textwrap.dedent(inspect.getsource(base))
+        lines = source.encode().splitlines()
+        for node in ast.parse(source).body[0].body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            behind = lines[node.end_lineno - 1][node.end_col_offset :].decode()
+            if isinstance(targets[0], ast.Name) and behind.strip():
+                found[targets[0].id] = behind.strip(" #")
+    return found

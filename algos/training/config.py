@@ -1,114 +1,86 @@
 """Settings of one training stage. Each default stands here and nowhere else; the study file overrides it."""
 
 import importlib.util
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from algos import ALGORITHMS
 from algos.describe import with_length
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.critic import WithCritic
-from algos.pieces.settings import DTYPES, SettingsError, from_dict, one_of, positive
+from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings
 from algos.training.rewards.rules import RULES, RewardSettings
 from algos.training.sampling.config import VLLM_TEMPERATURES, VllmConfig
-from algos.training.stage.config import TRAINERS, OptimizerConfig
+from algos.training.stage.config import OptimizerConfig, Trainer
 
-ENGINES = ("transformers", "vllm")
 REWARDS = {*RULES, "reward_model"}
-COMBINATIONS = ("sum", "gate", "normalize_each")
-MINIBATCH_UNITS = ("responses", "prompts")
-OLD_LOGPROBS = ("sampler", "recomputed")
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
-OFFLOAD = ("optimizer", "critic", "reference", "reward_model")
+Offload = Literal["optimizer", "critic", "reference", "reward_model"]
 
 
-@dataclass(frozen=True)
+@settings
 class LoraSettings:
     """Low-rank adapters (arXiv:2106.09685): W + alpha / rank * B A, of which A and B are trained."""
 
-    rank: int = 16
-    alpha: float = 32.0  # alpha / rank scales the change
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0  # alpha / rank scales the change
     targets: tuple[str, ...] = ()  # linear layers, such as q_proj; empty: all below the output head
 
     def __post_init__(self):
-        positive(self, "rank", "alpha")
         if importlib.util.find_spec("peft") is None:
             raise SettingsError("lora needs peft; pip install 'peft>=0.19'.")
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """One reinforcement-learning run. All runs of a study share these, but for what is compared."""
 
     algorithm: str
     seed: int
     settings: dict = field(default_factory=dict)  # the algorithm's own hyperparameters
-    trainer: str = "own"  # own: this project's loop; trl: the same settings handed to TRL's trainer
-    steps: int = 30  # rollout batches
-    budget_tokens: int | None = None  # end after the rollout batch that reaches this many generated tokens; null: steps
-    prompts_per_step: int = 32  # P
-    group_size: int = 8  # G, responses per prompt
-    minibatches: int = 4  # optimizer steps per rollout batch and epoch
-    minibatch_of: str = "responses"  # what is shuffled into minibatches: responses, or prompts with all of theirs (the
-    # same expected gradient, other noise), each of which is then computed once instead of once a minibatch
-    epochs: int = 1  # passes over a rollout batch
-    micro_batch_size: int = 32  # responses per forward and backward pass; memory only, not the estimator
-    micro_batch_tokens: int | None = None  # tokens of one instead, padding included; null: micro_batch_size responses
+    trainer: Trainer = "own"
+    steps: PositiveInt = 30  # rollout batches
+    budget_tokens: PositiveInt | None = None  # generated tokens after which a run ends, its batch whole; null: steps
+    prompts_per_step: PositiveInt = 32  # P
+    group_size: PositiveInt = 8  # G, responses per prompt
+    minibatches: PositiveInt = 4  # optimizer steps per rollout batch and epoch
+    # Prompts, each with all its responses, have the same expected gradient, other noise, and are computed once.
+    minibatch_of: Literal["responses", "prompts"] = "responses"  # what is shuffled into minibatches
+    epochs: PositiveInt = 1  # passes over a rollout batch
+    micro_batch_size: PositiveInt = 32  # responses per forward and backward pass; memory only, not the estimator
+    micro_batch_tokens: PositiveInt | None = None  # tokens of one, padding included; null: micro_batch_size responses
     share_prompts: bool = True  # a prompt is computed once for its responses in a micro-batch; no effect but speed
-    logits_at_once: int | None = LOGITS_AT_ONCE  # elements of tokens x vocabulary in one piece; null: all
-    old_logprobs: str = "sampler"  # the sampler's where they are the trainer's but for rounding; recomputed: always
-    max_prompt_tokens: int = 512  # a longer prompt is refused
-    max_response_tokens: int = 48  # T; a response without end-of-sequence by then is truncated
-    temperature: float = 1.0  # of sampling and of all log-probabilities
-    engine: str = "transformers"  # what samples: transformers, with the trainer's own model, or vllm, with a copy of it
+    logits_at_once: PositiveInt | None = LOGITS_AT_ONCE  # elements of tokens x vocabulary in one piece; null: all
+    old_logprobs: Literal["sampler", "recomputed"] = "sampler"  # sampler: the sampler's, where only rounding differs
+    max_prompt_tokens: PositiveInt = 512  # a longer prompt is refused
+    max_response_tokens: PositiveInt = 48  # T; a response without end-of-sequence by then is truncated
+    temperature: PositiveFloat = 1.0  # of sampling and of all log-probabilities
+    engine: Literal["transformers", "vllm"] = "transformers"  # samples with the trainer's own model, or with a copy
     vllm: VllmConfig = field(default_factory=VllmConfig)
     rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})  # name -> weight
-    reward_combination: str = "sum"  # sum, gate or normalize_each: see rewards.combine
+    reward_combination: Literal["sum", "gate", "normalize_each"] = "sum"  # see rewards.combine
     reward_settings: RewardSettings = field(default_factory=RewardSettings)
     reward_scale_running: bool = False  # learned reward only: divided by the standard deviation of its scores so far
-    reward_clip: float | None = None  # learned reward only: its normalized score is clipped to +- this
-    missing_end_penalty: float = 0.0  # subtracted from a truncated response's reward (arXiv:2403.17031)
+    reward_clip: PositiveFloat | None = None  # learned reward only: its normalized score is clipped to +- this
+    missing_end_penalty: NonNegativeFloat = 0.0  # subtracted from a truncated response's reward (arXiv:2403.17031)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    critic_learning_rate: float | None = None  # null: the policy's
+    critic_learning_rate: PositiveFloat | None = None  # null: the policy's
     device: str = "auto"  # auto: CUDA where there is one
-    dtype: str = "float32"  # of weights and activations; bfloat16: with float32 masters, gradients and moments
+    dtype: DType = "float32"  # of weights and activations; bfloat16: with float32 masters, gradients and moments
     # What makes a run smaller or faster. Figures: the default study's model and micro-batches, on one CPU core.
-    gradient_checkpointing: bool = (
-        False  # policy, critic keep a layer's input alone: 1/13 of the bytes, 1.25 x the time
-    )
+    gradient_checkpointing: bool = False  # policy, critic keep a layer's input alone: 1/13 of the bytes
     compile: bool = False  # torch.compile of all passes but sampling: 10 % off each, after minutes of compiling
     lora: LoraSettings | None = None  # train adapters alone, without a second model as reference; null: all weights
-    offload: tuple[str, ...] = ()  # to the CPU while not needed: optimizer, critic, reference, reward_model; CUDA only
-    sample_every: int = 10  # steps between kept sample completions
+    offload: tuple[Offload, ...] = ()  # to the CPU while not needed; CUDA only
+    sample_every: PositiveInt = 10  # steps between kept sample completions
 
     def __post_init__(self):
         one_of(self.algorithm, ALGORITHMS, "algorithm")
-        one_of(self.trainer, TRAINERS, "trainer")
-        one_of(self.dtype, DTYPES, "dtype")
-        one_of(self.old_logprobs, OLD_LOGPROBS, "old_logprobs")
-        one_of(self.minibatch_of, MINIBATCH_UNITS, "minibatch_of")
-        for name in self.offload:
-            one_of(name, OFFLOAD, "offload")
         self._check_engine()
         for key in self.settings:
             self._refuse_setting_of_others(key)
-        positive(
-            self,
-            "steps",
-            "budget_tokens",
-            "prompts_per_step",
-            "group_size",
-            "minibatches",
-            "epochs",
-            "micro_batch_size",
-            "micro_batch_tokens",
-            "logits_at_once",
-            "max_prompt_tokens",
-            "max_response_tokens",
-            "temperature",
-            "reward_clip",
-            "critic_learning_rate",
-            "sample_every",
-        )
         smallest = self.hparams.min_group
         if self.group_size < smallest:
             raise ValueError(
@@ -156,7 +128,6 @@ class RunConfig:
                 )
 
     def _check_engine(self) -> None:
-        one_of(self.engine, ENGINES, "engine")
         if self.engine != "vllm":
             return
         if self.trainer == "trl":
@@ -180,9 +151,6 @@ class RunConfig:
             )
 
     def _check_rewards(self) -> None:
-        one_of(self.reward_combination, COMBINATIONS, "reward_combination")
-        if self.missing_end_penalty < 0:
-            raise ValueError(f"missing_end_penalty must be at least 0, got {self.missing_end_penalty}")
         if self.reward_combination != "sum" and len(self.rewards) < 2:
             named = ", ".join(self.rewards)
             raise ValueError(f"reward_combination {self.reward_combination} needs at least two rewards, got {named}")

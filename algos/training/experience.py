@@ -75,7 +75,7 @@ class Sampler:
         wanted, rounds, tokens, responses = self.config.prompts_per_step, [], 0, 0
         mixed: list[Group] = []
         other: list[Group] = []
-        limit = self.settings.max_rounds if self.settings.keep == "mixed_groups" else 1
+        limit = self.settings.max_rounds if self.settings.dynamic_sampling else 1
         while len(mixed) < wanted and len(rounds) < limit:
             chosen = [next(self.stream) for _ in range(wanted)]
             rollouts, texts, rewards, components = self._sampled(policy, chosen, generator, phases)

@@ -15,7 +15,7 @@ import torch
 
 from algos.describe import estimator
 from algos.pieces.estimator import changed
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import make_batch
 from algos.training.config import RunConfig
 from algos.training.experience import Experience, Sampler
@@ -34,7 +34,6 @@ from algos.training.models.passes import compile_passes, recompute_activations
 from algos.training.models.shared_pass import drop_equal_backbone
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.sampling.engines import RatioCanary, make_engine
-from algos.training.stage.config import parse
 from algos.training.stage.record import (
     Progress,
     Record,
@@ -285,7 +284,7 @@ def main() -> None:
     parser.add_argument("--reward-model", help="reward model checkpoint, if the rewards name reward_model")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(RunConfig, load_settings(args.settings), "settings")
+    config = from_dict(RunConfig, load_settings(args.settings), "settings")
     if config.trainer == "trl":
         from algos.training.trl.baseline import train as run
     else:

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 
 import torch
 
-from algos.pieces.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
-from algos.training.stage.config import parse
 from algos.training.stage.record import component_memory
 from evaluation.bench.measure import machine_limits
 from evaluation.bench.output import row
@@ -78,7 +77,7 @@ def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimiz
     settings = merged(merged(bench.settings(algorithm), fixed), check(args))
     if args.dtype == "auto" and bench.device.type == "cuda" and "dtype" not in check(args):
         try:
-            parse(RunConfig, {**settings, "dtype": "bfloat16"}, "settings")
+            from_dict(RunConfig, {**settings, "dtype": "bfloat16"}, "settings")
             return {**settings, "dtype": "bfloat16"}
         except SettingsError:
             return settings
@@ -97,7 +96,7 @@ def rows(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
             case = f"{args.shape} {algorithm} {optimizer}"
             try:
                 settings = run_settings(bench, args, algorithm, optimizer)
-                config = parse(RunConfig, settings, case)
+                config = from_dict(RunConfig, settings, case)
             except SettingsError as error:
                 yield row(case, "not measured", None, note=str(error))
                 continue

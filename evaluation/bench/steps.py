@@ -15,11 +15,11 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from algos.pieces.settings import from_dict
 from algos.training import train
 from algos.training.config import RunConfig
 from algos.training.models.checkpoints import resolve_device
 from algos.training.stage import record
-from algos.training.stage.config import parse
 from algos.training.trl import baseline as trl_baseline
 from algos.training.trl import monitor as trl_monitor
 from evaluation.bench.measure import wait
@@ -38,7 +38,7 @@ class Loop:
     """
 
     def __init__(self, settings: dict, workload: Workload, out: Path, threads: int = 1, count: bool = False):
-        self.config: RunConfig = parse(RunConfig, settings, "settings")
+        self.config: RunConfig = from_dict(RunConfig, settings, "settings")
         self.device = resolve_device(self.config.device)
         self.workload, self.out, self.threads = workload, out, threads
         self.models: dict = {}  # as train.make_learner gives them; stays empty for TRL

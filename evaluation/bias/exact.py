@@ -77,7 +77,7 @@ STEPS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("  no standard deviation", "grpo", "exact", {"scale": "none"}),
     ("  and token sum", "grpo", "exact", {"aggregation": "seq-mean-token-sum"}),
     ("  and own response out of the baseline", "grpo", "exact", {"baseline": "leave_one_out"}),
-    ("  and mixed groups only", "grpo", "exact", {"keep": "mixed_groups"}),
+    ("  and dynamic sampling", "grpo", "exact", {"dynamic_sampling": True}),
     ("ppo, wrong critic", "ppo", "wrong", {}),
     ("  not whitened", "ppo", "wrong", {"scale": "none"}),
     ("  and token sum", "ppo", "wrong", {"aggregation": "seq-mean-token-sum"}),
@@ -94,7 +94,7 @@ def step_by_step(toy: Toy, toy_binary: Toy) -> Iterator[dict]:
     for label, name, critic, change in STEPS:
         settings = settings | change if change else {}
         yield {"estimator": label, **columns(measure(ALGORITHMS[name], toy, GROUP_SIZE, critic, **settings))}
-        if change == {"keep": "mixed_groups"}:
+        if change == {"dynamic_sampling": True}:
             found = measure(ALGORITHMS[name], toy_binary, GROUP_SIZE, critic, **settings)
             yield {"estimator": "  the same with rewards 0 and 1", **columns(found)}
 

@@ -20,18 +20,20 @@ from algos.pieces.types import Batch, Totals
 from evaluation.bias.toy import LENGTH, THINK, Toy
 
 
-def enumerate_batches(toy: Toy, group_size: int, keep: str, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def enumerate_batches(
+    toy: Toy, group_size: int, dynamic_sampling: bool, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """All K batches of one group per prompt: prompts (K, P), responses (K, P, G), probabilities (K,).
 
     Groups that differ only in their order count as one, because no estimator here depends on the order. With keep
-    `mixed_groups`, prompt and group are drawn until the group holds right and wrong answers, P times, without a limit
+    dynamic sampling, prompt and group are drawn until the group holds right and wrong answers, P times, without a limit
     on the rounds.
     """
     groups = list(combinations_with_replacement(range(len(toy.tokens)), group_size))
     rows = torch.tensor(groups)  # (M, G)
     orders = [math.factorial(group_size) // math.prod(math.factorial(g.count(y)) for y in set(g)) for g in groups]
     chances = torch.tensor(orders) * toy.probabilities(logits)[:, rows].prod(dim=-1)  # (P, M)
-    if keep == "mixed_groups":
+    if dynamic_sampling:
         right = toy.correct[:, rows].sum(dim=-1)
         chances = chances.where((right > 0) & (right < group_size), torch.zeros_like(chances))
         chances = chances / chances.sum()
@@ -43,7 +45,7 @@ def enumerate_batches(toy: Toy, group_size: int, keep: str, logits: Tensor) -> t
 
 
 def sample_batches(
-    toy: Toy, group_size: int, keep: str, logits: Tensor, generator: torch.Generator
+    toy: Toy, group_size: int, dynamic_sampling: bool, logits: Tensor, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Prompts (1, P) and responses (1, P, G) of one batch after another, without end."""
     chances = toy.probabilities(logits)
@@ -52,10 +54,10 @@ def sample_batches(
         groups: list[Tensor] = []
         while len(prompts) < len(chances):
             p = len(prompts)
-            if keep == "mixed_groups":
+            if dynamic_sampling:
                 p = int(torch.randint(len(chances), (), generator=generator))
             group = torch.multinomial(chances[p], group_size, replacement=True, generator=generator)
-            if keep != "mixed_groups" or 0 < toy.correct[p, group].sum() < group_size:
+            if not dynamic_sampling or 0 < toy.correct[p, group].sum() < group_size:
                 prompts.append(p)
                 groups.append(group)
         yield torch.tensor([prompts]), torch.stack(groups)[None]
@@ -203,7 +205,7 @@ def sampled_gradients(
 ) -> Tensor:
     """On-policy batches sampled and differentiated one at a time, with respect to the policy's own logits."""
     policies, found = Policies.of(toy), []
-    batches = sample_batches(toy, group_size, hparams.keep, policies.sampler, generator)
+    batches = sample_batches(toy, group_size, hparams.dynamic_sampling, policies.sampler, generator)
     for _, (prompts, responses) in zip(range(count), batches, strict=False):
         batch = as_batch(toy, prompts[0], responses[0], hparams, policies, critic)
         advantages = advantages_of(algorithm, hparams, batch)

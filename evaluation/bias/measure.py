@@ -82,7 +82,7 @@ def measure(
     """
     hparams = configured(algorithm, **changes)
     policies = policies or Policies.of(toy)
-    prompts, responses, weights = enumerate_batches(toy, group_size, hparams.keep, policies.sampler)
+    prompts, responses, weights = enumerate_batches(toy, group_size, hparams.dynamic_sampling, policies.sampler)
     each = gradients(algorithm, hparams, toy, prompts, responses, policies, critic)
     mean = torch.einsum("k,kpsv->psv", weights, each)
     square = float((weights * (each**2).sum(dim=(1, 2, 3))).sum())
@@ -138,7 +138,7 @@ CAUSES = (
     Cause(
         "gamma < 1", lambda hparams, _: isinstance(hparams, WithCritic) and hparams.gamma < 1, lambda _: {"gamma": 1.0}
     ),
-    Cause("only mixed groups", _is("keep", "mixed_groups"), lambda _: {"keep": "all"}),
+    Cause("dynamic sampling", _is("dynamic_sampling", True), lambda _: {"dynamic_sampling": False}),
     Cause("only correct responses", _is("keep", "correct"), lambda _: {"keep": "all"}),
     Cause("truncated responses left out", _is("mask_truncated", True), lambda _: {"mask_truncated": False}),
 )
@@ -146,7 +146,7 @@ FACTORS = {  # (hyperparameter, value) -> a constant factor of the expectation
     ("baseline", "group_mean"): "(G-1)/G",  # the own response's share in the baseline
     ("baseline", "batch_mean"): "(PG-1)/PG",
     ("aggregation", "seq-mean-token-sum-norm"): "1/L",
-    ("keep", "mixed_groups"): "1/P(mixed group)",
+    ("dynamic_sampling", True): "1/P(mixed group)",
 }
 
 

@@ -19,9 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from algos import ALGORITHMS
-from algos.pieces.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
-from algos.training.stage.config import parse
 from evaluation.memory import closed_form as closed
 from evaluation.memory.closed_form import GB, MODELS, PRECISIONS, SETUPS, STATES
 
@@ -90,7 +89,7 @@ class Plan:
             settings |= {"kl_coef": 0.0} | ({"kl_target": None} if defaults.kl_target is not None else {})
         elif self.reference == "yes" and not defaults.kl_coef:
             settings["kl_coef"] = KL_COEF
-        return parse(
+        return from_dict(
             RunConfig,
             {
                 "algorithm": self.algorithm,
@@ -420,7 +419,7 @@ def study_report(study: str, name: str, prompt_tokens: int | None) -> str:
     loaded = load(study)
     one_of(name, loaded.runs, "RUN")
     run = loaded.run_config(name)
-    base = parse(ModelConfig, loaded.model("base_model"), "base_model")
+    base = from_dict(ModelConfig, loaded.model("base_model"), "base_model")
     config = closed.model_config(base.path) if base.path else closed.built_config(base)
     peaks = predict(Workload(run, config, prompt_tokens or run.max_prompt_tokens))
     phases = {phase: peak.places for phase, peak in peaks.items()}

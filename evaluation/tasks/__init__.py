@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from algos.pieces.settings import SettingsError, from_dict, one_of
+from pydantic import PositiveInt
+
+from algos.pieces.settings import SettingsError, from_dict, one_of, settings
 from evaluation.tasks import gsm8k, gsm_symbolic, word_problems
 from evaluation.tasks.rows import check_rows
 
@@ -28,24 +30,20 @@ __all__ = ["TASKS", "Task", "TaskSettings", "check_rows", "load_task"]
 SPLITS = ("train", "dev", "test", "demonstrations")
 
 
-@dataclass(frozen=True)
+@settings
 class TaskSettings:
     """The study's `task` section."""
 
     name: str
     seed: int = 0  # of the generator, or of the split into train and dev
-    train: int | None = None  # problems per split; null: all that there are
-    dev: int | None = None
-    test: int | None = None
-    demonstrations: int | None = None  # worked solutions for the cold start
+    train: PositiveInt | None = None  # problems per split; null: all that there are
+    dev: PositiveInt | None = None
+    test: PositiveInt | None = None
+    demonstrations: PositiveInt | None = None  # worked solutions for the cold start
     settings: dict = field(default_factory=dict)  # the task's own
 
     def __post_init__(self):
         one_of(self.name, TASKS, "name")
-        for split in SPLITS:
-            size = getattr(self, split)
-            if size is not None and size <= 0:
-                raise ValueError(f"{split} must be above 0, or null for all, got {size}")
         self.config  # noqa: B018  checks the task's own settings
 
     @property

@@ -6,17 +6,16 @@ ever tuned on test. Demonstrations are the train split's own solutions without t
 
 import random
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, settings
 from evaluation.tasks.files import read_jsonl
 from evaluation.tasks.rows import check_rows
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
-@dataclass(frozen=True)
+@settings
 class GSM8KConfig:
     path: str | None = None  # folder with train.jsonl and test.jsonl; null: download from the hub
     hub_id: str = "openai/gsm8k"  # dataset on the hub, used when path is null

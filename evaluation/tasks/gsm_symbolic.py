@@ -4,19 +4,16 @@ Templates of GSM8K with other names and numbers. The package's chain of thought 
 line is replaced where it does not state the package's own answer.
 """
 
-from dataclasses import dataclass
+from pydantic import PositiveFloat
 
-from algos.pieces.settings import positive
+from algos.pieces.settings import settings
 from evaluation.tasks.answers import gold_answer, normalize
 from evaluation.tasks.rows import all_given
 
 
-@dataclass(frozen=True)
+@settings
 class GSMSymbolicConfig:
-    difficulty: float = 1.0  # reasoning-gym's own knob
-
-    def __post_init__(self):
-        positive(self, "difficulty")
+    difficulty: PositiveFloat = 1.0  # reasoning-gym's own knob
 
 
 def _row(entry: dict) -> dict:

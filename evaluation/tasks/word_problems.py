@@ -14,9 +14,11 @@ in; their answers are always right.
 """
 
 import random
-from dataclasses import dataclass
+from typing import Annotated
 
-from algos.pieces.settings import positive, share
+from pydantic import Field, PositiveInt
+
+from algos.pieces.settings import Share, settings
 from evaluation.tasks.rows import all_given
 
 NAMES = ("Mia", "Tom", "Ana", "Sam", "Leo", "Eva", "Max", "Zoe")
@@ -58,27 +60,23 @@ DRILL = "What is {expression}?"
 MAX_ATTEMPTS = 200  # tries per wanted problem before the settings are called too narrow
 
 
-@dataclass(frozen=True)
+@settings
 class WordProblemsConfig:
-    min_steps: int = 1  # operations per problem
+    min_steps: PositiveInt = 1  # operations per problem
     max_steps: int = 3
-    start_min: int = 2  # the first count
+    start_min: PositiveInt = 2  # the first count
     start_max: int = 12
-    operand_max: int = 9  # operands are 1..operand_max
-    double_share: float = 0.1  # share of the steps that double instead of adding or subtracting
-    phrasings: int = 3  # sentences per operation, at most 6
-    wrong_step_share: float = 0.25  # probability that a step of a demonstration is wrong
-    drill_share: float = 0.25  # share of the demonstrations that are plain arithmetic
+    operand_max: PositiveInt = 9  # operands are 1..operand_max
+    double_share: Share = 0.1  # share of the steps that double instead of adding or subtracting
+    phrasings: Annotated[int, Field(gt=0, le=len(ADD))] = 3  # sentences per operation
+    wrong_step_share: Share = 0.25  # probability that a step of a demonstration is wrong
+    drill_share: Share = 0.25  # share of the demonstrations that are plain arithmetic
 
     def __post_init__(self):
-        positive(self, "min_steps", "start_min", "operand_max", "phrasings")
-        share(self, "double_share", "wrong_step_share", "drill_share")
         if self.max_steps < self.min_steps:
             raise ValueError(f"max_steps must be at least min_steps = {self.min_steps}, got {self.max_steps}")
         if self.start_max < self.start_min:
             raise ValueError(f"start_max must be at least start_min = {self.start_min}, got {self.start_max}")
-        if self.phrasings > len(ADD):
-            raise ValueError(f"phrasings must be at most {len(ADD)}, got {self.phrasings}")
 
 
 def _apply(value: int, operation: str, operand: int) -> tuple[str, int]:

@@ -42,5 +42,5 @@ def test_a_ratio_on_the_bound_is_not_truncated(a):  # on-policy all ratios are e
 
 
 def test_the_bound_is_that_of_the_ratio_itself():  # 0.2, as PPO's range is written, would be a bound below 1
-    with pytest.raises(ValueError, match=r"bound of the ratio itself and must be at least 1, got 0\.2"):
+    with pytest.raises(ValueError, match=r"is_max must be at least 1, got 0\.2"):
         cispo.CISPOConfig(is_max=0.2)

@@ -26,9 +26,7 @@ def test_golden_dapo(a):  # [[-1.28, -0.6, -1.125], [0.8, 1.1]] over 5 tokens; w
     loss, grad = gradient(lambda x: dapo.ALGORITHM.loss(x, a.old, A2, a.mask, hparams, a.totals)[0], a.new)
     assert loss.item() == pytest.approx(-0.221, abs=1e-9)
     close(grad, [[0.0, -0.12, -0.225], [0.0, 0.22, 0.0]])
-    assert (
-        hparams.keep == "mixed_groups" and hparams.kl_coef == 0 and dapo.ALGORITHM.run["rewards"] == {"overlong": 1.0}
-    )
+    assert hparams.dynamic_sampling and hparams.kl_coef == 0 and dapo.ALGORITHM.run["rewards"] == {"overlong": 1.0}
 
 
 def test_lite_ppo_divides_by_the_batchs_standard_deviation():

@@ -1,6 +1,7 @@
 """All combinations of the pieces: refused by name, or finite losses that add up over micro-batches."""
 
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from algos.pieces import advantages as pieces
 from algos.pieces.aggregation import MODES
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.clipping import clipped_objective
-from algos.pieces.correction import MODES as CORRECTIONS
+from algos.pieces.correction import Correction
 from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator
 from algos.pieces.ratios import LEVELS, PER_RESPONSE
@@ -31,14 +32,14 @@ KL = [
 
 
 @pytest.mark.parametrize("ratio", LEVELS)
-@pytest.mark.parametrize("baseline", pieces.BASELINES)
+@pytest.mark.parametrize("baseline", get_args(pieces.Baseline))
 def test_every_combination_is_refused_by_name_or_has_finite_losses_that_add_up(baseline, ratio):
     critic, none = baseline == "critic", ratio == "none"
     config_class = (WithCritic if none else ppo.PPOConfig) if critic else (Estimator if none else grpo.GRPOConfig)
     objective = reinforce_objective if none else clipped_objective
     entry = Algorithm(config_class(), objective, lambda hparams: "", "", "")
     possible = 0
-    for scale, aggregation, correction, kl in product(("none", "whiten"), MODES, CORRECTIONS, KL):
+    for scale, aggregation, correction, kl in product(("none", "whiten"), MODES, get_args(Correction), KL):
         choice = {"baseline": baseline, "scale": scale, "ratio": ratio, "aggregation": aggregation, **kl}
         choice["correction"] = correction
         try:

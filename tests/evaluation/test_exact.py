@@ -90,13 +90,13 @@ def test_the_greedy_response_follows_the_largest_logits():
     assert TOY.greedy(forced).tolist() == [6, 6]
 
 
-@pytest.mark.parametrize("keep", ["all", "mixed_groups"])
-def test_all_batches_have_probability_one(keep):
-    prompts, responses, weights = enumerate_batches(TOY, 3, keep, TOY.logits)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_all_batches_have_probability_one(dynamic):
+    prompts, responses, weights = enumerate_batches(TOY, 3, dynamic, TOY.logits)
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-12)
     assert responses.shape == (len(weights), 2, 3)
     right = TOY.correct[prompts[..., None], responses].sum(dim=-1)
-    assert keep == "all" or ((right > 0) & (right < 3)).all()
+    assert not dynamic or ((right > 0) & (right < 3)).all()
 
 
 def test_the_kl_of_whole_responses_is_the_sum_over_the_prefixes_that_the_policy_meets():
@@ -168,7 +168,7 @@ def test_gae_below_one_is_as_right_as_its_critic(lam):
 
 
 def test_dynamic_sampling_biases_shaped_rewards_only():  # groups of equal rewards have no gradient to lose
-    settings = {"scale": "none", "aggregation": "seq-mean-token-sum", "keep": "mixed_groups"}
+    settings = {"scale": "none", "aggregation": "seq-mean-token-sum", "dynamic_sampling": True}
     assert of("dapo", **settings).rest > 0.01
     assert of("dapo", toy=BINARY, **settings).rest < EXACT
 

@@ -1,32 +1,101 @@
-from dataclasses import dataclass, field
+import json
+import random
+from dataclasses import FrozenInstanceError, asdict, field, fields, replace
+from typing import Literal
 
+import jsonschema
 import pytest
+from pydantic import PositiveInt
 
-from algos.pieces.settings import SettingsError, from_dict
+from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError, from_dict, json_schema, settings
 from algos.training.config import RunConfig
 from algos.training.stage.config import OptimizerConfig
 from algos.training.supervised.config import SupervisedConfig
+from evaluation.tasks import TaskSettings
 from evaluation.tasks.files import read_jsonl
 
 
-@dataclass(frozen=True)
+@settings
 class Inner:
     x: float = 1.0
     y: float = 2.0
 
 
-@dataclass(frozen=True)
+@settings
 class Outer:
+    """A section."""
+
     name: str
-    count: int = 1
+    count: PositiveInt = 1  # how many: 1 é
     rate: float | None = None
+    kind: Literal["loss", "reward"] = "loss"
+    pair: tuple[Literal["a", "b"], ...] = ()
+    other: Inner | None = None
     weights: dict[str, float] = field(default_factory=dict)
     inner: Inner = field(default_factory=lambda: Inner(x=5.0))
 
 
+@settings
+class Heir(Outer):
+    name = "heir"
+    count = 3  # how many heirs
+    more: bool = False
+
+
 def test_values_and_defaults():
-    got = from_dict(Outer, {"name": "a", "rate": 1, "weights": {"w": 2}})
-    assert got == Outer("a", 1, 1.0, {"w": 2.0}, Inner(5.0, 2.0)) and isinstance(got.rate, float)
+    got = from_dict(Outer, {"name": "a", "rate": 1, "weights": {"w": 2}, "pair": ["b", "a"]})
+    assert got == Outer("a", 1, 1.0, pair=("b", "a"), weights={"w": 2.0}, inner=Inner(5.0, 2.0))
+    assert isinstance(got.rate, float)
+
+
+def test_numbers_arrive_bit_for_bit():
+    numbers = [random.Random(0).uniform(-1, 1) * 10.0**power for power in range(-300, 300)]
+    got = from_dict(Outer, {"name": "a", "weights": {str(i): number for i, number in enumerate(numbers)}})
+    assert list(got.weights.values()) == numbers
+
+
+def test_an_heir_gives_a_default_without_its_type_and_the_type_still_counts():
+    assert (Heir().name, Heir().count, Outer("a").count) == ("heir", 3, 1)
+    assert [field.name for field in fields(Heir)] == [*(field.name for field in fields(Outer)), "more"]
+    with pytest.raises(SettingsError, match=r"^count must be above 0, got 0\.$"):
+        replace(Heir(), count=0)
+
+
+def test_what_is_made_in_code_is_checked_like_a_study_file():
+    with pytest.raises(SettingsError, match=r"settings, key: 'cuont' is unknown. Did you mean 'count'"):
+        Outer("a", cuont=1)
+    with pytest.raises(SettingsError, match=r"^name is missing; it is required\.$"):
+        Outer()
+    with pytest.raises(FrozenInstanceError):
+        Outer("a").count = 2
+
+
+def test_the_json_schema_holds_types_limits_defaults_and_comments():
+    schema = json_schema(Heir)
+    assert json_schema(Outer)["description"] == "A section." and schema["additionalProperties"] is False
+    assert schema["properties"]["count"] == {
+        "type": "integer",
+        "exclusiveMinimum": 0,
+        "default": 3,
+        "title": "Count",
+        "description": "how many heirs",
+    }
+    assert json_schema(Outer)["properties"]["count"]["description"] == "how many: 1 é"
+    assert schema["properties"]["kind"]["enum"] == ["loss", "reward"]
+
+
+SECTIONS = (RunConfig, SupervisedConfig, TaskSettings, *(type(entry.defaults) for entry in ALGORITHMS.values()))
+
+
+@pytest.mark.parametrize("cls", dict.fromkeys(SECTIONS))
+def test_the_defaults_of_every_section_obey_its_own_schema(cls):
+    required = {"algorithm": "grpo", "seed": 0, "name": "word_problems"}
+    values = {key: value for key, value in required.items() if key in cls.__dataclass_fields__}
+    made = json.loads(json.dumps(asdict(from_dict(cls, values))))
+    jsonschema.validate(made, json_schema(cls))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**made, "nonsense": 1}, json_schema(cls))
 
 
 def test_a_part_of_a_nested_section_keeps_the_rest_of_that_sections_defaults():
@@ -40,19 +109,26 @@ def test_a_part_of_a_nested_section_keeps_the_rest_of_that_sections_defaults():
     [
         (
             {"name": "a", "cuont": 1},
-            r"outer, key: 'cuont' is unknown. Did you mean 'count'\? Allowed: count, inner, name",
+            r"outer, key: 'cuont' is unknown. Did you mean 'count'\? Allowed: count, inner, kind, name",
         ),
         ({}, "outer.name is missing"),
         ({"name": 3}, "outer.name must be text, got 3"),
-        ({"name": "a", "count": 1.5}, "outer.count must be whole number, got 1.5"),
-        ({"name": "a", "count": True}, "outer.count must be whole number, got True"),
-        ({"name": "a", "rate": "3e-4"}, r"outer.rate must be number or null, got '3e-4'"),
+        ({"name": "a", "count": 1.5}, "outer.count must be a whole number, got 1.5"),
+        ({"name": "a", "count": True}, "outer.count must be a whole number, got True"),
+        ({"name": "a", "rate": "3e-4"}, r"outer.rate must be a number, or null, got '3e-4'"),
         (
             {"name": "a", "inner": {"x": "3e-4"}},
-            r"outer.inner.x must be number, got '3e-4'. YAML reads 3e-4 as text; write 3.0e-04",
+            r"outer.inner.x must be a number, got '3e-4'. YAML reads 3e-4 as text; write 3.0e-04",
         ),
         ({"name": "a", "inner": {"x": float("nan")}}, "finite"),
-        ({"name": "a", "weights": {"w": "heavy"}}, "outer.weights.w must be number"),
+        ({"name": "a", "weights": {"w": "heavy"}}, "outer.weights.w must be a number"),
+        ({"name": "a", "count": "2"}, "outer.count must be a whole number, got '2'"),
+        ({"name": "a", "kind": "rewart"}, r"outer.kind: 'rewart' is unknown. Did you mean 'reward'\? Allowed: loss, r"),
+        ({"name": "a", "pair": ["a", "c"]}, r"outer.pair\[1\]: 'c' is unknown. Allowed: a, b"),
+        ({"name": "a", "pair": "a"}, "outer.pair must be a list, got 'a'"),
+        ({"name": "a", "other": {"z": 1}}, "outer.other, key: 'z' is unknown. Allowed: x, y"),
+        ({"name": "a", "other": {"x": True}}, "outer.other.x must be a number, got True"),
+        ({"name": "a", "other": 3}, "outer.other must be a mapping, or null, got 3"),
         ("text", "expected a mapping"),
     ],
 )
@@ -72,14 +148,17 @@ def test_every_mistake_is_named_with_its_place(values, message):
             {"algorithm": "gspo", "settings": {"clip": 0.1}},
             "'clip' is unknown. Did you mean 'clip_low'.*clip_high, clip_low",
         ),
-        ({"algorithm": "ppo", "settings": {"gae_lambda": 2.0}}, r"gae_lambda must be in 0..1, got 2.0"),
+        ({"algorithm": "ppo", "settings": {"gae_lambda": 2.0}}, "gae_lambda must be at most 1, got 2.0"),
         ({"algorithm": "ppo", "dtype": "int8"}, "dtype: 'int8'"),
         ({"algorithm": "ppo", "temperature": 0.0}, "temperature must be above 0"),
         ({"algorithm": "ppo", "settings": {"whiten_advantages": True}}, "'whiten_advantages' is unknown"),  # scale now
         ({"algorithm": "ppo", "critic_head": "mlp"}, "'critic_head' is unknown"),  # a setting of the algorithm
-        ({"algorithm": "ppo", "settings": {"critic_head": "tree"}}, "critic_head must be one of linear, mlp"),
+        (
+            {"algorithm": "ppo", "settings": {"critic_head": "tree"}},
+            "critic_head: 'tree' is unknown. Allowed: linear",
+        ),
         ({"algorithm": "grpo", "settings": {"critic_head": "mlp"}}, "critic_head is no setting of grpo, which has"),
-        ({"algorithm": "grpo", "budget_tokens": 0}, "budget_tokens must be above 0, got 0"),
+        ({"algorithm": "grpo", "budget_tokens": 0}, "budget_tokens must be above 0, or null, got 0"),
         (
             {"algorithm": "grpo", "budget_tokens": 100, "optimizer": {"schedule": "linear"}},
             "schedule must be constant, got linear",

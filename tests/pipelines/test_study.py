@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import LoraSettings, RunConfig
-from algos.training.stage.config import parse
 from pipelines.study import Study, load
 from pipelines.tree import tree
 
@@ -402,7 +401,7 @@ def test_a_stage_may_leave_out_the_adapters_that_the_others_share():
     assert study.parsed("grpo", 0).lora == LoraSettings(8, 32.0, ("q_proj",))
     assert study.parsed("gspo", 0).lora is None and study.parsed("ppo", 0).lora.rank == 4
     resolved = json.loads(json.dumps(study.resolved("grpo", 0)))  # as a command gets it
-    assert parse(RunConfig, resolved, "x").lora == study.parsed("grpo", 0).lora
+    assert from_dict(RunConfig, resolved, "x").lora == study.parsed("grpo", 0).lora
 
 
 def test_bfloat16_is_placed_into_every_stage():

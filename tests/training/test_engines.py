@@ -22,7 +22,7 @@ import yaml
 from scipy.stats import chisquare
 from tiny import tiny_tokenizer
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import make_batch
 from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import build_model, load_policy, save_policy
@@ -34,7 +34,7 @@ from algos.training.sampling.engine import Sampling, StaleWeights
 from algos.training.sampling.engines import RatioCanary, TransformersEngine, make_engine
 from algos.training.sampling.fingerprint import differing, fingerprint
 from algos.training.sampling.vllm_colocated import ColocatedEngine
-from algos.training.stage.config import OptimizerConfig, parse
+from algos.training.stage.config import OptimizerConfig
 from algos.training.train import train
 from evaluation.tasks.files import read_jsonl, write_jsonl
 from pipelines.study import Study
@@ -482,7 +482,7 @@ def test_an_engine_that_samples_at_another_temperature_fails_on_the_first_batch(
 
 def refusal(**settings) -> str:
     with pytest.raises(SettingsError) as refused:
-        parse(RunConfig, {"algorithm": "grpo", "seed": 0, **settings}, "runs.x")
+        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, **settings}, "runs.x")
     return str(refused.value)
 
 
@@ -495,9 +495,7 @@ def test_engine_settings_are_refused_by_name(monkeypatch):
     assert "server_url belongs to mode server" in refusal(vllm={"server_url": "http://x"})
     assert "weights_folder belongs to mode server, got '/x'" in refusal(vllm={"weights_folder": "/x"})
     assert "got '127.0.0.1:8000'" in refusal(vllm={"mode": "server", "server_url": "127.0.0.1:8000"})
-    assert "gpu_memory_utilization must be above 0 and at most 1, got 30.0" in refusal(
-        vllm={"gpu_memory_utilization": 30}
-    )
+    assert "gpu_memory_utilization must be at most 1, got 30" in refusal(vllm={"gpu_memory_utilization": 30})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
 

@@ -459,11 +459,11 @@ REFUSED = [
     ),
     ({"algorithm": "trpo", "minibatches": 1, "compile": True}, "trpo needs second .* compile must be false, got true"),
     ({"algorithm": "grpo", "offload": ["policy"]}, "offload: 'policy' is unknown.* Allowed: critic, optimizer, ref"),
-    ({"algorithm": "grpo", "lora": {"rank": 0}}, "lora: rank must be above 0, got 0"),
+    ({"algorithm": "grpo", "lora": {"rank": 0}}, "lora.rank must be above 0, got 0"),
     ({"algorithm": "grpo", "lora": {"ranks": 2}}, "lora, key: 'ranks' is unknown. Did you mean 'rank'"),
     (
         {"algorithm": "ppo", "settings": {"critic_layers": 0}},
-        "critic_layers must be at least 1, or null for all, got 0",
+        "critic_layers must be above 0, or null, got 0",
     ),
     (
         {"algorithm": "ppo_shared", "settings": {"critic_layers": 1}},

@@ -39,8 +39,8 @@ CASES = {
     "gspo_paper_clip": ("gspo", {}, "grpo", "clip_fraction", 0.002),
     "gspo_token": ("gspo_token", {"clip_low": 0.03, "clip_high": 0.04}, "grpo", "clip_fraction", 0.05),
     "dr_grpo": ("dr_grpo", {}, "dr_grpo", "clip_fraction", 0.3),
-    "dapo": ("dapo", {"keep": "all", "mask_truncated": True}, "dapo", "clip_fraction", 0.3),
-    "dapo_entropy": ("dapo", {"keep": "all", "entropy_coef": 0.5}, "dapo", "clip_fraction", 0.3),
+    "dapo": ("dapo", {"dynamic_sampling": False, "mask_truncated": True}, "dapo", "clip_fraction", 0.3),
+    "dapo_entropy": ("dapo", {"dynamic_sampling": False, "entropy_coef": 0.5}, "dapo", "clip_fraction", 0.3),
     "lite_ppo": ("lite_ppo", {}, "bnpo", "clip_fraction", 0.3),
     "cispo": ("cispo", {"is_max": 1.2, "kl_coef": 0.04}, "cispo", "clip_fraction", 0.3),
     "sapo": ("sapo", {"tau_pos": 5.0, "tau_neg": 8.0, "kl_coef": 0.04}, "sapo", "gate_below_half", 0.6),
@@ -174,7 +174,9 @@ def test_dapo_of_trl_is_a_token_mean_with_one_minibatch_only(tmp_path):
     """With two, TRL divides by half the tokens of the rollout batch, which is why such runs get bnpo."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
-    config = RunConfig("dapo", 0, {"keep": "all", "std_epsilon": 1.0e-4}, "trl", 1, None, 2, 4, minibatches=1)
+    config = RunConfig(
+        "dapo", 0, {"dynamic_sampling": False, "std_epsilon": 1.0e-4}, "trl", 1, None, 2, 4, minibatches=1
+    )
     trainer = make_trainer(config, model, model, tokenizer, tmp_path)
     inputs = scored(trainer, random_rollouts(tokenizer, PROMPTS, 4, LENGTHS), tokenizer)
     rows = {name: value[:4] if value.dim() else value for name, value in inputs.items()}

@@ -47,7 +47,7 @@ CASES = {  # algorithm, its settings, options of the run
     "grpo_kl": ("grpo", {**GRPO, "kl_coef": 0.04, "kl_importance_weighted": True}, {"temperature": 0.8}),
     "grpo_token_mean": ("lite_ppo", GRPO, {}),  # TRL's bnpo
     "dr_grpo": ("dr_grpo", {}, {}),
-    "dapo": ("dapo", {**GRPO, "keep": "all", "mask_truncated": True}, ONE_MINIBATCH),
+    "dapo": ("dapo", {**GRPO, "dynamic_sampling": False, "mask_truncated": True}, ONE_MINIBATCH),
     "gspo": ("gspo", {**GRPO, "clip_low": 0.03, "clip_high": 0.04}, {}),
     "cispo": ("cispo", {**GRPO, "is_max": 1.2}, ONE_MINIBATCH),
     "rloo_clipped": (

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import build_model, load_policy, load_tokenizer, save_policy, train_tokenizer
 from algos.training.models.config import ModelConfig
-from algos.training.stage.config import parse
 from algos.training.stage.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import read_jsonl
 
@@ -62,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     name = args.name or "model"
-    config = parse(ModelConfig, load_settings(args.settings), name)
+    config = from_dict(ModelConfig, load_settings(args.settings), name)
     model, tokenizer = make(config, name, args.seed, args.texts, args.tokenizer)
     record = Record(args.out, "model", asdict(config), args.threads, name=args.name, seed=args.seed)
     record.log(0, {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)})

@@ -1,38 +1,26 @@
 """Settings of a language model that a study starts from."""
 
-from dataclasses import dataclass
+from pydantic import PositiveFloat, PositiveInt
 
-from algos.pieces.settings import positive
+from algos.pieces.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class ModelConfig:
     """A language model: a path or hub id, or the shape of a new Qwen2-style transformer."""
 
     path: str | None = None  # folder with a causal LM and its tokenizer, or a hub id; null: build one
     revision: str | None = None  # of a hub id: a commit, so that the same model is loaded next year
-    vocab_size: int = 320  # of the BPE tokenizer trained on the task's text
-    hidden_size: int = 128
-    layers: int = 3
-    heads: int = 4
-    intermediate_size: int = 352
-    max_positions: int = 512
-    initializer_range: float | None = (
-        None  # std of the initial weights; null: 1 / sqrt(hidden_size). transformers' 0.02
-    )
-    # suits widths above 1,000: at 128 it halves what the cold start learns in the same time
+    vocab_size: PositiveInt = 320  # of the BPE tokenizer trained on the task's text
+    hidden_size: PositiveInt = 128
+    layers: PositiveInt = 3
+    heads: PositiveInt = 4
+    intermediate_size: PositiveInt = 352
+    max_positions: PositiveInt = 512
+    initializer_range: PositiveFloat | None = None  # std of the initial weights; null: 1 / sqrt(hidden_size)
+    # transformers' 0.02 suits widths above 1,000: at 128 it halves what the cold start learns in the same time
 
     def __post_init__(self):
-        positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "layers",
-            "heads",
-            "intermediate_size",
-            "max_positions",
-            "initializer_range",
-        )
         if self.path is None and self.hidden_size % (2 * self.heads):
             raise ValueError(
                 f"hidden_size must be a multiple of 2 x heads (rotary embeddings need an even size per "

@@ -20,10 +20,9 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.rewards.config import PreferenceConfig
 from algos.training.sampling.respond import draw_problems, respond
-from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import read_jsonl, write_jsonl
 
@@ -123,7 +122,7 @@ def main() -> None:
     if (args.start is None) != (args.prompts is None):
         parser.error("--from and --prompts go together; --pairs needs neither")
     use_threads(args.threads)
-    config = parse(PreferenceConfig, load_settings(args.settings), "preferences")
+    config = from_dict(PreferenceConfig, load_settings(args.settings), "preferences")
     record = Record(args.out, "preferences", asdict(config), args.threads, name=args.name, seed=config.seed)
     if args.pairs:
         rows, metrics = read_rows(args.pairs, config), {}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from algos.pieces.settings import from_dict
 from algos.training.models.checkpoints import (
     ScalarModel,
     encode_prompt,
@@ -26,7 +27,6 @@ from algos.training.models.checkpoints import (
 )
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.rewards.config import RewardModelConfig
-from algos.training.stage.config import parse
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with train.jsonl and held_out.jsonl")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(RewardModelConfig, load_settings(args.settings), "reward_model")
+    config = from_dict(RewardModelConfig, load_settings(args.settings), "reward_model")
     train(config, args.start, args.data, args.out, args.name, args.threads)
 
 

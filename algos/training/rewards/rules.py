@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
-import numpy as np
+from pydantic import PositiveInt
+from rapidfuzz.distance import Levenshtein
 
-from algos.pieces.settings import one_of, positive
+from algos.pieces.settings import one_of, settings
 from evaluation.tasks.answers import extract_strict, has_format, is_correct
 
 SPACED = {"ARABIC", "BENGALI", "CYRILLIC", "DEVANAGARI", "GREEK", "HANGUL", "HEBREW", "LATIN", "TAMIL", "TELUGU"}
@@ -28,16 +29,15 @@ ASCII_RUN = re.compile(r"[!-~]+")
 SYMBOLS = frozenset("0123456789=+*/^\\_{}<>|")  # none of them is in an ordinary word
 
 
-@dataclass(frozen=True)
+@settings
 class RewardSettings:
     """Parameters of the rules."""
 
-    repetition_ngram: int = 3  # repetition: words per n-gram
-    overlong_tokens: int | None = None  # overlong: tokens before the limit where it grows; null: a fifth, as DAPO's
+    repetition_ngram: PositiveInt = 3  # repetition: words per n-gram
+    overlong_tokens: PositiveInt | None = None  # overlong: tokens before the limit where it grows; null: a fifth (DAPO)
     language_script: str = "LATIN"  # language: the script that the chain of thought should be written in
 
     def __post_init__(self):
-        positive(self, "repetition_ngram", "overlong_tokens")
         one_of(self.language_script, SPACED | UNSPACED, "language_script")
 
 
@@ -128,21 +128,7 @@ def prose(text: str) -> str:
 def edit_similarity(response: Response, settings: RewardSettings) -> float:
     """1 - edit distance / longer length, to the worked solution or, if there is none, to the gold answer."""
     text, target = response.text.strip(), (response.solution or response.gold or "").strip()
-    longer = max(len(text), len(target))
-    return 1 - levenshtein(text, target) / longer if longer else 1.0
-
-
-def levenshtein(a: str, b: str) -> int:
-    """Fewest insertions, deletions and substitutions that turn a into b; in memory two rows of the table."""
-    a, b = sorted((a, b), key=len)
-    columns = np.arange(len(b) + 1)
-    letters = np.array([ord(c) for c in b], dtype=np.int64)
-    row = columns
-    for i, letter in enumerate(a, 1):
-        above = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
-        row = np.concatenate([[i], above])
-        row = np.minimum.accumulate(row - columns) + columns  # a cell is at most its left neighbor + 1
-    return int(row[-1])
+    return Levenshtein.normalized_similarity(text, target)
 
 
 def repetition(response: Response, settings: RewardSettings) -> float:

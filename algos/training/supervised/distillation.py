@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from algos import distillation
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import Batch, Totals, make_batch
 from algos.training.models.checkpoints import (
     check_causal_lm,
@@ -28,7 +28,7 @@ from algos.training.models.checkpoints import (
 from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
 from algos.training.sampling.sampler import decode_ids, sample
-from algos.training.stage.config import loaded_dtype, parse
+from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -283,7 +283,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(DistillationConfig, load_settings(args.settings), "settings")
+    config = from_dict(DistillationConfig, load_settings(args.settings), "settings")
     train(config, args.student, args.teacher, args.prompts, args.data, args.out, args.name, args.threads)
 
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import check_causal_lm, load_policy, load_tokenizer, resolve_device, save_policy
 from algos.training.sampling.respond import draw_problems, sampled
-from algos.training.stage.config import parse
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -200,7 +199,7 @@ def main() -> None:
     parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(ExpertIterationConfig, load_settings(args.settings), "settings")
+    config = from_dict(ExpertIterationConfig, load_settings(args.settings), "settings")
     train(config, args.policy, args.prompts, args.out, args.name, args.threads)
 
 

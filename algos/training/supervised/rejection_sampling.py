@@ -11,10 +11,9 @@ By hand:
 from dataclasses import asdict
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import check_causal_lm
 from algos.training.sampling.respond import draw_problems, respond
-from algos.training.stage.config import parse
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from algos.training.supervised.config import RejectionConfig
 from evaluation.tasks.files import write_jsonl
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(RejectionConfig, load_settings(args.settings), "settings")
+    config = from_dict(RejectionConfig, load_settings(args.settings), "settings")
     check_causal_lm(args.policy)
     problems = draw_problems(args.prompts, config.prompts, config.seed, "settings.prompts")
     record = Record(args.out, "rejection_sampling", asdict(config), args.threads, name=args.name, seed=config.seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from algos.pieces.masked import masked_sum
+from algos.pieces.settings import from_dict
 from algos.pieces.types import Totals
 from algos.training.models.checkpoints import (
     check_causal_lm,
@@ -22,7 +23,7 @@ from algos.training.models.checkpoints import (
 )
 from algos.training.models.logprobs import token_logprobs
 from algos.training.models.packing import Layout, shares_prompts
-from algos.training.stage.config import loaded_dtype, parse
+from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="FILE", help="rows with prompt and answer, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = parse(SupervisedConfig, load_settings(args.settings), "settings")
+    config = from_dict(SupervisedConfig, load_settings(args.settings), "settings")
     train(config, args.model, args.data, args.out, args.name, args.threads)
 
 

@@ -69,6 +69,7 @@ ANYWHERE = {  # what none of TRL's trainers has
     "credit": only("response", why="TRL has one advantage per response"),
     "kl_target": only(None, why="TRL's kl_coef is fixed"),
     "target_kl": only(None, why="TRL makes all updates of a rollout batch"),
+    "dynamic_sampling": only(False, why="TRL trains on every group that it samples"),
     "keep": only("all", why="TRL trains on every response that it samples"),
     "correction": only("none", why="TRL corrects for its own sampler, with vLLM only"),
     "dual_clip": only(None, why="TRL has no dual clip"),

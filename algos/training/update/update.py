@@ -85,7 +85,7 @@ def kept(settings: Estimator, truncated: Tensor, correct: Tensor, group_size: in
 
     Groups that only fill a batch for want of mixed ones do not count: a length penalty would be all that they teach.
     """
-    if settings.keep == "all" and not settings.mask_truncated:
+    if settings.keep == "all" and not settings.mask_truncated and not settings.dynamic_sampling:
         return None
     keep = torch.ones_like(truncated)
     right = correct.to(truncated.device) == 1
@@ -93,7 +93,7 @@ def kept(settings: Estimator, truncated: Tensor, correct: Tensor, group_size: in
         keep = keep & ~truncated
     if settings.keep == "correct":
         keep = keep & right
-    if settings.keep == "mixed_groups":
+    if settings.dynamic_sampling:
         groups = right.view(-1, group_size)
         mixed = groups.any(dim=1) & ~groups.all(dim=1)
         keep = keep & mixed.repeat_interleave(group_size)
