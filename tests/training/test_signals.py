@@ -28,10 +28,8 @@ def inputs(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("inputs")
     tokenizer = tiny_tokenizer()
     save_policy(tiny_model(tokenizer).float(), tokenizer, folder / "model")
-    write_jsonl(
-        folder / "rows.jsonl",
-        [{"id": str(i), "question": f"{i}+1", "prompt": f"{i}+1=", "answer": f"#### {i + 1}"} for i in range(4)],
-    )
+    rows = [{"id": str(i), "question": f"{i}+1", "prompt": f"{i}+1=", "answer": f"#### {i + 1}"} for i in range(4)]
+    write_jsonl(folder / "rows.jsonl", rows)
     return ["--from", str(folder / "model"), "--data", str(folder / "rows.jsonl"), "--threads", "1"]
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
 from algos.training import config as settings_module
 from algos.training import experience, train
@@ -192,3 +193,18 @@ def test_in_bfloat16_both_trainers_move_the_weights_the_same_way(files, tmp_path
         assert memory["weights"] + memory["master"] == (6 if trainer == "own" else 4) * memory["parameters"]
     assert moved["own"].abs().max() > 0.02
     assert torch.nn.functional.cosine_similarity(moved["own"], moved["trl"], dim=0) > 0.95
+
+
+def test_a_baseline_takes_a_reference_of_its_own_but_no_critic(files, tmp_path):
+    """Before the first update the KL to the policy that the run starts from is 0, the KL to another one is not."""
+    save_policy(tiny_model(TOKENIZER, 1).float(), TOKENIZER, tmp_path / "reference")
+    config = replace(run("grpo_kl", "trl", "float32"), steps=1, minibatches=1, epochs=1)
+    policy, prompts, reference = str(files / "policy"), str(files / "train.jsonl"), str(tmp_path / "reference")
+    kl = {}
+    for name, path in (("start", None), ("other", reference)):
+        with given(rollout_batches(config)):
+            trl_baseline.train(config, policy, prompts, str(tmp_path / name), reference_path=path)
+        kl[name] = read_jsonl(tmp_path / name / "metrics.jsonl")[0]["kl_loss_k3"]
+    assert kl["other"] > 0.1 and kl["start"] == pytest.approx(0, abs=1e-5)
+    with pytest.raises(SettingsError, match=r"critic of the TRL baseline starts from the policy, got .*--critic"):
+        trl_baseline.train(config, policy, prompts, str(tmp_path / "none"), critic_path=policy)
