@@ -75,16 +75,15 @@ def located(message: str, source: str, lines: Lines, inherited: dict[str, list[t
             found = [_descend(start, rest, lines) for start in (own, *inherited[name])]
             place = max(found, key=lambda keys: (keys in lines, len(keys)))
             return f"{_file(source, lines, place)}: {message}"
-    place = _descend((), words[0].split(".") + words[1:6] if words else [], lines)
+    place = _descend((), words[:6], lines)
     return f"{_file(source, lines, place)}: {message}"
 
 
 def _descend(place: tuple[str, ...], words: list[str], lines: Lines) -> tuple[str, ...]:
     """The deepest key below a place that the words name in order."""
     for word in words:
-        word = word.rstrip(".")
-        if (*place, word) in lines:
-            place = (*place, word)
+        for part in (word.rstrip("."),) if (*place, word) in lines else word.rstrip(".").split("."):
+            place = (*place, part) if (*place, part) in lines else place
     return place
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import close, gradient
+from golden import close, gradient
 
 from algos import grpo
 from algos.pieces.types import Totals

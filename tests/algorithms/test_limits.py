@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import close, gradient
+from golden import close, gradient
 
 from algos import (
     ALGORITHMS,

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import close, gradient
+from golden import close, gradient
 
 from algos import ppo, ppo_penalty
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import close, gradient
+from golden import close, gradient
 
 from algos import raft, reinforce, reinforce_pp, remax, rloo
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import close
+from golden import close
 
 from algos import sapo
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import close
+from golden import close
 
 from algos.pieces.kl import kl_full
 from algos.trpo import TRPOConfig, conjugate_gradient, full_step, trust_region_step

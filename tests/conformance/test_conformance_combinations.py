@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 from cases import Case, fill, loss_mask, make, rows_of, step, with_advantages
-from conftest import NAN
+from golden import NAN
 
 from algos import grpo, ppo
 from algos.pieces import advantages as pieces

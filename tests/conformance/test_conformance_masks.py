@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import INF, LEAVES, Made, batch, every, fill, loss_mask, make, moves, rows_of, same, step, with_advantages
-from conftest import NAN
+from golden import NAN
 from torch import Tensor
 
 from algos.pieces.types import Totals

@@ -8,7 +8,7 @@ import test_conformance_gradients as gradients
 import test_conformance_masks as masks
 import torch
 from cases import Case, case_of
-from conftest import NAN
+from golden import NAN
 
 from algos import grpo
 

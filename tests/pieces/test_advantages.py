@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NAN, close, fixture_a
+from golden import NAN, close, fixture_a
 
 from algos import grpo, ppo, reinforce, reinforce_pp, rloo
 from algos.pieces.advantages import (

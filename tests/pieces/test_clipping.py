@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import close, gradient
+from golden import close, gradient
 
 from algos import grpo
 from algos.pieces.clipping import Clipped, clipped_objective

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import close, fixture_a, gradient
+from golden import close, fixture_a, gradient
 
 from algos import ppo
 from algos.pieces.critic import explained_variance

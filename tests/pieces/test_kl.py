@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import NAN, close
+from golden import NAN, close
 
 from algos import grpo, ppo, reinforce
 from algos.pieces.kl import KLEstimator, adapt_coefficient, kl_full, kl_k1, kl_k2, kl_k3, kl_k3_plus, kl_loss

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import close
+from golden import close
 
 from algos.pieces import ratios
 from algos.pieces.diagnostics import ratio_metrics

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import fixture_a
+from golden import fixture_a
 
 from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError, from_dict

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import close, fixture_a
+from golden import close, fixture_a
 from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 

@@ -24,12 +24,14 @@ def draw_problems(path: str, count: int, seed: int, where: str) -> list[dict]:
     return random.Random(seed).sample(problems, count)
 
 
-def respond(checkpoint: str, problems: list[dict], samples: int, config, progress=None) -> list[dict]:
+def respond(
+    checkpoint: str, problems: list[dict], samples: int, config, progress=None, budget_tokens: int | None = None
+) -> list[dict]:
     """`samples` graded responses to every problem, sampled from the checkpoint; samples 0: one greedy response.
 
-    config has seed, temperature, max_response_tokens, device and dtype. Rows are in the order of the problems.
+    config has seed, temperature, max_response_tokens, device and dtype. Rows are in the order of the problems. With
+    budget_tokens, the batch of problems that reaches so many tokens is the last.
     """
-
     device = resolve_device(config.device)
     tokenizer, policy = load_tokenizer(checkpoint), load_policy(checkpoint, device, config.dtype)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -39,6 +41,8 @@ def respond(checkpoint: str, problems: list[dict], samples: int, config, progres
         if progress is not None:
             done = len(rows) // max(samples, 1)
             progress.update(done, accuracy=float(np.mean([r["correct"] for r in rows])))
+        if budget_tokens is not None and sum(row["tokens"] for row in rows) >= budget_tokens:
+            break
     return rows
 
 

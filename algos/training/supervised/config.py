@@ -35,6 +35,7 @@ class RejectionConfig:
     prompts: PositiveInt = 4000  # train prompts
     responses: PositiveInt = 4  # sampled per prompt
     max_per_prompt: PositiveInt = 2  # different correct responses kept per prompt
+    budget_tokens: PositiveInt | None = None  # the batch of prompts that reaches so many is the last; null: all prompts
     max_response_tokens: PositiveInt = 48
     temperature: PositiveFloat = 1.0
     device: str = "auto"
@@ -57,6 +58,11 @@ class ExpertIterationConfig:
         if self.training.trainer != "own":
             raise ValueError(
                 f"training.trainer must be own: TRL has no expert iteration, got {self.training.trainer!r}"
+            )
+        if self.sampling.budget_tokens is not None:
+            raise ValueError(
+                f"sampling.budget_tokens must be null: every round has the same prompts, got "
+                f"{self.sampling.budget_tokens}"
             )
         for name in ("device", "dtype"):
             if getattr(self.sampling, name) != getattr(self.training, name):

@@ -39,8 +39,9 @@ def main() -> None:
     problems = draw_problems(args.prompts, config.prompts, config.seed, "settings.prompts")
     record = Record(args.out, "rejection_sampling", asdict(config), args.threads, name=args.name, seed=config.seed)
     progress = Progress(len(problems), args.name or "rejection sampling", unit="prompt")
-    responses = respond(args.policy, problems, config.responses, config, progress)
+    responses = respond(args.policy, problems, config.responses, config, progress, config.budget_tokens)
     progress.close()
+    problems = problems[: len(responses) // config.responses]
     accepted = [
         accept(problem, responses[i * config.responses : (i + 1) * config.responses], config.max_per_prompt)
         for i, problem in enumerate(problems)
