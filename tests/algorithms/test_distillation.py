@@ -213,7 +213,7 @@ def test_steps_are_a_function_of_the_seed_and_follow_the_share():
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="on_policy_share must be 1 for the policy gradient"):
         DistillationConfig(0, objective="policy_gradient")
-    with pytest.raises(ValueError, match="beta must be at least 0, got -0.1"):
+    with pytest.raises(ValueError, match="beta must be at least 0"):
         DistillationConfig(0, beta=-0.1)
     sampling, training = RejectionConfig(0), SupervisedConfig(0)
     with pytest.raises(ValueError, match=r"hint must contain \{answer\} once"):
