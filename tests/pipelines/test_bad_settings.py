@@ -58,8 +58,6 @@ REFUSED = [
     (settings("ppo", gae_lambda_critic=-0.1), r"gae_lambda_critic must be in 0\.\.1, got -0.1"),
     (settings("ppo", critic_layers=4), "settings: critic_layers is 4, but base_model.layers is 3; at most that many"),
     (settings("ppo", critic_layers=0), "critic_layers must be at least 1, or null for all, got 0"),
-    (settings("ppo", critic_path="/no/such"), "settings.critic_path: '/no/such' is neither a folder nor a hub id"),
-    (settings("ppo", critic_path="x", critic_init="fresh"), "critic_init fresh says what .* critic_path must be null"),
     (settings("ppo_shared", critic_layers=1), "critic shared stands on .* critic_layers must be null, got 1"),
     # memory and speed
     ({"algorithm": "trpo", "compile": True}, "trpo needs second derivatives, .*: compile must be false, got true"),

@@ -17,7 +17,14 @@ import torch
 from algos import distillation
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Batch, Totals, make_batch
-from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models.checkpoints import (
+    encode_prompt,
+    import_model,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
 from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
 from algos.training.sampling.sampler import decode_ids, sample
@@ -163,7 +170,7 @@ def train(
 
         trl_supervised.prepare(config, device)
         run = trl_supervised.fit_distillation
-    load_policy(student_path, torch.device("cpu"), loaded_dtype(config))  # imports the model's code: not to be measured
+    import_model(student_path)
     before = resident_bytes()
     tokenizer = load_tokenizer(student_path)
     student = load_policy(student_path, device, loaded_dtype(config))

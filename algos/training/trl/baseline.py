@@ -17,6 +17,7 @@ What remains different in TRL 1.12:
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
@@ -34,6 +35,7 @@ from algos.training.experience import prompt_schedule
 from algos.training.models.checkpoints import (
     ScalarModel,
     encode_prompt,
+    import_model,
     load_policy,
     load_tokenizer,
     resolve_device,
@@ -57,6 +59,7 @@ class Monitor:
         self.rewards = Rewards(config, tokenizer)
         self.phases, self.progress = Phases(device), Progress(config.steps, name or f"trl {config.algorithm}")
         self.step, self.generated, self.pending, self.step_started = 0, 0, None, time.perf_counter()
+        self.after_step: Callable[[dict], None] | None = None
 
     def score(self, problems: list[dict], responses: list[list[int]]) -> list[float]:
         """Rewards of one rollout batch, by the grader that our own runs use; notes the batch's metrics."""
@@ -102,16 +105,14 @@ class Monitor:
         seconds, self.step_started = now - self.step_started, now
         self.phases.add("update", seconds - sum(self.phases.step.values()))  # what is nothing else
         step, tokens = dict(self.phases.step), self.pending.pop("batch_tokens")
-        self.record.log(
-            self.step,
-            {
-                **self.pending,
-                **logs,
-                **self.phases.next_step(),
-                "step_seconds": seconds,
-                **{f"{k}_tokens_per_second": tokens / v for k, v in step.items() if v > 0},
-            },
-        )
+        metrics = {
+            **self.pending,
+            **logs,
+            **self.phases.next_step(),
+            "step_seconds": seconds,
+            **{f"{k}_tokens_per_second": tokens / v for k, v in step.items() if v > 0},
+        }
+        self.record.log(self.step, metrics)
         self.progress.update(
             self.step + 1,
             reward=float(self.pending["reward"]),
@@ -119,6 +120,9 @@ class Monitor:
             **{"tokens/s": tokens / seconds},
         )
         self.step, self.pending = self.step + 1, None
+        if self.after_step is not None:
+            self.after_step(metrics)
+            self.step_started = time.perf_counter()
 
     def timed(self, function, phase, minus: tuple[str, ...] = ()):
         """function, its seconds added to a phase (phase(*args) if callable), less those of the phases in `minus`."""
@@ -148,14 +152,23 @@ def train(
     name: str = "",
     threads: int = 1,
     reward_model_path: str | None = None,
+    reference_path: str | None = None,
+    critic_path: str | None = None,
+    after_step: Callable[[dict], None] | None = None,
 ) -> None:
-    """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does."""
+    """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does.
+
+    after_step is called with the metrics of each step, outside of the measured time; an exception in it ends the run.
+    """
     import datasets  # noqa: F401  before memory is first measured: libraries are not what the run needs
     import trl.experimental.ppo  # noqa: F401
     from transformers import GenerationConfig, set_seed
     from trl import GRPOTrainer  # noqa: F401
 
     check(config)
+    for option, path in (("reference", reference_path), ("critic", critic_path)):
+        if path is not None and path != policy_path:
+            raise SettingsError(f"trainer trl: TRL's {option} starts from the policy; leave --{option} out.")
     problems = read_jsonl(prompts_path)
     check_rows(problems, prompts_path)
     device = resolve_device(config.device)
@@ -164,7 +177,7 @@ def train(
             "trainer trl: TRL takes every visible GPU; set CUDA_VISIBLE_DEVICES to one, device to cuda."
         )
     set_seed(config.seed)  # numpy's too: TRL's PPO shuffles its minibatches with it
-    load_policy(policy_path, torch.device("cpu"), loaded_dtype(config))  # imports the model's code
+    import_model(policy_path)
     before = resident_bytes()
     tokenizer = load_tokenizer(policy_path)
     tokenizer.padding_side = "left"
@@ -177,7 +190,7 @@ def train(
         encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)
     record = Record(
         out,
-        "train",
+        "rl",
         config.resolved(),
         threads,
         algorithm=config.algorithm,
@@ -189,6 +202,7 @@ def train(
         device=str(device),
     )
     monitor = Monitor(config, record, name, tokenizer, device)
+    monitor.after_step = after_step
     models = TRAINERS[twin_of(config).kind](config, policy, policy_path, tokenizer, rows, out, monitor, device)
     monitor.progress.close()
     save_policy(policy, tokenizer, Path(out) / "checkpoint")

@@ -161,7 +161,6 @@ CRITIC = {  # trl.experimental.ppo.PPOTrainer
     "critic_head": Setting(),  # the module is built here
     "critic_detach": Setting(),
     "critic_init": only("policy", why="the twin's critic starts from the policy"),
-    "critic_path": only(None, why="the twin's critic starts from the policy"),
     "critic_layers": only(None, why="the twin's critic is as large as the policy"),
     "value_warmup": only(0, why="TRL's PPO trains policy and critic from the first step"),
 }
