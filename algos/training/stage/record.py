@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -224,7 +225,16 @@ def component_memory(**components) -> dict[str, dict[str, int]]:
 
 
 def resident_bytes() -> int:
-    """Peak resident memory of this process so far, in bytes."""
+    """Peak resident memory of this process so far, in bytes.
+
+    Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM does not.
+    """
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

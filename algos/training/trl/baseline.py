@@ -160,15 +160,15 @@ def train(
 
     after_step is called with the metrics of each step, outside of the measured time; an exception in it ends the run.
     """
+    for option, path in (("reference", reference_path), ("critic", critic_path)):
+        if path is not None and path != policy_path:
+            raise SettingsError(f"trainer trl: TRL's {option} starts from the policy; leave --{option} out.")
     import datasets  # noqa: F401  before memory is first measured: libraries are not what the run needs
     import trl.experimental.ppo  # noqa: F401
     from transformers import GenerationConfig, set_seed
     from trl import GRPOTrainer  # noqa: F401
 
     check(config)
-    for option, path in (("reference", reference_path), ("critic", critic_path)):
-        if path is not None and path != policy_path:
-            raise SettingsError(f"trainer trl: TRL's {option} starts from the policy; leave --{option} out.")
     problems = read_jsonl(prompts_path)
     check_rows(problems, prompts_path)
     device = resolve_device(config.device)
