@@ -12,7 +12,6 @@ GB is 1e9 bytes.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from algos.training.stage.config import parse
 from algos.training.update.needs import PARTS
 from evaluation.memory import closed_form as closed
 from evaluation.memory.check import check
+from evaluation.memory.options import read_json
 from evaluation.memory.plan import CHOICES, Plan
 from evaluation.memory.text import report, settings_report, worked_table
 
@@ -56,17 +56,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--figure", action="store_true", help="draw PPO and GRPO for the model")
     made.add_argument("--out", default="results/memory", metavar="DIR", help="for --check and --figure")
     return made
-
-
-def read_json(text: str, option: str) -> dict:
-    """A mapping, written in JSON on the command line or in a file of that name."""
-    try:
-        values = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{option} is not JSON: {error.msg} at character {error.pos}.") from None
-    if not isinstance(values, dict):
-        raise SettingsError(f"{option} must be a mapping of settings, got {str(values)[:60]}.")
-    return values
 
 
 def of_settings(args: argparse.Namespace, prompt_tokens: int | None) -> str:
