@@ -26,10 +26,8 @@ class WithCritic(Estimator):
     critic: Literal["separate", "shared"] = "separate"  # a network of its own, or a head on the policy's backbone
     critic_head: Literal["linear", "mlp"] = "linear"  # mlp: with one hidden layer
     critic_detach: bool = False  # shared: no gradient from the value loss into the backbone
-    critic_init: Literal["policy", "reward_model", "fresh"] = "policy"  # separate: where its weights come from
-    critic_path: str | None = (
-        None  # separate, critic_init policy: the checkpoint it starts from, same tokenizer; null: the policy
-    )
+    # separate: the backbone of the policy (or --critic's), of the reward_model with its head, or fresh
+    critic_init: Literal["policy", "reward_model", "fresh"] = "policy"
     critic_layers: PositiveInt | None = None  # separate: the first so many layers of where it starts from; null: all
     value_warmup: NonNegativeInt = 0  # rollout batches at the start that train the critic alone
 
@@ -39,18 +37,16 @@ class WithCritic(Estimator):
             raise ValueError("critic_detach is for critic shared: a separate critic has no gradient into the policy")
         if self.critic == "shared" and self.critic_init != "policy":
             raise ValueError(f"critic shared stands on the policy's backbone, got critic_init {self.critic_init}")
-        for name in ("critic_path", "critic_layers"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if self.critic == "shared":
-                raise ValueError(
-                    f"critic shared stands on the policy's backbone, whole: {name} must be null, got {value}"
-                )
-            if self.critic_init == "reward_model" or (name == "critic_path" and self.critic_init != "policy"):
-                raise ValueError(
-                    f"critic_init {self.critic_init} says what the critic starts from: {name} must be null, got {value}"
-                )
+        if self.critic_layers is not None and self.critic == "shared":
+            raise ValueError(
+                "critic shared stands on the policy's backbone, whole: critic_layers must be null, "
+                f"got {self.critic_layers}"
+            )
+        if self.critic_layers is not None and self.critic_init == "reward_model":
+            raise ValueError(
+                "critic_init reward_model says what the critic starts from: critic_layers must be null, "
+                f"got {self.critic_layers}"
+            )
 
 
 def value_loss(

@@ -3,7 +3,7 @@
 All generated tokens count in the budget, those of responses that are thrown away too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from algos.pieces.types import Rollouts
 from algos.training.config import RunConfig
-from algos.training.rewards.rewards import Rewards
+from algos.training.rewards.rewards import Scored
 from algos.training.sampling.engine import Engine, Sampling
 from algos.training.sampling.engines import TransformersEngine
 from algos.training.sampling.sampler import decode
@@ -21,22 +21,35 @@ from algos.training.stage.record import Phases
 Group = tuple[int, int]  # (round, index within the round)
 
 
-def prompt_stream(problems: int, seed: int) -> Iterator[int]:
-    """Indices of problems without end: shuffled passes over all of them, a function of the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(problems, generator=generator).tolist()
+class PromptOrder:
+    """Indices of problems without end: shuffled passes over all of them, a function of the seed alone.
+
+    `drawn` indices have been taken; with it, the number of problems and the seed, the order goes on where it was.
+    """
+
+    def __init__(self, problems: int, seed: int):
+        self.problems, self.seed, self.drawn = problems, seed, 0
+        self._stream = self._shuffled()
+
+    def take(self, count: int) -> list[int]:
+        self.drawn += count
+        return list(islice(self._stream, count))
+
+    def _shuffled(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            yield from torch.randperm(self.problems, generator=generator).tolist()
 
 
 def prompt_schedule(problems: int, config: RunConfig) -> list[list[int]]:
-    """Indices of the P problems of each step, as prompt_stream deals them out."""
-    stream = prompt_stream(problems, config.seed)
-    return [list(islice(stream, config.prompts_per_step)) for _ in range(config.steps)]
+    """Indices of the P problems of each step, as PromptOrder deals them out."""
+    order = PromptOrder(problems, config.seed)
+    return [order.take(config.prompts_per_step) for _ in range(config.steps)]
 
 
 @dataclass(frozen=True)
 class Experience:
-    """P groups of scored responses, and what it took to get them."""
+    """P groups of scored responses, and the cost of sampling them."""
 
     rollouts: Rollouts
     texts: list[str]  # (B)
@@ -59,35 +72,32 @@ class Sampler:
         problems: list[dict],
         prompts: list[list[int]],
         tokenizer,
-        score: Rewards,
+        score: Callable[[Rollouts, list[str], list[dict]], Scored],
         engine: Engine | None = None,  # None: the policy itself
+        order: PromptOrder | None = None,  # None: from the start
     ):
-        self.config, self.settings, self.engine = (
-            config,
-            config.hparams,
-            engine or TransformersEngine(tokenizer),
-        )
+        self.config, self.hparams, self.engine = config, config.hparams, engine or TransformersEngine(tokenizer)
         self.problems, self.prompts, self.tokenizer, self.score = problems, prompts, tokenizer, score
-        self.stream = prompt_stream(len(problems), config.seed)
+        self.order = order or PromptOrder(len(problems), config.seed)
 
     def __call__(self, policy, generator: torch.Generator, phases: Phases) -> Experience:
         """One rollout batch of P groups."""
         wanted, rounds, tokens, responses = self.config.prompts_per_step, [], 0, 0
         mixed: list[Group] = []
         other: list[Group] = []
-        limit = self.settings.max_rounds if self.settings.dynamic_sampling else 1
+        limit = self.hparams.max_rounds if self.hparams.dynamic_sampling else 1
         while len(mixed) < wanted and len(rounds) < limit:
-            chosen = [next(self.stream) for _ in range(wanted)]
-            rollouts, texts, rewards, components = self._sampled(policy, chosen, generator, phases)
-            for group, right in enumerate(components["correctness"].view(wanted, -1).mean(dim=1).tolist()):
+            chosen = self.order.take(wanted)
+            rollouts, texts, scored = self._sampled(policy, chosen, generator, phases)
+            for group, right in enumerate(scored.components["correctness"].view(wanted, -1).mean(dim=1).tolist()):
                 (mixed if 0 < right < 1 else other).append((len(rounds), group))
-            rounds.append((chosen, rollouts, texts, rewards, components))
+            rounds.append((chosen, rollouts, texts, scored))
             tokens, responses = tokens + rollouts.response_tokens, responses + len(texts)
         sampled = len(mixed) + len(other)
         kept = sorted((mixed + other)[:wanted]) if limit > 1 else [(0, group) for group in range(wanted)]
         experience = self._joined(rounds, kept)
         greedy = None
-        if self.settings.baseline == "greedy":
+        if self.hparams.baseline == "greedy":
             greedy, spent = self._greedy(policy, experience[2], generator, phases)
             tokens, responses = tokens + spent, responses + wanted
         return Experience(*experience, tokens, responses, greedy, len(rounds), len(mixed) / sampled)
@@ -102,14 +112,14 @@ class Sampler:
             rollouts = self.engine.sample(policy, [self.prompts[i] for i in chosen], sampling, generator)
         with phases("reward"):
             texts = decode(self.tokenizer, rollouts)
-            rewards, components = self.score(rollouts, texts, [self.problems[i] for i in chosen])
-            rollouts = replace(rollouts, ref_logprobs=getattr(self.score, "ref_logprobs", None))
-        return rollouts, texts, rewards, components
+            scored = self.score(rollouts, texts, [self.problems[i] for i in chosen])
+            rollouts = replace(rollouts, ref_logprobs=scored.ref_logprobs)
+        return rollouts, texts, scored
 
     def _greedy(self, policy, chosen: list[int], generator, phases: Phases) -> tuple[Tensor, int]:
         """Rewards (P,) of the greedy responses, and their tokens."""
-        rollouts, _, rewards, _ = self._sampled(policy, chosen, generator, phases, greedy=True)
-        return rewards.to(rollouts.response_ids.device), rollouts.response_tokens
+        rollouts, _, scored = self._sampled(policy, chosen, generator, phases, greedy=True)
+        return scored.rewards.to(rollouts.response_ids.device), rollouts.response_tokens
 
     def _joined(self, rounds: list[tuple], kept: list[Group]):
         """The kept groups of all rounds as rollouts, texts, problems, rewards, components."""
@@ -124,7 +134,11 @@ class Sampler:
             rows += [offset + row for row in inside]
             offset += len(round_texts)
         chosen_rows = torch.tensor(rows)
-        rewards = torch.cat([round_[3] for round_ in rounds])[chosen_rows]
-        components = {name: torch.cat([round_[4][name] for round_ in rounds])[chosen_rows] for name in rounds[0][4]}
+        scores = [scored for *_, scored in rounds]
+        rewards = torch.cat([scored.rewards for scored in scores])[chosen_rows]
+        components = {
+            name: torch.cat([scored.components[name] for scored in scores])[chosen_rows]
+            for name in scores[0].components
+        }
         parts = [part for part in parts if part.prompts]
         return Rollouts.join(parts, self.tokenizer.pad_token_id), texts, problems, rewards, components

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 from algos.pieces.settings import SettingsError, one_of
 from evaluation.bench import gpu, logits, output, overhead, parts, switches
+from evaluation.memory.options import read_json
 
 PARTS = ("generation", "grpo", "ppo", "logits", "scaling", "settings", "overhead", "gpu", "targets")
 
@@ -34,12 +35,17 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, as a job of the study)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for the files")
-    parser.add_argument("--study", default="pipelines/config.yaml", help="study file: shapes, task and runs")
+    parser.add_argument("--settings", default="{}", metavar="JSON", help="settings of all runs: JSON or a file of it")
+    parser.add_argument("--task", default='{"name": "word_problems"}', metavar="JSON", help="task of all runs")
+    parser.add_argument("--model", default="{}", metavar="JSON", help="sizes of the policy (default: the study's)")
     parser.add_argument("--toy", action="store_true", help="toy sizes, to try the benchmark; no target is decided")
     parser.add_argument("--results", type=Path, default=Path("results"), help="overhead: a study's results")
+    parser.add_argument("--whole", action="store_true", help="overhead: --results is a whole study, from scratch")
     gpu.add_options(parser)
     args = parser.parse_args(words)
     gpu.check(args)
+    for name in ("settings", "task", "model"):
+        setattr(args, name, read_json(getattr(args, name), f"--{name}"))
     for name in ("steps", "threads"):
         if getattr(args, name) < 1:
             raise SettingsError(f"--{name} must be at least 1, got {getattr(args, name)}.")
@@ -54,7 +60,25 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     """Measure the parts, print each and write it as far as it has come; then the targets."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     _quiet()
-    bench = parts.Bench(scratch, args.study, args.steps, args.threads, args.device, args.toy)
+    measure(args, bench_of(args, scratch))
+
+
+def bench_of(args: argparse.Namespace, scratch: Path) -> parts.Bench:
+    return parts.Bench(
+        scratch,
+        run={**parts.RUN, **args.settings},
+        runs={name: run for name, run in parts.RUNS.items() if name != args.settings.get("algorithm")},
+        task=args.task,
+        model=args.model,
+        steps=args.steps,
+        threads=args.threads,
+        device_name=args.device,
+        toy=args.toy,
+    )
+
+
+def measure(args: argparse.Namespace, bench: parts.Bench) -> None:
+    """The parts that args names, on a bench. A caller that has a study makes the bench from it."""
     measures = {
         "generation": parts.generation,
         "grpo": partial(parts.against_trl, algorithm="grpo"),
@@ -62,7 +86,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         "logits": logits.logits,
         "scaling": parts.scaling,
         "settings": switches.table,
-        "overhead": partial(overhead.rows, results=args.results),
+        "overhead": partial(overhead.rows, results=args.results, whole=args.whole),
         "gpu": partial(gpu.rows, args=args),
     }
     for part in args.parts:
@@ -93,7 +117,7 @@ def main() -> None:
         args = arguments()
         with TemporaryDirectory(prefix="bench-") as scratch:
             run(args, Path(scratch))
-    except SettingsError as error:
+    except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -147,7 +147,7 @@ def study_rows(results: Path) -> Iterator[dict]:
 def import_rows() -> Iterator[dict]:
     """CPU seconds to import what a stage imports, cumulative, and the packages that take longest."""
     for module in LIGHT:
-        code = f"from algos.training import record; record._start_quickly(); import {module}"
+        code = f"from algos.training.stage import record; record._start_quickly(); import {module}"
         if module in ("algos.pieces.settings", "algos"):
             code = f"import {module}"
         timed = f"import time; {code}; print(time.process_time())"
@@ -167,10 +167,8 @@ def _python(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
 
 
-def rows(bench, results: Path) -> Iterator[dict]:
-    """A study's overhead, then the imports; at toy size no imports. Only the whole of --study decides targets."""
-    done = {stage.name for stage in stages(results) if stage.name.count("/") == 2 and stage.name.startswith("runs/")}
-    whole = done == {f"runs/{run}/seed{seed}" for run, seeds in bench.study.checkpoints().items() for seed in seeds}
+def rows(bench, results: Path, whole: bool = False) -> Iterator[dict]:
+    """A study's overhead, then the imports; at toy size no imports. Only a whole study decides targets."""
     for figure in study_rows(results):
         yield figure if whole and not bench.toy else {**figure, "target": ""}
     if not bench.toy:

@@ -4,7 +4,7 @@ Each yields the rows that output.py writes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -12,17 +12,23 @@ import torch
 
 from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
 from algos.training.sampling.sampler import sample
+from algos.training.update.needs import sampler_gives_old_logprobs
 from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, timed
 from evaluation.bench.output import row
 from evaluation.bench.steps import Loop, in_turns, median
 from evaluation.bench.work import StepWork, decode_bytes, generate_flops
 from evaluation.bench.workload import SHAPES, Shape, Workload, task_workload
 from evaluation.tasks.files import read_jsonl
-from pipelines.study import Study, load
 
 PHASES = ("generate", "reward", "logprobs", "update")
 RESPONSE_TOKENS = 20  # about the default study's mean
 NATURAL_LIMIT = 48  # its limit
+RUN = {"micro_batch_tokens": 4096, "critic_learning_rate": 3.0e-4}  # as in the default study
+RUNS = {
+    "ppo": {"settings": {"clip_low": 0.2, "clip_high": 0.2, "gae_lambda": 1.0}},
+    "grpo": {"settings": {"clip_low": 0.2, "clip_high": 0.28, "std_epsilon": 1.0e-4}},
+    "gspo": {"settings": {"clip_low": 0.03, "clip_high": 0.04, "std_epsilon": 1.0e-4}},
+}
 TOY = {"prompts_per_step": 4, "group_size": 2, "micro_batch_size": 4, "max_response_tokens": 4}
 
 
@@ -31,16 +37,15 @@ class Bench:
     """Where and how much is measured."""
 
     scratch: Path  # an empty folder for models and records
-    study_file: str = "pipelines/config.yaml"
+    run: dict = field(default_factory=lambda: RUN)  # settings of all runs, as algos.training.train takes them
+    runs: dict[str, dict] = field(default_factory=lambda: RUNS)  # settings of an algorithm's run, over those of all
+    task: dict = field(default_factory=lambda: {"name": "word_problems"})
+    model: dict = field(default_factory=dict)  # sizes of the policy that differ from Shape's
     steps: int = 8  # of each of two sides that take turns, after one that does not count
     threads: int = 1
     device_name: str = "auto"
     toy: bool = False  # a model and batch of a few thousand numbers, to try the benchmark itself
     made: int = 0
-
-    @cached_property
-    def study(self) -> Study:
-        return load(self.study_file)
 
     @cached_property
     def device(self) -> torch.device:
@@ -55,7 +60,7 @@ class Bench:
     def shape(self) -> Shape:
         if self.toy:
             return SHAPES["toy"]
-        known = {k: v for k, v in self.study.model("base_model").items() if k in vars(Shape())}
+        known = {k: v for k, v in self.model.items() if k in vars(Shape())}
         return replace(Shape(), **known, key_value_heads=known.get("heads", Shape().heads))
 
     def folder(self) -> Path:
@@ -65,12 +70,13 @@ class Bench:
         return path
 
     def workload(self, length: float | None = None, problems: int = 1024, **changed) -> Workload:
-        return task_workload(self.folder(), self.study.task(), problems, replace(self.shape, **changed), length)
+        return task_workload(self.folder(), self.task, problems, replace(self.shape, **changed), length)
 
     def settings(self, algorithm: str, **changed) -> dict:
-        """The study's run of this name, or its shared settings with this algorithm; forced lengths, a varied reward."""
-        runs = self.study.runs
-        run = self.study.run(algorithm, 0) if algorithm in runs else {**self.study.config["rl"], "algorithm": algorithm}
+        """The settings of an algorithm's run; lengths are forced, and the reward varies."""
+        run = {**self.run, **self.runs.get(algorithm, {}), "algorithm": algorithm}
+        if self.run.get("algorithm", algorithm) != algorithm and algorithm not in self.runs:
+            run.pop("settings", None)  # the hyperparameters of another algorithm
         fixed = {
             "seed": 0,
             "device": self.device_name,
@@ -111,17 +117,17 @@ def step_rows(case: str, rows: list[dict], work: StepWork, limits: dict, element
 
 def work_of(config, workload: Workload, response: float) -> StepWork:
     """TRL's GRPO has no pass for old log-probabilities either, where a rollout batch has one optimizer step."""
-    settings = config.hparams
-    sampled = config.trainer == "own" and config.old_logprobs == "sampler" and config.dtype == "float32"
-    sampled = sampled or (config.trainer == "trl" and not settings.has_critic and config.updates_per_step == 1)
+    hparams = config.hparams
+    sampled = config.trainer == "own" and sampler_gives_old_logprobs(config)
+    sampled = sampled or (config.trainer == "trl" and not hparams.has_critic and config.updates_per_step == 1)
     return StepWork(
         workload.shape,
         workload.prompt_tokens,
         response,
         config.responses_per_step,
         config.prompts_per_step,
-        settings.has_critic and settings.critic == "separate",
-        passes=int(not sampled) + int(settings.needs_reference),
+        hparams.has_critic and hparams.critic == "separate",
+        passes=int(not sampled) + int(hparams.needs_reference),
     )
 
 

@@ -5,8 +5,10 @@ max_response_tokens. Natural lengths: its probability is about the same at every
 """
 
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -153,6 +155,27 @@ def word_tokenizer(checkpoint):
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(str(checkpoint))
+
+
+@contextmanager
+def reading(workload: Workload, device: torch.device):
+    """Meanwhile a checkpoint without weights is read as a model with random ones, made on the device."""
+    if workload.weights:
+        yield
+        return
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def model(path, *_, dtype, **__):
+        return random_model(path, dtype, device)
+
+    def tokenizer(path, *_, **__):
+        return word_tokenizer(path)
+
+    with (
+        patch.object(AutoModelForCausalLM, "from_pretrained", model),
+        patch.object(AutoTokenizer, "from_pretrained", tokenizer),
+    ):
+        yield
 
 
 def random_model(checkpoint, dtype="float32", device: torch.device | str = "cpu", seed: int = 0):

@@ -149,6 +149,13 @@ def built_config(shape):
     return shape_config(QWEN, *sizes, True)
 
 
+def config_of(model):
+    """transformers' config of a training ModelConfig, or of a named shape, a folder or a hub id."""
+    if isinstance(model, str):
+        return model_config(model)
+    return model_config(model.path) if model.path else built_config(model)
+
+
 def model_size(name: str) -> float | None:
     """Parameters of a bare size such as 7B, 0.5B or 350M; None for anything else. Raises SettingsError for 0."""
     number, unit = name[:-1], name[-1:].upper()

@@ -9,7 +9,8 @@ import numpy as np
 
 from evaluation.figures import COLORS, GRAY, PART_SHADES, save
 from evaluation.memory.closed_form import MODELS, STATES
-from evaluation.memory.plan import Plan, plan_phases, unit_of
+from evaluation.memory.plan import Plan, plan_phases
+from evaluation.memory.text import unit_of
 
 BARS = {  # the setups compared, and what each changes in the plan
     "PPO, reward model, reference": {"algorithm": "ppo", "reward_model": True, "reference": "yes"},
@@ -44,8 +45,8 @@ def _row(setup: str, phase: str, part: str, size: float) -> dict:
     return {"setup": setup, "phase": phase, "part": part, "bytes": round(size)}
 
 
-def draw(plan: Plan, out: Path) -> None:
-    """peak-MODEL.svg and peak-MODEL.csv in `out`."""
+def draw(plan: Plan, out: Path) -> str:
+    """peak-MODEL.svg and peak-MODEL.csv in `out`; says so."""
     out.mkdir(parents=True, exist_ok=True)
     table = rows(plan)
     path = out / f"peak-{Path(plan.model).name}.csv"
@@ -76,7 +77,7 @@ def draw(plan: Plan, out: Path) -> None:
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     save(figure, path.with_suffix(".svg"))
-    print(f"written: {path} and {path.with_suffix('.svg').name}")
+    return f"written: {path} and {path.with_suffix('.svg').name}"
 
 
 def _bytes(table: list[dict], setup: str, part: str) -> int:

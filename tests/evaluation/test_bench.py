@@ -5,8 +5,6 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +16,17 @@ from algos.training.models.checkpoints import encode_prompts, load_policy, load_
 from algos.training.sampling.sampler import sample
 from algos.training.stage.record import Record
 from evaluation.bench import __main__ as command
-from evaluation.bench import gpu, output, overhead, parts, steps, switches
+from evaluation.bench import gpu, output, parts, steps, switches
 from evaluation.bench.measure import exponent, ratio_of_medians
 from evaluation.bench.work import StepWork, body_parameters, decode_bytes, forward_flops, head_parameters
 from evaluation.bench.workload import SHAPES, Shape, random_model, synthetic_workload, task_workload, word_tokenizer
 from evaluation.tasks.files import read_jsonl
 
 TASK = {"name": "word_problems"}
+
+
+def figures(rows) -> dict:
+    return {row["quantity"]: row["value"] for row in rows}
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def test_loops_take_turns_and_their_clocks_stop_meanwhile(bench):
         assert [float(mine[name]) for name in same] == pytest.approx([float(other[name]) for name in same], nan_ok=True)
         assert mine["wall_seconds"] < 0.3
         assert 0.8 * mine["wall_seconds"] < mine["step_seconds"] <= mine["wall_seconds"]
-    assert not any(loop.thread.is_alive() for loop in loops.values()) and not Record.unfinished
+    assert not any(loop.run or loop.models for loop in loops.values()) and not Record.unfinished
 
 
 def test_trls_clock_stops_too_and_its_run_does_the_same_work(bench):
@@ -169,77 +171,44 @@ def test_trls_clock_stops_too_and_its_run_does_the_same_work(bench):
     assert float(found["trl"][0]["response_tokens"]) == float(found["ours"][0]["response_tokens"]) == 4
 
 
+def test_the_turns_of_a_loop_that_does_not_return_lie_between_its_steps():
+    """Order a b, b a, a b, b a: TRL's loop takes its turns where its steps end, the others in between."""
+    taken = []
+
+    class Written:
+        def __init__(self, name, drives):
+            self.name, self.drives = name, drives
+
+        def step(self):
+            taken.append(self.name)
+            return {}
+
+    turns = steps.Turns({"trl": Written("trl", True), "ours": Written("ours", False)}, 4, 1)
+    with pytest.raises(steps.Enough):
+        while True:
+            turns.others()
+            taken.append("trl")
+            turns.took({})
+    assert taken == ["trl", "ours", "ours", "trl"] * 2
+    assert {name: len(rows) for name, rows in turns.found.items()} == {"trl": 3, "ours": 3}
+
+
+def test_the_settings_of_an_algorithm_stand_over_those_of_all(bench):
+    bench.run = {"algorithm": "ppo", "settings": {"gae_lambda": 1.0}, "micro_batch_tokens": 99}
+    bench.runs = {"gspo": {"settings": {"clip_low": 0.1}}}
+    assert bench.settings("ppo")["settings"] == {"gae_lambda": 1.0}
+    assert "settings" not in bench.settings("grpo") and bench.settings("grpo")["micro_batch_tokens"] == 99
+    assert bench.settings("gspo")["settings"] == {"clip_low": 0.1}
+
+
 def test_what_a_loop_raises_is_raised_to_whoever_asked_for_the_step(bench):
     loop = bench.loop(bench.settings("grpo", prompts_per_step=8), bench.workload(problems=4))
     with pytest.raises(SettingsError, match="prompts_per_step is 8, but"):
         steps.in_turns({"a": loop}, 1)
-    assert not loop.thread.is_alive()
+    assert loop.run is None
 
 
 # Overhead
-
-
-def study(folder: Path, *stages: tuple) -> Path:
-    """A results folder with run.json of (name, threads, started, seconds, work or None, start_up or None)."""
-    for name, threads, started, seconds, work, start_up in stages:
-        facts = {"stage": "train", "status": "finished", "threads": threads, "started": started, "seconds": seconds}
-        facts |= {} if work is None else {"phase_seconds": {"generate": work / 2, "update": work / 2}}
-        facts |= {} if start_up is None else {"start_up_seconds": start_up}
-        (folder / "runs" / name).mkdir(parents=True)
-        (folder / "runs" / name / "run.json").write_text(json.dumps(facts))
-    return folder
-
-
-def figures(rows) -> dict:
-    return {row["quantity"]: row["value"] for row in rows}
-
-
-def test_overhead_without_a_log_by_hand(tmp_path):
-    # a: 2 + 10 s on 2 threads, 8 of work; b: 3 + 6 s on 1 thread, all work. Busy 2 x 12 + 9 = 33 core-seconds,
-    # starting 2 x 2 + 3 = 7, outside of phases 2 x 2 = 4. Wall 1002 .. 1024 less a's start-up: 24 s
-    results = study(tmp_path, ("a", 2, 1002.0, 10.0, 8.0, 2.0), ("b", 1, 1018.0, 6.0, None, 3.0))
-    found = figures(overhead.study_rows(results))
-    assert found["overhead_share"] == pytest.approx(11 / 33)
-    assert found["start_share"] == pytest.approx(7 / 33) and found["logging_and_saving_share"] == pytest.approx(4 / 33)
-    assert found["wall_minutes"] == pytest.approx(24 / 60) and found["idle_share"] == pytest.approx(1 - 33 / 48)
-
-
-def test_overhead_with_snakemakes_log_by_hand(tmp_path):
-    # one stage of 6 s in a job of 10 s, and a job of 5 s that left no record: (4 + 5) / 15
-    start = time.mktime((2026, 11, 20, 23, 58, 40, 0, 0, -1))
-    results = study(tmp_path / "results", ("a", 1, start + 3, 6.0, None, None))
-    log = tmp_path / ".snakemake" / "log" / "one.snakemake.log"
-    log.parent.mkdir(parents=True)
-    stamp = "[Fri Nov 20 23:58:{}2026]".format
-    lines = [
-        stamp("40 "),
-        "Job 3: Train a, seed 0",
-        stamp("50 "),
-        "Finished jobid: 3 (Rule: train)",
-        "Execute 1 jobs...",
-    ]
-    lines += [stamp("50 "), "Job 1: Write the report", stamp("55 "), "Finished jobid: 1 (Rule: report)"]
-    log.write_text("\n".join(lines))
-    found = figures(overhead.study_rows(results))
-    assert found["overhead_share"] == pytest.approx(9 / 15) and found["other_jobs_share"] == pytest.approx(5 / 15)
-    assert found["wall_minutes"] == pytest.approx(0.25) and found["idle_share"] == pytest.approx(0.0)
-
-
-def test_only_a_whole_study_decides_targets(bench, tmp_path, monkeypatch):
-    bench.toy = False
-    monkeypatch.setattr(overhead, "import_rows", lambda: [])
-    results = study(tmp_path / "r", *((f"{run}/seed0", 1, 1000.0, 10.0, None, 3.0) for run in ("a", "b")))
-    for seeds, decided in (({"a": [0], "b": [0]}, {"overhead"}), ({"a": [0], "b": [0, 1]}, set()), ({"a": [0]}, set())):
-        bench.study = SimpleNamespace(checkpoints=lambda seeds=seeds: seeds)
-        assert {row["target"] for row in overhead.rows(bench, results)} - {""} == decided
-
-
-def test_a_folder_without_stages_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="holds no finished stage"):
-        list(overhead.study_rows(tmp_path))
-
-
-# Settings
 
 
 def test_a_switchs_settings_are_merged_into_the_runs():
@@ -352,6 +321,8 @@ def test_the_time_budget_ends_cleanly(bench):
         (("gpu", "--shape", "qwen"), "error: --shape: 'qwen' is unknown."),
         (("gpu", "--set", "[1]"), "error: --set must be a mapping of settings"),
         (("gpu", "--set", "{"), "error: --set is not JSON"),
+        (("grpo", "--settings", "{"), "error: --settings is not JSON"),
+        (("grpo", "--task", "/no/such.json"), "error: [Errno 2] No such file or directory: '/no/such.json'"),
         (("overhead", "--results", "/no/where"), "error: --results /no/where holds no finished stage"),
     ],
 )

@@ -9,9 +9,8 @@ import torch
 from algos.pieces.settings import SettingsError
 from algos.training.stage.config import OptimizerConfig
 from algos.training.update.optimize import make_optimizer, optimizer_step
-from evaluation.memory import check, dry_run, figure
+from evaluation.memory import check, dry_run
 from evaluation.memory import closed_form as model
-from evaluation.memory import plan as memory
 from evaluation.memory.live_tensors import LiveTensors
 from evaluation.memory.weightless import Weightless
 
@@ -273,98 +272,20 @@ def test_logits_in_pieces_take_less_than_a_third():
 # the command
 
 
-def run_command(monkeypatch, capsys, *arguments: str) -> str:
-    monkeypatch.setattr("sys.argv", ["memory", *arguments])
-    memory.main()
-    return capsys.readouterr().out
+def test_a_head_on_the_reference_is_measured_as_predicted():
+    case = check.CASES["ppo, reference and reward model"].workload()
+    workload = replace(case, head_on_reference=True)
+    predicted, measured = dry_run.predict(workload), dry_run.measure(workload)
+    for phase, peak in measured.items():
+        assert predicted[phase].bytes == pytest.approx(peak.bytes, rel=check.TOLERANCE), phase
+        assert peak.places["reward_model", "weights"] == 4 * 129  # the head
+    with pytest.raises(ValueError, match="head_on_reference needs a reward model"):
+        replace(check.CASES["gspo"].workload(), head_on_reference=True)
 
 
-def test_without_a_model_the_command_prints_the_worked_table(monkeypatch, capsys):
-    out = run_command(monkeypatch, capsys)
-    for cells in ("252   238 (-5.6%)  140 (-44.4%)  126 (-50.0%)", "84   70 (-16.7%)   56 (-33.3%)   42 (-50.0%)"):
-        assert cells in out
-
-
-def test_a_bare_size_gives_model_states(monkeypatch, capsys):
-    out = run_command(
-        monkeypatch, capsys, "--model", "7B", "--algorithm", "ppo", "--precision", "mixed", "--reward-model",
-        "--reference", "yes",
-    )  # fmt: skip
-    assert "together        56.00      28.00     112.00   56.00    252.00" in out
-    assert "22 N FLOPs" in out
-    out = run_command(
-        monkeypatch, capsys, "--model", "7B", "--algorithm", "ppo", "--reward-model", "--reference", "yes"
-    )
-    assert "20 N FLOPs" in out  # in float32 the sampler's log-probabilities serve as the old ones
-
-
-def small_model(tmp_path, layers: int = 3):
-    config = check.Case(layers=layers).workload().model
-    config.save_pretrained(tmp_path)
-    return str(tmp_path)
-
-
-def test_the_peaks_of_a_model_in_a_folder(monkeypatch, tmp_path):
-    plan = memory.Plan(small_model(tmp_path), prompts=1, group_size=4, minibatches=1, response_tokens=16)
-    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
-    phases = memory.plan_phases(plan)
-    assert set(phases) == {"generate", "logprobs", "update"}
-    text = memory.phases_text(plan, phases)
-    assert "policy: gradients" in text and "The peak is that of update" in text
-    shape = memory.plan_shape(plan.model)
-    assert phases["update"]["policy", "optimizer"] == pytest.approx(8 * shape.parameters, rel=1e-3)
-    monkeypatch.setattr(model, "SHAPES", {})  # without the known shapes: they take seconds
-    assert "does not fit" not in memory.fits_text(plan)
-
-
-def test_settings_change_the_peak_as_they_should(tmp_path):
-    plan = memory.Plan(small_model(tmp_path), "ppo", reference="yes", reward_model=True, prompts=4, response_tokens=16)
-    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64, prompts=1, group_size=4, minibatches=1)
-    update = memory.plan_phases(plan)["update"]
-    parameters = memory.plan_shape(plan.model).parameters
-    for change, saved in [
-        ({"reference": "no"}, 4 * parameters),
-        ({"reward_model": False}, 4 * parameters),
-        ({"offload": ("reference", "reward_model")}, 8 * parameters),
-        ({"precision": "mixed"}, 4 * parameters),  # two frozen models of 2 bytes instead of 4
-    ]:
-        less = memory.plan_phases(replace(plan, **change))["update"]
-        states = sum(s for (_, c), s in update.items() if c in model.STATES)
-        states -= sum(s for (_, c), s in less.items() if c in model.STATES)
-        assert states == pytest.approx(saved, rel=0.01), change
-    adapters = memory.plan_phases(replace(plan, precision="mixed", lora_rank=4, reference="yes"))["update"]
-    assert ("reference", "weights") not in adapters
-    shared = memory.plan_phases(replace(plan, critic="shared"))["update"]
-    assert shared["critic", "weights"] == 4 * 129  # the head
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--algorithm", "gppo"], "algorithm: 'gppo' is unknown. Did you mean"),
-        (["--precision", "fp8"], "precision: 'fp8' is unknown"),
-        (["--optimizer", "adam"], "optimizer: 'adam' is unknown. Did you mean"),
-        (["--prompts", "0"], "--prompts must be at least 1, got 0"),
-        (["--offload", "policy"], "offload: 'policy' is unknown"),
-        (["--model", "-1B"], "a size must be above 0, got '-1B'"),
-        (["--model", "7B", "--lora-rank", "8"], "--lora-rank needs a model's shape"),
-        (["--model", "qwen2.5-0.5b", "--algorithm", "ppo", "--critic-layers", "99"], "has 24 layers"),
-        (["--study", "pipelines/config.yaml"], "--study and --run go together"),
-    ],
-)
-def test_bad_options_get_one_clear_line(monkeypatch, capsys, arguments, message):
-    arguments = [f"--model={arguments[1]}"] if arguments[:2] == ["--model", "-1B"] else arguments
-    monkeypatch.setattr("sys.argv", ["memory", *arguments])
-    with pytest.raises(SystemExit):
-        memory.main()
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-
-
-def test_the_figure_and_its_table(tmp_path, monkeypatch, capsys):
-    plan = memory.Plan(small_model(tmp_path / "model"), prompts=2, group_size=2, minibatches=1, response_tokens=8)
-    plan = replace(plan, prompt_tokens=8, micro_batch_tokens=64)
-    figure.draw(plan, tmp_path / "out")
-    rows = (tmp_path / "out" / "peak-model.csv").read_text().splitlines()
-    assert rows[0] == "setup,phase,part,bytes" and len({row.split(",update,")[0] for row in rows[1:]}) == 6
-    assert (tmp_path / "out" / "peak-model.svg").stat().st_size > 1000
+@pytest.mark.parametrize("algorithm", ["dapo", "remax"])
+def test_dynamic_sampling_and_greedy_responses_are_predicted_by_the_same_step(algorithm):
+    workload = check.Case(algorithm).workload()
+    predicted, measured = dry_run.predict(workload), dry_run.measure(workload)
+    for phase, peak in measured.items():
+        assert predicted[phase].bytes == pytest.approx(peak.bytes, rel=check.TOLERANCE), phase

@@ -63,7 +63,10 @@ REFUSED = [
     ({"algorithm": "ppo", "critic": "/no/such"}, "stages.x.critic: '/no/such' is unknown. Allowed: "),
     ({"algorithm": "grpo", "critic": "base"}, "stages.x.critic: without effect, as there is no separate critic"),
     ({"algorithm": "grpo", "reference": "base"}, "stages.x.reference: without effect, as kl_coef is 0"),
-    (settings("ppo", critic_path="x", critic_init="fresh"), "critic_init fresh says what .* critic_path must be null"),
+    (
+        {"algorithm": "ppo", "critic": "base", "settings": {"critic_init": "fresh"}},
+        "stages.x.critic: without effect, as there is no separate critic that begins as a policy",
+    ),
     (settings("ppo_shared", critic_layers=1), "critic shared stands on .* critic_layers must be null, got 1"),
     # memory and speed
     ({"algorithm": "trpo", "compile": True}, "trpo needs second derivatives, .*: compile must be false, got true"),

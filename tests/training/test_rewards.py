@@ -29,7 +29,8 @@ def problems(*answers: str) -> list[dict]:
 def test_rewards_are_weighted_and_logged_apart():
     rollouts = random_rollouts(TOKENIZER, [[5], [6]], 2, [1, 1, 1, 1])
     score = Rewards(run(rewards={"correctness": 1.0, "format": 0.1}), TOKENIZER)
-    total, parts = score(rollouts, ["#### 5", "#### 6", "6", "#### 6"], problems("5", "6"))
+    scored = score(rollouts, ["#### 5", "#### 6", "6", "#### 6"], problems("5", "6"))
+    total, parts = scored.rewards, scored.components
     torch.testing.assert_close(total, torch.tensor([1.1, 0.1, 0.0, 1.1]))
     assert parts["correctness"].tolist() == [1, 0, 0, 1] and parts["format"].tolist() == [1, 1, 0, 1]
     with pytest.raises(SettingsError, match="reward_model"):
@@ -38,7 +39,8 @@ def test_rewards_are_weighted_and_logged_apart():
 
 def test_correctness_is_there_even_if_it_is_no_reward():
     rollouts = random_rollouts(TOKENIZER, [[5]], 2, [1, 1])
-    total, parts = Rewards(run(rewards={"format": 1.0}), TOKENIZER)(rollouts, ["#### 5", "#### 6"], problems("5"))
+    scored = Rewards(run(rewards={"format": 1.0}), TOKENIZER)(rollouts, ["#### 5", "#### 6"], problems("5"))
+    total, parts = scored.rewards, scored.components
     assert total.tolist() == [1, 1] and parts["correctness"].tolist() == [1, 0]
 
 
@@ -54,7 +56,8 @@ def test_rules_see_lengths_the_worked_solution_and_the_end_of_the_prompt():
     )
     texts = ["12</think><answer>#### 12</answer>", "7+5=12\n#### 12", "#### 3", ""]
     rows = [{"prompt": "", "answer": "7+5=12\n#### 12"}, {"prompt": "", "answer": "#### 4"}]
-    total, parts = Rewards(config, tokenizer)(rollouts, texts, rows)
+    scored = Rewards(config, tokenizer)(rollouts, texts, rows)
+    total, parts = scored.rewards, scored.components
     assert parts["overlong"].tolist() == [0, -0.75, -1, 0]
     assert parts["think_format"].tolist() == [1, 0, 0, 0]
     torch.testing.assert_close(parts["edit_similarity"][1:], torch.tensor([1, 5 / 6, 0]))
@@ -144,22 +147,22 @@ def learned(reward_model, **settings) -> Rewards:
 
 def test_learned_rewards_are_normalized_clipped_and_low_for_partial_responses(reward_model):
     rollouts = random_rollouts(TOKENIZER, PROMPTS, 4, LENGTHS)
-    raw = learned(reward_model).learned(rollouts)
+    raw = learned(reward_model).learned(rollouts)[0]
     reward_model.offset, reward_model.gain = raw.mean().item(), 1 / raw.std().item()
-    normal = learned(reward_model).learned(rollouts)
+    normal = learned(reward_model).learned(rollouts)[0]
     assert normal.mean().item() == pytest.approx(0, abs=1e-5) and normal.std().item() == pytest.approx(1, abs=1e-5)
     cut = replace(rollouts, truncated=torch.ones(8, dtype=torch.bool))
-    assert (learned(reward_model).learned(cut) <= -1).all()
-    assert learned(reward_model, reward_clip=0.5).learned(rollouts).abs().max() <= 0.5
+    assert (learned(reward_model).learned(cut)[0] <= -1).all()
+    assert learned(reward_model, reward_clip=0.5).learned(rollouts)[0].abs().max() <= 0.5
 
 
 def test_running_scale_divides_by_the_spread_so_far_and_does_not_shift(reward_model):
     batches = [random_rollouts(TOKENIZER, PROMPTS, 4, LENGTHS, seed) for seed in (0, 1)]
-    raw = [learned(reward_model).learned(rollouts) for rollouts in batches]
+    raw = [learned(reward_model).learned(rollouts)[0] for rollouts in batches]
     scaled = learned(reward_model, reward_scale_running=True)
-    torch.testing.assert_close(scaled.learned(batches[0]), raw[0] / raw[0].std())
-    torch.testing.assert_close(scaled.learned(batches[1]), raw[1] / torch.cat(raw).std())
-    clipped = learned(reward_model, reward_scale_running=True, reward_clip=0.5).learned(batches[0])
+    torch.testing.assert_close(scaled.learned(batches[0])[0], raw[0] / raw[0].std())
+    torch.testing.assert_close(scaled.learned(batches[1])[0], raw[1] / torch.cat(raw).std())
+    clipped = learned(reward_model, reward_scale_running=True, reward_clip=0.5).learned(batches[0])[0]
     torch.testing.assert_close(clipped, (raw[0] / raw[0].std()).clamp(-0.5, 0.5))  # clipping comes last
 
 
@@ -213,7 +216,7 @@ def test_the_rules_settings_are_recorded_with_their_defaults():
         ({"algorithm": "ppo", "optimizer": {"name": "adafactor"}}, "got optimizer.name adafactor; use adamw"),
     ],
 )
-def test_trl_twins_refuse_what_trl_cannot_do(settings, message):
+def test_trl_baselines_refuse_what_trl_cannot_do(settings, message):
     pytest.importorskip("trl")
     from algos.training.trl.baseline import check
 

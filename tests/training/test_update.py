@@ -10,6 +10,7 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from algos.pieces.kl import kl_full
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import make_batch
+from algos.training.assemble import Checkpoints
 from algos.training.config import RunConfig
 from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy
 from algos.training.models.critics import SeparateCritic, SharedCritic, make_critic
@@ -156,7 +157,7 @@ def critic_of(folder, seed: int = 0, reward_model: bool = True, **settings):
     policy = load_policy(folder / "policy", torch.device("cpu"))
     config = run_config("ppo", settings).hparams
     path = str(folder / "reward_model") if reward_model else None
-    return make_critic(config, policy, str(folder / "policy"), path, seed, "float32"), policy
+    return make_critic(config, policy, Checkpoints(str(folder / "policy"), path), seed, "float32"), policy
 
 
 def test_critics_start_from_the_policy_from_nothing_or_from_the_reward_model(folder):

@@ -75,7 +75,6 @@ RLOO = {**GRPO, "baseline": "leave_one_out", "scale": "none", "ratio": "product"
         ("ppo", {**PPO, "kl_coef": 0.1, "kl_in": "loss", "kl_estimator": "k3"}, {}, "kl_in to reward"),
         ("ppo_shared", PPO, {}, "got shared; set settings.critic to separate"),
         ("ppo", {**PPO, "critic_layers": 1}, {}, "got 1; set settings.critic_layers to null"),
-        ("ppo", {**PPO, "critic_path": "x"}, {}, "got x; set settings.critic_path to null"),
         ("ppo", PPO, {"dtype": "bfloat16"}, "its ratios do not start at 1, got dtype bfloat16; set dtype to float32"),
         ("ppo", PPO, {"gradient_checkpointing": True}, "got gradient_checkpointing true; set it to false"),
         ("grpo", GRPO, {"lora": LoraSettings()}, "lora is not handed to TRL; set it to null for the run that the TRL"),

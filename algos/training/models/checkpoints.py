@@ -134,6 +134,18 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
     return model
 
 
+def import_model(path: str | Path) -> None:
+    """Import the code of a checkpoint's model without loading its weights.
+
+    Memory is measured from the end of this call on, so that it is the weights' and not the code's. Raises SettingsError
+    if the checkpoint is no causal language model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    check_causal_lm(str(path))
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.from_pretrained(str(path), trust_remote_code=False))]
+
+
 def without_dropout(model: nn.Module) -> None:
     """Dropout off in every pass, training ones too: else the ratio is not 1 on the first step."""
     for module in model.modules():

@@ -51,40 +51,61 @@ class SeparateCritic(nn.Module):
         return head_values(self.model.score, hidden_states(self.model.backbone, batch), batch)
 
 
-def make_critic(config, policy, policy_path: str, reward_model_path: str | None, seed: int, dtype: str):
-    """The critic that an algorithm's settings ask for; its values start at 0, but for critic_init reward_model."""
-    if config.critic == "shared":
-        return SharedCritic(policy, config.critic_head, config.critic_detach)
-    if config.critic_init == "reward_model":
-        if reward_model_path is None:
-            raise SettingsError("critic_init is reward_model, but no reward model was given (--reward-model).")
-        model = ScalarModel.load(reward_model_path, policy.device, dtype)
-        if model.head != config.critic_head:
-            raise SettingsError(
-                f"critic_init reward_model: that model has a {model.head} head, critic_head is {config.critic_head}; "
-                f"set critic_head to {model.head}."
-            )
-        last = model.score if isinstance(model.score, nn.Linear) else model.score[-1]
-        with torch.no_grad():  # values are in the rewards' units, those of the normalized score
-            last.weight.mul_(model.gain)
-            last.bias.sub_(model.offset).mul_(model.gain)
-        return SeparateCritic(model)
-    if config.critic_init == "fresh":
-        backbone = fresh_backbone(policy_path, FRESH_SEED + seed, dtype, config.critic_layers)
-        return SeparateCritic(ScalarModel(backbone, config.critic_head, 0.0).to(policy.device))
-    start = config.critic_path or policy_path
-    if config.critic_path is not None:
-        check_tokenizer(start, policy_path)
-    model = ScalarModel.from_policy(start, config.critic_head, 0.0, policy.device, dtype, layers=config.critic_layers)
-    return SeparateCritic(model)
-
-
-def check_tokenizer(critic_path: str, policy_path: str) -> None:
-    """Raise SettingsError unless a token id means the same to critic and policy."""
-    check_causal_lm(critic_path)
-    ours, theirs = (set(load_tokenizer(path).get_vocab().items()) for path in (critic_path, policy_path))
-    if ours != theirs:
+def check_critic_checkpoint(hparams, path: str | None) -> None:
+    """Raise SettingsError if a checkpoint is given to a critic that does not start from one."""
+    if path is None:
+        return
+    if not hparams.has_critic:
+        raise SettingsError("--critic is given, but this algorithm has no critic; leave it out.")
+    if hparams.critic == "shared":
+        raise SettingsError("--critic is given, but critic shared stands on the policy's backbone; leave it out.")
+    if hparams.critic_init != "policy":
         raise SettingsError(
-            f"critic_path: {critic_path} must have the policy's tokenizer, but {len(ours ^ theirs)} of their tokens "
-            f"differ, as does {min(ours ^ theirs)!r}."
+            f"--critic is given, but critic_init {hparams.critic_init} says what the critic starts from; leave one out."
+        )
+
+
+def make_critic(hparams, policy, paths, seed: int, dtype: str):
+    """The critic that an algorithm's hparams ask for; its values start at 0, but for critic_init reward_model.
+
+    paths: the run's Checkpoints.
+    """
+    if hparams.critic == "shared":
+        return SharedCritic(policy, hparams.critic_head, hparams.critic_detach)
+    if hparams.critic_init == "reward_model":
+        return SeparateCritic(_from_reward_model(hparams, policy, paths.reward_model, dtype))
+    if hparams.critic_init == "fresh":
+        backbone = fresh_backbone(paths.policy, FRESH_SEED + seed, dtype, hparams.critic_layers)
+        return SeparateCritic(ScalarModel(backbone, hparams.critic_head, 0.0).to(policy.device))
+    if paths.critic is not None:
+        check_tokenizer(paths.critic, paths.policy, "critic")
+    start, layers = paths.critic or paths.policy, hparams.critic_layers
+    return SeparateCritic(ScalarModel.from_policy(start, hparams.critic_head, 0.0, policy.device, dtype, layers=layers))
+
+
+def _from_reward_model(hparams, policy, path: str | None, dtype: str) -> ScalarModel:
+    """The reward model, its head in the units of the normalized score, which are the rewards'."""
+    if path is None:
+        raise SettingsError("critic_init is reward_model, but no reward model was given (--reward-model).")
+    model = ScalarModel.load(path, policy.device, dtype)
+    if model.head != hparams.critic_head:
+        raise SettingsError(
+            f"critic_init reward_model: that model has a {model.head} head, critic_head is {hparams.critic_head}; "
+            f"set critic_head to {model.head}."
+        )
+    last = model.score if isinstance(model.score, nn.Linear) else model.score[-1]
+    with torch.no_grad():
+        last.weight.mul_(model.gain)
+        last.bias.sub_(model.offset).mul_(model.gain)
+    return model
+
+
+def check_tokenizer(path: str, policy_path: str, model: str) -> None:
+    """Raise SettingsError unless a token id means the same to the policy and to the named model, "critic" or so."""
+    check_causal_lm(path)
+    own, policys = (set(load_tokenizer(path).get_vocab().items()) for path in (path, policy_path))
+    if own != policys:
+        raise SettingsError(
+            f"--{model}: {path} must have the policy's tokenizer, but {len(own ^ policys)} of their tokens "
+            f"differ, as does {min(own ^ policys)!r}."
         )

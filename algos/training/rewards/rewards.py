@@ -45,23 +45,39 @@ class RunningStd:
         return std if std > 1e-6 else 1.0
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The scores of B responses."""
+
+    rewards: Tensor  # (B,)
+    components: dict[str, Tensor]  # (B,) each, unweighted; correctness is always among them
+    ref_logprobs: Tensor | None = None  # (B, T), where the pass of the reward model gave them too
+
+
 class Rewards:
-    """Scores responses as a run's settings say. With reward_scale_running it remembers what it has scored.
+    """Scores responses as a run's settings say."""
 
-    With a reference, on whose backbone the reward model is a head, ref_logprobs (B, T) are those of the rollouts that
-    were scored last.
-    """
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer,
+        reward_model=None,
+        layout: Layout | None = None,
+        reference=None,
+        running: RunningStd | None = None,
+    ):
+        """reference: the model on whose backbone the reward model is a head, if it has no backbone of its own.
 
-    def __init__(self, config: RunConfig, tokenizer, reward_model=None, layout: Layout | None = None, reference=None):
+        running: the scale of the learned rewards so far, which reward_scale_running divides by and updates.
+        """
         if "reward_model" in config.rewards and reward_model is None:
             raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
         self.config, self.tokenizer = config, tokenizer
         self.model, self.layout = reward_model, layout or Layout(responses=64)
-        self.running = RunningStd()
-        self.reference, self.ref_logprobs = reference, None
+        self.running, self.reference = running or RunningStd(), reference
 
-    def __call__(self, rollouts: Rollouts, texts: list[str], problems: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
-        """texts (B), problems (P) -> reward (B,), and each component (B,) unweighted, correctness always among them."""
+    def __call__(self, rollouts: Rollouts, texts: list[str], problems: list[dict]) -> Scored:
+        """Scores of B responses: their texts (B) and the problems (P) that they answer."""
         group = rollouts.group_size
         responses = self.responses(
             texts,
@@ -70,11 +86,14 @@ class Rewards:
             [problem for problem in problems for _ in range(group)],
             [prompt for prompt in rollouts.prompts for _ in range(group)],
         )
-        learned = self.learned(rollouts).cpu() if "reward_model" in self.config.rewards else None
-        return self.grade(responses, group, learned)
+        learned = ref_logprobs = None
+        if "reward_model" in self.config.rewards:
+            learned, ref_logprobs = self.learned(rollouts)
+            learned = learned.cpu()
+        return Scored(*self.grade(responses, group, learned), ref_logprobs)
 
     def responses(self, texts, tokens, truncated, problems, prompts) -> list[Response]:
-        """What the rules see of B responses; the problems' rows and the prompts' token ids one per response."""
+        """B responses as the rules see them; problems' rows and prompts' token ids are one per response."""
         ends = self.tokenizer.batch_decode([prompt[-PROMPT_END_TOKENS:] for prompt in prompts])
         return [
             Response(
@@ -105,36 +124,38 @@ class Rewards:
         return total - self.config.missing_end_penalty * truncated, components
 
     @torch.no_grad()
-    def learned(self, rollouts: Rollouts) -> Tensor:
-        """Scores (B,) of the reward model in standard deviations: of its held-out ones, or of the run's so far.
+    def learned(self, rollouts: Rollouts) -> tuple[Tensor, Tensor | None]:
+        """Scores (B,) of the reward model, and reference log-probabilities (B, T) if one pass gives both.
 
-        The running one divides and does not shift, so that a score's sign stays. Clipping comes last.
+        Scores are in standard deviations: of the held-out scores, or of the run's scores so far. The running one
+        divides and does not shift, so that a score's sign stays. Clipping comes last.
         """
         batch = make_batch(rollouts, torch.zeros(len(rollouts.response_ids)), self.tokenizer.pad_token_id)
         scores = torch.empty(len(batch), device=batch.sequence_ids.device)
+        ref_logprobs = None
         if self.reference is not None:
-            self.ref_logprobs = torch.zeros(batch.response_mask.shape, device=scores.device)
+            ref_logprobs = torch.zeros(batch.response_mask.shape, device=scores.device)
         for rows, part in self.layout.micro_batches(batch):
             if self.reference is None:
                 scores[rows] = self.model.batch_scores(part)
             else:
                 scores[rows], logprobs = scores_and_logprobs(self.model, self.reference, part, self.config.temperature)
-                self.ref_logprobs[rows, : logprobs.shape[1]] = logprobs
+                ref_logprobs[rows, : logprobs.shape[1]] = logprobs
         scores = (scores - self.model.offset) * self.model.gain
         if self.config.reward_scale_running:
             self.running.update(scores)
             scores = scores / self.running.std
         scores = torch.where(rollouts.truncated, scores.clamp(max=MISSING_END_SCORE), scores)
         clip = self.config.reward_clip
-        return scores if clip is None else scores.clamp(-clip, clip)
+        return (scores if clip is None else scores.clamp(-clip, clip)), ref_logprobs
 
 
 def combine(components: dict[str, Tensor], weights: dict[str, float], combination: str, group_size: int) -> Tensor:
     """The reward (B,) of B responses, rows of one group adjacent: the weighted components added up.
 
     sum             as they are
-    gate            what a component other than correctness adds counts only if the response is correct; what it
-                    takes away (a penalty) always counts, so that being wrong never pays
+    gate            a component other than correctness adds to the reward only if the response is correct; a
+                    component below 0 (a penalty) always counts, so that being wrong never pays
     normalize_each  each over its group first, less the mean, by the sample standard deviation + 1e-4, exactly 0 where
                     all are equal: components of different spread then weigh as their weights say, and different
                     sets of components do not collapse into one advantage (GDPO, arXiv:2601.05242). GDPO's

@@ -1,6 +1,6 @@
 """The record of one stage: run.json, metrics.jsonl, samples.jsonl. MLflow and the report are views of these files.
 
-Also what goes into them: time by phase, memory by component, where and with what it ran; and the progress line.
+Also the facts in them: time by phase, memory by component, commit, packages and machine; and the progress line.
 """
 
 import argparse
@@ -8,12 +8,14 @@ import gc
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
@@ -44,13 +46,13 @@ class Record:
 
     unfinished: ClassVar[list["Record"]] = []
 
-    def __init__(self, out: str | Path, stage: str, settings: dict, threads: int, **facts):
+    def __init__(self, out: str | Path, kind: str, settings: dict, threads: int, **facts):
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
         gc.enable()  # see _start_quickly
         self.started = time.time()
         self.facts = {
-            "stage": stage,
+            "kind": kind,
             "status": "running",
             "settings": settings,
             "threads": threads,
@@ -161,22 +163,27 @@ def _cpu_name() -> str:
 
 
 class Phases:
-    """Seconds by phase, over the run and over the current step."""
+    """Seconds by phase, over the run and over the current step.
+
+    around(name): a context manager that every phase runs inside; a tool that measures phases sets its own.
+    """
 
     def __init__(self, device=None):
         self.device = device
+        self.around: Callable[[str], AbstractContextManager] = nullcontext
         self.total: dict[str, float] = {}
         self.step: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str):
-        self.wait()
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
+        with self.around(name):
             self.wait()
-            self.add(name, time.perf_counter() - start)
+            start = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.wait()
+                self.add(name, time.perf_counter() - start)
 
     def add(self, name: str, seconds: float) -> None:
         self.total[name] = self.total.get(name, 0.0) + seconds
@@ -218,14 +225,25 @@ def component_memory(**components) -> dict[str, dict[str, int]]:
 
 
 def resident_bytes() -> int:
-    """Peak resident memory of this process so far, in bytes."""
+    """Peak resident memory of this process so far, in bytes.
+
+    Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM does not.
+    """
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_memory(device, before: int) -> dict[str, int | str]:
-    """The run's peak memory: of torch's allocator on CUDA, of the process on the CPU, where `before` is what it
-    held when the models were not yet loaded."""
+    """The run's peak memory: of torch's allocator on CUDA; on the CPU of the process, less `before`.
+
+    before: resident_bytes() when the libraries were imported and no model was loaded.
+    """
     if device.type == "cuda":
         import torch
 

@@ -20,6 +20,7 @@ from algos.pieces.types import Batch, Totals, make_batch
 from algos.training.models.checkpoints import (
     check_causal_lm,
     encode_prompt,
+    import_model,
     load_policy,
     load_tokenizer,
     resolve_device,
@@ -230,7 +231,7 @@ def train(
 
         trl_supervised.prepare(config, device)
         run = trl_supervised.fit_distillation
-    load_policy(student_path, torch.device("cpu"), loaded_dtype(config))  # imports the model's code: not to be measured
+    import_model(student_path)
     before = resident_bytes()
     tokenizer = load_tokenizer(student_path)
     student = load_policy(student_path, device, loaded_dtype(config))

@@ -18,7 +18,14 @@ from pathlib import Path
 import torch
 
 from algos.pieces.settings import SettingsError, from_dict
-from algos.training.models.checkpoints import check_causal_lm, load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models.checkpoints import (
+    check_causal_lm,
+    import_model,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
 from algos.training.sampling.respond import draw_problems, sampled
 from algos.training.stage.record import (
     Phases,
@@ -119,7 +126,7 @@ def train(
     device = resolve_device(sampling.device)
     torch.manual_seed(training.seed)
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    load_policy(policy_path, torch.device("cpu"), training.dtype)  # imports the model's code: not to be measured
+    import_model(policy_path)
     before = resident_bytes()
     tokenizer, policy = load_tokenizer(policy_path), load_policy(policy_path, device, training.dtype)
     record = Record(

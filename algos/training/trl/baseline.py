@@ -5,15 +5,21 @@ cannot do what the settings say, check.py refuses them: nothing is approximated.
 which options a run gets. group.py and ppo.py say in what TRL 1.12 remains different.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from algos.describe import estimator
 from algos.pieces.settings import SettingsError
 from algos.training.config import RunConfig
 from algos.training.experience import prompt_schedule
-from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device, save_policy
+from algos.training.models.checkpoints import (
+    encode_prompt,
+    import_model,
+    load_policy,
+    load_tokenizer,
+    resolve_device,
+    save_policy,
+)
 from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import Record, component_memory, peak_memory, resident_bytes
 from algos.training.trl.check import check
@@ -38,8 +44,12 @@ def train(
     reward_model_path: str | None = None,
     reference_path: str | None = None,
     critic_path: str | None = None,
+    after_step: Callable[[dict], None] | None = None,
 ) -> None:
-    """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does."""
+    """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does.
+
+    after_step is called with the metrics of each step, outside of the measured time; an exception in it ends the run.
+    """
     check(config)
     if critic_path is not None:
         raise SettingsError(
@@ -51,7 +61,7 @@ def train(
     device = resolve_device(config.device)
     refuse_other_gpus(device)
     _seed(config.seed)
-    load_policy(policy_path, torch.device("cpu"), loaded_dtype(config))  # imports the model's code
+    import_model(policy_path)
     before = resident_bytes()
     tokenizer = load_tokenizer(policy_path)
     tokenizer.padding_side = "left"
@@ -61,7 +71,7 @@ def train(
     for row in rows:
         encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)
     record = _record(config, out, name, threads, device)
-    monitor = Monitor(config, record, name, tokenizer, device)
+    monitor = Monitor(config, record, name, tokenizer, device, after_step)
     work = Work(config, policy, policy_path, reference_path or policy_path, tokenizer, rows, out, device)
     models = RUNS[trainer_of(config).kind](work, monitor)
     monitor.progress.close()

@@ -1,6 +1,7 @@
 """Measures a training loop of TRL as the suite measures its own: metrics, samples, progress and time by phase."""
 
 import time
+from collections.abc import Callable
 from functools import wraps
 
 import torch
@@ -15,7 +16,11 @@ from algos.training.stage.record import Phases, Progress, Record
 class Monitor:
     """Writes one line of metrics per rollout batch of TRL's loop, and grades its responses."""
 
-    def __init__(self, config: RunConfig, record: Record, name: str, tokenizer, device):
+    def __init__(
+        self, config: RunConfig, record: Record, name: str, tokenizer, device, after_step: Callable | None = None
+    ):
+        """after_step is called with the metrics of each step, outside of the measured time."""
+        self.after_step = after_step
         self.config, self.record, self.tokenizer = config, record, tokenizer
         self.rewards = Rewards(config, tokenizer)
         self.phases, self.progress = Phases(device), Progress(config.steps, name or f"trl {config.algorithm}")
@@ -73,16 +78,14 @@ class Monitor:
         seconds, self.step_started = now - self.step_started, now
         self.phases.add("update", seconds - sum(self.phases.step.values()))  # the time of no other phase
         step, tokens = dict(self.phases.step), self.pending.pop("batch_tokens")
-        self.record.log(
-            self.step,
-            {
-                **self.pending,
-                **logs,
-                **self.phases.next_step(),
-                "step_seconds": seconds,
-                **{f"{k}_tokens_per_second": tokens / v for k, v in step.items() if v > 0},
-            },
-        )
+        metrics = {
+            **self.pending,
+            **logs,
+            **self.phases.next_step(),
+            "step_seconds": seconds,
+            **{f"{k}_tokens_per_second": tokens / v for k, v in step.items() if v > 0},
+        }
+        self.record.log(self.step, metrics)
         self.progress.update(
             self.step + 1,
             reward=float(self.pending["reward"]),
@@ -90,6 +93,9 @@ class Monitor:
             **{"tokens/s": tokens / seconds},
         )
         self.step, self.pending = self.step + 1, None
+        if self.after_step is not None:
+            self.after_step(metrics)
+            self.step_started = time.perf_counter()
 
     def timed(self, function, phase, minus: tuple[str, ...] = ()):
         """The function, with its seconds added to a phase, less the seconds of the phases in `minus` inside it.

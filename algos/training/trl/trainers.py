@@ -154,7 +154,6 @@ CRITIC = {  # trl.experimental.ppo.PPOTrainer
     "critic_head": Setting(),  # the critic is built here, not by TRL
     "critic_detach": Setting(),
     "critic_init": only("policy", why="the critic of the TRL baseline starts from the policy"),
-    "critic_path": only(None, why="the critic of the TRL baseline starts from the policy"),
     "critic_layers": only(None, why="the critic of the TRL baseline is as large as the policy"),
     "value_warmup": only(0, why="TRL's PPO trains policy and critic from the first step"),
 }

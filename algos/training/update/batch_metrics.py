@@ -9,7 +9,7 @@ from algos.pieces.types import Batch, Rollouts
 
 
 @torch.no_grad()
-def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct, settings) -> dict[str, float]:
+def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct, hparams) -> dict[str, float]:
     """Lengths, groups, advantages, entropy, sampler gap, KL, critic; entropies (B, T) in nats, correct (B,) 0 or 1."""
     mask, lengths = batch.response_mask, batch.response_mask.sum(dim=1).float()
     tokens = mask.sum()
@@ -50,7 +50,7 @@ def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct, settings
         metrics |= {
             "value_mean": batch.values[mask].mean(),
             "return_mean": batch.returns[mask].mean(),
-            "td_error": from_critic(batch, settings, 0.0)[mask].abs().mean(),
+            "td_error": from_critic(batch, hparams, 0.0)[mask].abs().mean(),
             "explained_variance": explained_variance(batch.values, batch.returns, mask),
         }
     return {name: float(value) for name, value in metrics.items()}

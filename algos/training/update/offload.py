@@ -1,7 +1,7 @@
 """What a phase does not need is on the CPU while it lasts: optimizer state, critic, reference, reward model.
 
-Each name of the setting `offload` stands for tensors; before a phase begins, what it needs is brought to the device and
-the rest is sent away. The seconds of the moves are those of a phase of their own, `offload`.
+Each name of the setting `offload` stands for tensors. Before a phase begins, the tensors that it needs (needs.py) are
+brought to the device and the others are sent away. The moves count as a phase of their own, `offload`.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from algos.training.config import RunConfig
 from algos.training.stage.record import Phases
+from algos.training.update.needs import needed_parts
 from algos.training.update.update import Learner
 
 FROZEN = {"reference", "reward_model"}  # their copy on the CPU is never out of date
@@ -26,27 +27,19 @@ def make_phases(config: RunConfig, device: torch.device, learner: Learner, rewar
     """The clock of a run's phases; one that moves tensors if the run offloads something and is not on the CPU."""
     if not config.offload or not worthwhile(device):
         return Phases(device)
-    settings = config.hparams
-    needed = {
-        "generate": set(),
-        "synchronize": set(),
-        "reward": {"reward_model"},
-        "logprobs": {"reference", "critic"},
-        "update": {"optimizer", "critic"},
-    }
-    if settings.needs_full_kl and settings.kl_in == "loss":
-        needed["update"].add("reference")
+    head_on_reference = reward_model is not None and reward_model.backbone is None
     held = {
         "optimizer": lambda: optimizer_tensors(learner),
         "critic": lambda: model_tensors(learner.critic),
         "reference": lambda: model_tensors(learner.reference),
         "reward_model": lambda: model_tensors(reward_model),
     }
+    needed = needed_parts(config, head_on_reference)
     return OffloadingPhases(device, {name: held[name] for name in config.offload}, needed)
 
 
 def model_tensors(model) -> list[Tensor]:
-    """Parameters and buffers; none of what is no module, such as a reference that has no weights of its own."""
+    """Parameters and buffers of a module; no tensors of a reference without weights of its own, or of None."""
     return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
 
 
@@ -82,7 +75,7 @@ class OffloadingPhases(Phases):
             yield
 
     def place(self, needed: set[str]) -> None:
-        """Bring what is needed and send away the rest; a tensor of two names stays for either."""
+        """Bring the needed tensors and send away the others; a tensor of two names stays if one of them is needed."""
         tensors = {name: list(tensors()) for name, tensors in self.held.items()}
         wanted = {id(t) for name in tensors if name in needed for t in tensors[name]}
         for name, group in tensors.items():
@@ -106,7 +99,7 @@ class OffloadingPhases(Phases):
         tensor.data = self.left_behind(tensor, self.copies[key])
 
     def left_behind(self, tensor: Tensor, copy: Tensor) -> Tensor:
-        """What a tensor holds while it is away."""
+        """The data of a tensor while it is away."""
         return copy
 
     def bring(self, tensor: Tensor) -> None:

@@ -19,17 +19,17 @@ from algos.training.update.update import Learner, accumulate_gradients, policy_p
 
 
 def trust_region_update(
-    batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, generator: torch.Generator, warming_up: bool
+    batch: Batch, learner: Learner, config: RunConfig, hparams: Estimator, generator: torch.Generator, warming_up: bool
 ) -> list[dict[str, float]]:
     """One trust-region step of the policy and one optimizer step of the critic on the whole rollout batch."""
-    batch = replace(batch, advantages=per_minibatch(batch.advantages, batch.loss_mask, settings))
-    metrics = accumulate_gradients(batch, learner, config, settings, warming_up)
+    batch = replace(batch, advantages=per_minibatch(batch.advantages, batch.loss_mask, hparams))
+    metrics = accumulate_gradients(batch, learner, config, hparams, warming_up)
     if learner.critic is not None:
         metrics["critic_grad_norm"] = optimizer_step(
             learner.critic, learner.critic_optimizer, learner.critic_scheduler, config.optimizer.max_grad_norm
         )
     if not warming_up:
-        metrics |= TrustRegion(batch, learner, config, settings, generator).step()
+        metrics |= TrustRegion(batch, learner, config, hparams, generator).step()
         learner.policy.zero_grad(set_to_none=True)
     return [{name: float(value) for name, value in metrics.items()}]
 
@@ -37,13 +37,13 @@ def trust_region_update(
 class TrustRegion:
     """The functions that algos.trpo.trust_region_step asks for, on the policy's parameters as one vector."""
 
-    def __init__(self, batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, generator):
-        self.batch, self.learner, self.config, self.settings = batch, learner, config, settings
+    def __init__(self, batch: Batch, learner: Learner, config: RunConfig, hparams: Estimator, generator):
+        self.batch, self.learner, self.config, self.hparams = batch, learner, config, hparams
         self.parameters = [p for p in learner.policy.parameters() if p.requires_grad]
         self.start = [p.detach().clone() for p in self.parameters]
         self.totals = Totals.of(batch.loss_mask)
         order = torch.randperm(len(batch), generator=generator, device=generator.device)
-        self.fisher_batch = batch.select(order[: settings.fisher_responses])
+        self.fisher_batch = batch.select(order[: hparams.fisher_responses])
         with torch.no_grad():
             self.old = [self._all_logprobs(part) for part in self._micro(batch)]
 
@@ -51,7 +51,7 @@ class TrustRegion:
         gradient = torch.cat([p.grad.flatten() for p in self.parameters])
         norm = gradient.norm().item()
         figures = self.config.algorithm_entry.update(
-            gradient, self.fisher_product, self.evaluate, self.move, self.settings
+            gradient, self.fisher_product, self.evaluate, self.move, self.hparams
         )
         return {"grad_norm": norm, **figures}
 
@@ -81,7 +81,7 @@ class TrustRegion:
         """Surrogate loss and mean KL(old || new) per token at the current parameters."""
         loss = kl = 0.0
         for part, old in zip(self._micro(self.batch), self.old, strict=True):
-            loss += policy_part(part, self.learner, self.config, self.settings, self.totals)[0].item()
+            loss += policy_part(part, self.learner, self.config, self.hparams, self.totals)[0].item()
             kl += masked_sum(kl_full(old, self._all_logprobs(part)), part.loss_mask).item()
         return loss, kl / self.totals.response_tokens
 

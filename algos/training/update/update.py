@@ -16,6 +16,7 @@ from algos.training.config import RunConfig
 from algos.training.models.logprobs import in_micro_batches, policy_outputs, token_logprobs
 from algos.training.models.packing import Layout
 from algos.training.update.batch_metrics import reduce
+from algos.training.update.needs import full_kl_in, sampler_gives_old_logprobs
 from algos.training.update.optimize import optimizer_step
 
 STOP_FACTOR = 1.5  # the updates on a batch end once the approximate KL exceeds this times target_kl
@@ -23,7 +24,7 @@ STOP_FACTOR = 1.5  # the updates on a batch end once the approximate KL exceeds 
 
 @dataclass
 class Learner:
-    """The models that a run trains and those that it compares with."""
+    """The models that a run trains, with their optimizers and schedulers, and the reference that it compares with."""
 
     policy: Any
     optimizer: Any
@@ -41,15 +42,15 @@ class Learner:
 
 
 def prepare(
-    batch: Batch, learner: Learner, config: RunConfig, settings: Estimator, sampled_entropies: Tensor | None = None
+    batch: Batch, learner: Learner, config: RunConfig, hparams: Estimator, sampled_entropies: Tensor | None = None
 ) -> tuple[Batch, Tensor]:
     """The batch with old and reference log-probabilities and values; and the policy's entropies (B, T).
 
-    With sampled_entropies (B, T), those of a sampler whose log-probabilities are the trainer's but for rounding, old
-    log-probabilities and entropies are the sampler's, and the policy is not run again.
+    sampled_entropies (B, T), if the sampler reported them, are used where sampler_gives_old_logprobs: the old
+    log-probabilities are then the sampler's too, and the policy is not run again.
     """
     temperature, layout, at_once = config.temperature, learner.layout(config), config.logits_at_once
-    in_reward = settings.needs_full_kl and settings.kl_in == "reward"
+    in_reward = full_kl_in(hparams, "reward")
     reference = learner.reference if in_reward else None
 
     def outputs(part):
@@ -60,7 +61,7 @@ def prepare(
     def ref_logprobs(part):
         return token_logprobs(learner.reference, part, temperature, logits_at_once=at_once)[0]
 
-    if sampled_entropies is not None and not in_reward:
+    if sampled_entropies is not None and sampler_gives_old_logprobs(config):
         batch, entropies = replace(batch, old_logprobs=batch.sampler_logprobs), sampled_entropies
     else:
         logprobs, entropies, full_kl = in_micro_batches(outputs, batch, layout).unbind(-1)
@@ -72,28 +73,28 @@ def prepare(
     return batch, entropies
 
 
-def with_advantages(batch: Batch, algorithm: Algorithm, settings: Estimator) -> Batch:
+def with_advantages(batch: Batch, algorithm: Algorithm, hparams: Estimator) -> Batch:
     """The batch with its advantages and, for a critic, its returns."""
-    batch = replace(batch, advantages=algorithm.advantages(batch, settings))
-    if settings.has_critic:
-        batch = replace(batch, returns=algorithm.returns(batch, settings))
+    batch = replace(batch, advantages=algorithm.advantages(batch, hparams))
+    if hparams.has_critic:
+        batch = replace(batch, returns=algorithm.returns(batch, hparams))
     return batch
 
 
-def kept(settings: Estimator, truncated: Tensor, correct: Tensor, group_size: int) -> Tensor | None:
+def kept(hparams: Estimator, truncated: Tensor, correct: Tensor, group_size: int) -> Tensor | None:
     """(B,) True for the responses that count in the losses; None where all do. truncated (B,) bool, correct (B,) 0, 1.
 
     Groups that only fill a batch for want of mixed ones do not count: a length penalty would be all that they teach.
     """
-    if settings.keep == "all" and not settings.mask_truncated and not settings.dynamic_sampling:
+    if hparams.keep == "all" and not hparams.mask_truncated and not hparams.dynamic_sampling:
         return None
     keep = torch.ones_like(truncated)
     right = correct.to(truncated.device) == 1
-    if settings.mask_truncated:
+    if hparams.mask_truncated:
         keep = keep & ~truncated
-    if settings.keep == "correct":
+    if hparams.keep == "correct":
         keep = keep & right
-    if settings.dynamic_sampling:
+    if hparams.dynamic_sampling:
         groups = right.view(-1, group_size)
         mixed = groups.any(dim=1) & ~groups.all(dim=1)
         keep = keep & mixed.repeat_interleave(group_size)
@@ -114,7 +115,7 @@ def update(
     batch: Batch,
     learner: Learner,
     config: RunConfig,
-    settings: Estimator,
+    hparams: Estimator,
     generator: torch.Generator,
     warming_up: bool = False,
 ) -> list[dict[str, float]]:
@@ -122,8 +123,8 @@ def update(
     steps = []
     for rows in minibatch_rows(len(batch), config, generator):
         minibatch = batch.select(rows)
-        minibatch = replace(minibatch, advantages=per_minibatch(minibatch.advantages, minibatch.loss_mask, settings))
-        metrics = accumulate_gradients(minibatch, learner, config, settings, warming_up)
+        minibatch = replace(minibatch, advantages=per_minibatch(minibatch.advantages, minibatch.loss_mask, hparams))
+        metrics = accumulate_gradients(minibatch, learner, config, hparams, warming_up)
         limit = config.optimizer.max_grad_norm
         if not warming_up:
             norm = optimizer_step(learner.policy, learner.optimizer, learner.scheduler, limit)
@@ -133,7 +134,7 @@ def update(
                 learner.critic, learner.critic_optimizer, learner.critic_scheduler, limit
             )
         steps.append({name: float(value) for name, value in metrics.items()})
-        if settings.target_kl is not None and steps[-1].get("approx_kl_k3", 0.0) > STOP_FACTOR * settings.target_kl:
+        if hparams.target_kl is not None and steps[-1].get("approx_kl_k3", 0.0) > STOP_FACTOR * hparams.target_kl:
             break
     return steps
 
@@ -151,17 +152,17 @@ def kl_after_update(batch: Batch, learner: Learner, config: RunConfig) -> float:
 
 
 def policy_part(
-    part: Batch, learner: Learner, config: RunConfig, settings: Estimator, totals: Totals
+    part: Batch, learner: Learner, config: RunConfig, hparams: Estimator, totals: Totals
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Policy loss of one micro-batch, the states (N, H) that it was made from, and metrics."""
-    full = settings.needs_full_kl and settings.kl_in == "loss"
+    full = full_kl_in(hparams, "loss")
     outputs = policy_outputs(
         learner.policy,
         part,
         config.temperature,
-        entropy=settings.entropy_coef > 0,
+        entropy=hparams.entropy_coef > 0,
         reference=learner.reference if full else None,
-        direction=settings.kl_direction,
+        direction=hparams.kl_direction,
         logits_at_once=config.logits_at_once,
     )
     loss, metrics = config.algorithm_entry.loss(
@@ -169,7 +170,7 @@ def policy_part(
         part.old_logprobs,
         part.advantages,
         part.loss_mask,
-        settings,
+        hparams,
         totals,
         ref_logprobs=part.ref_logprobs,
         sampler_logprobs=part.sampler_logprobs,
@@ -180,15 +181,15 @@ def policy_part(
 
 
 def value_part(
-    part: Batch, learner: Learner, config: RunConfig, settings: Estimator, totals: Totals, states: Tensor | None
+    part: Batch, learner: Learner, config: RunConfig, hparams: Estimator, totals: Totals, states: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Value loss of one micro-batch, and metrics; states of the policy's pass, or None while the critic warms up."""
     values = learner.critic.values(part, states, frozen=states is None)
-    return config.algorithm_entry.value_loss(values, part.values, part.returns, part.loss_mask, settings, totals)
+    return config.algorithm_entry.value_loss(values, part.values, part.returns, part.loss_mask, hparams, totals)
 
 
 def accumulate_gradients(
-    minibatch: Batch, learner: Learner, config: RunConfig, settings: Estimator, warming_up: bool = False
+    minibatch: Batch, learner: Learner, config: RunConfig, hparams: Estimator, warming_up: bool = False
 ) -> dict[str, Tensor]:
     """Add the gradients of one optimizer step, micro-batch by micro-batch; the metrics of the whole step.
 
@@ -196,18 +197,18 @@ def accumulate_gradients(
     time; one on the policy's backbone shares its pass, and both losses go back through it together.
     """
     totals = Totals.of(minibatch.loss_mask)
-    together = learner.critic is not None and settings.critic == "shared"
+    together = learner.critic is not None and hparams.critic == "shared"
     parts = []
     for _, part in learner.layout(config).micro_batches(minibatch):
         policy_loss = states = None
         metrics = {}
         if not warming_up:
-            policy_loss, states, metrics = policy_part(part, learner, config, settings, totals)
+            policy_loss, states, metrics = policy_part(part, learner, config, hparams, totals)
             if not together:
                 policy_loss.backward()
                 policy_loss, states = None, states.detach()
         if learner.critic is not None:
-            value_loss, value_metrics = value_part(part, learner, config, settings, totals, states)
+            value_loss, value_metrics = value_part(part, learner, config, hparams, totals, states)
             (value_loss if policy_loss is None else policy_loss + value_loss).backward()
             metrics |= value_metrics
         parts.append(metrics)

@@ -1,0 +1,130 @@
+"""Checkpoints and settings -> the models of a run with their optimizers, and the Run that trains them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from algos.pieces.settings import SettingsError
+from algos.training.config import RunConfig
+from algos.training.models.checkpoints import ScalarModel, encode_prompts, load_policy, load_tokenizer
+from algos.training.models.critics import SeparateCritic, check_critic_checkpoint, check_tokenizer, make_critic
+from algos.training.models.lora import WithoutAdapters, add_adapters
+from algos.training.models.packing import shares_prompts
+from algos.training.models.passes import compile_passes, recompute_activations
+from algos.training.models.shared_pass import drop_equal_backbone
+from algos.training.run import Inputs, Run, State
+from algos.training.sampling.engines import make_engine
+from algos.training.update.offload import make_phases
+from algos.training.update.optimize import make_optimizer
+from algos.training.update.update import Learner
+
+Models = dict[str, tuple[Any, Any]]  # by name: (model, its optimizer or None)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folders (or hub ids) that a run's models are loaded from."""
+
+    policy: str  # also the tokenizer's
+    reward_model: str | None = None
+    reference: str | None = None  # the frozen reference; None: the policy's checkpoint
+    critic: str | None = None  # where a separate critic starts; None: the policy's checkpoint
+
+    @property
+    def own_reference(self) -> bool:
+        """Whether the reference is another checkpoint than the policy's."""
+        return self.reference is not None and self.reference != self.policy
+
+
+def make_run(config: RunConfig, paths: Checkpoints, problems: list[dict], device: torch.device) -> Run:
+    """A run before its first step. Draws with torch's global generator, which the caller has seeded."""
+    state_generator = torch.Generator(device).manual_seed(config.seed)
+    tokenizer = load_tokenizer(paths.policy)
+    prompts = encode_prompts(tokenizer, [p["prompt"] for p in problems], config.max_prompt_tokens)
+    learner, models = make_learner(config, paths, device)
+    reward_model = models["reward_model"][0] if "reward_model" in models else None
+    engine = make_engine(config, tokenizer, learner.policy, paths.policy, prompts)
+    return Run(
+        config,
+        State.at_start(config, learner, state_generator, len(problems)),
+        Inputs(problems, prompts, tokenizer, models, reward_model),
+        engine,
+        make_phases(config, device, learner, reward_model),
+    )
+
+
+def make_learner(config: RunConfig, paths: Checkpoints, device) -> tuple[Learner, Models]:
+    """The models of a run with their optimizers; and all of them by name."""
+    hparams = config.hparams
+    check_critic_checkpoint(hparams, paths.critic)
+    policy = load_policy(paths.policy, device, config.dtype)
+    reference = _other_reference(config, paths, device)
+    reward_model = load_reward_model(config, paths.reward_model, device)
+    if reward_model is not None and hparams.needs_reference:
+        drop_equal_backbone(reward_model, policy if reference is None else reference)
+    if config.lora is not None:
+        add_adapters(policy, config.lora)
+    total = config.steps * config.updates_per_step
+    warmup = min(getattr(hparams, "value_warmup", 0), config.steps - 1) * config.updates_per_step
+    learner = Learner(policy, *make_optimizer(policy, config.optimizer, total - warmup))
+    models: Models = {"policy": (policy, learner.optimizer)}
+    if hparams.has_critic:
+        learner.critic = make_critic(hparams, policy, paths, config.seed, config.dtype)
+        learner.critic_optimizer, learner.critic_scheduler = make_optimizer(
+            learner.critic, config.optimizer, total, config.critic_learning_rate
+        )
+        models["critic"] = (learner.critic, learner.critic_optimizer)
+    if hparams.needs_reference:
+        learner.reference = _frozen_start(config, paths, policy, device) if reference is None else reference
+        if not isinstance(learner.reference, WithoutAdapters):
+            models["reference"] = (learner.reference, None)
+    if reward_model is not None:
+        models["reward_model"] = (reward_model, None)
+    if config.share_prompts:
+        learner.share_prompts = shares_prompts(*(backbone for backbone, _ in backbones(models)))
+    arrange_passes(config, models, device)
+    return learner, models
+
+
+def _other_reference(config: RunConfig, paths: Checkpoints, device):
+    """The frozen reference of a run that has one from another checkpoint than the policy's; else None."""
+    if not (config.hparams.needs_reference and paths.own_reference):
+        return None
+    check_tokenizer(paths.reference, paths.policy, "reference")
+    return load_policy(paths.reference, device, config.dtype).requires_grad_(False)
+
+
+def _frozen_start(config: RunConfig, paths: Checkpoints, policy, device):
+    """The policy as it starts: itself without its adapters, or loaded a second time."""
+    if config.lora is not None:
+        return WithoutAdapters(policy)
+    return load_policy(paths.policy, device, config.dtype).requires_grad_(False)
+
+
+def load_reward_model(config: RunConfig, path: str | None, device) -> ScalarModel | None:
+    """The frozen reward model of a run that has one among its rewards."""
+    if "reward_model" not in config.rewards:
+        return None
+    if path is None:
+        raise SettingsError("rewards: reward_model is named, but no reward model was given (--reward-model).")
+    return ScalarModel.load(path, device, config.dtype).requires_grad_(False)
+
+
+def backbones(models: Models) -> Iterator[tuple[Any, bool]]:
+    """The backbones among a run's models, and whether each is trained. A head on another model's states has none."""
+    for model, optimizer in models.values():
+        model = model.model if isinstance(model, SeparateCritic) else model
+        backbone = model.backbone if isinstance(model, ScalarModel) else getattr(model, "base_model", None)
+        if backbone is not None:
+            yield backbone, optimizer is not None
+
+
+def arrange_passes(config: RunConfig, models: Models, device) -> None:
+    """Gradient checkpointing of the trained backbones; compilation of all, as the settings say."""
+    for backbone, trained in backbones(models):
+        if config.gradient_checkpointing and trained:
+            recompute_activations(backbone)
+        if config.compile:
+            compile_passes(backbone, device)

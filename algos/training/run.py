@@ -1,0 +1,202 @@
+"""One step of reinforcement learning: prompts -> rollouts -> rewards -> advantages -> loss -> update.
+
+`Run.step` is read from top to bottom. Its parts stand in experience.py (sampling and scoring) and update/ (the rest).
+The training loop, the memory predictor and the benchmark all call it. Nothing here knows an algorithm by name.
+
+How a tool looks into a step: every phase runs inside `run.phases(name)`, and `run.phases.around` is a context manager
+that a tool may set (stage/record.py). A tool that changes a phase overrides the method of that name.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algos.pieces.estimator import Estimator, changed
+from algos.pieces.types import Batch, make_batch
+from algos.training.config import RunConfig
+from algos.training.experience import Experience, PromptOrder, Sampler
+from algos.training.rewards.rewards import Rewards, RunningStd, component_metrics
+from algos.training.sampling.engine import Engine
+from algos.training.sampling.engines import RatioCanary
+from algos.training.stage.record import Phases
+from algos.training.update.batch_metrics import batch_metrics, combine
+from algos.training.update.trust_region import trust_region_update
+from algos.training.update.update import Learner, kept, kl_after_update, prepare, update, with_advantages
+
+RATIO_TOLERANCE = 1e-3  # of the ratio on the first optimizer step, where only rounding may move it from 1
+# In bfloat16 a logit of 16 to 32 is a multiple of 1/8: the token's and the normalizer's off by one each are
+# exp(1/4) - 1 = 28 %. Measured between different paddings: at most 5 % (default cold start), 18 % (12 layers, 3 x
+# logits).
+RATIO_TOLERANCE_BFLOAT16 = 0.5
+
+
+@dataclass
+class State:
+    """All that a step changes, hence all that must survive an interruption; a Run keeps nothing else from step to step.
+
+    A second Run with the same settings and inputs that takes over a State goes on as the first one would have. torch's
+    global generator is not among the state: it draws new weights before the first step and nothing after it. An engine
+    of its own takes its weights over from the policy.
+    """
+
+    learner: Learner  # policy and critic, their optimizers (with float32 masters) and learning-rate schedulers
+    generator: torch.Generator  # draws responses and minibatches; on the policy's device
+    order: PromptOrder  # which prompts come next
+    hparams: Estimator  # as adapted so far, such as the KL coefficient
+    reward_scale: RunningStd = field(default_factory=RunningStd)  # what reward_scale_running divides by
+    canary: RatioCanary = field(default_factory=RatioCanary)  # its limit comes from the first batch
+    step: int = 0  # steps done
+    generated_tokens: int = 0
+    generated_responses: int = 0
+    optimizer_steps: int = 0  # of the policy
+
+    @classmethod
+    def at_start(cls, config: RunConfig, learner: Learner, generator: torch.Generator, problems: int) -> "State":
+        return cls(learner, generator, PromptOrder(problems, config.seed), config.hparams)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads and no step changes."""
+
+    problems: list[dict]
+    prompts: list[list[int]]  # token ids, one list per problem
+    tokenizer: Any
+    models: dict[str, tuple[Any, Any]]  # all models by name, with their optimizers: for measuring them
+    reward_model: Any = None  # frozen; without a backbone it is a head on the reference's
+
+
+class Run:
+    """A run, a step at a time. `experience` is the rollout batch of the last step."""
+
+    def __init__(self, config: RunConfig, state: State, inputs: Inputs, engine: Engine, phases: Phases):
+        self.config, self.state, self.inputs, self.engine, self.phases = config, state, inputs, engine, phases
+        self.algorithm = config.algorithm_entry
+        learner, head = state.learner, inputs.reward_model
+        reference = learner.reference if head is not None and head.backbone is None else None
+        self.score = Rewards(
+            config, inputs.tokenizer, head, learner.layout(config), reference, running=state.reward_scale
+        )
+        self.sampler = Sampler(
+            config, inputs.problems, inputs.prompts, inputs.tokenizer, self.score, engine, state.order
+        )
+        self.experience: Experience | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the token budget is spent."""
+        budget = self.config.budget_tokens
+        return self.state.step >= self.config.steps or (budget is not None and self.state.generated_tokens >= budget)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the next update trains the critic alone."""
+        hparams = self.state.hparams
+        return hparams.has_critic and self.state.step < hparams.value_warmup
+
+    def step(self) -> dict[str, Any]:
+        """One rollout batch and all optimizer steps on it; its metrics, times included."""
+        self.experience = experience = self.collect()
+        with self.phases("logprobs"):
+            batch, entropies, agreement = self.prepare(experience)
+            batch = self.advantages(batch)
+        with self.phases("update"):
+            learning_rate = self.state.learner.scheduler.get_last_lr()[0]
+            diagnostics = self.diagnose(batch, entropies, experience)
+            updates = self.update(batch)
+            after = self.kl_after_update(batch)
+        check_first_ratio(updates[0], self.config.dtype)
+        self.synchronize()
+        self.count(experience, updates)
+        figures = {**diagnostics, **agreement, **combine(updates), **after, "learning_rate": learning_rate}
+        metrics = {**self.metrics(experience), **figures, "updates": len(updates), **self.times(experience)}
+        self.adapt(metrics, len(batch))
+        self.state.step += 1
+        return metrics
+
+    def collect(self) -> Experience:
+        """Sampled and scored responses, in the phases generate and reward."""
+        return self.sampler(self.state.learner.policy, self.state.generator, self.phases)
+
+    def prepare(self, experience: Experience) -> tuple[Batch, Tensor, dict[str, float]]:
+        """The batch with all log-probabilities and values, entropies (B, T), and the canary's metrics."""
+        rollouts, hparams = experience.rollouts, self.state.hparams
+        batch = make_batch(rollouts, experience.rewards, self.inputs.tokenizer.pad_token_id)
+        batch, entropies = prepare(batch, self.state.learner, self.config, hparams, rollouts.entropies)
+        agreement = self.state.canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
+        keep = kept(hparams, rollouts.truncated, experience.components["correctness"], self.config.group_size)
+        return replace(batch, greedy_rewards=experience.greedy_rewards, keep=keep), entropies, agreement
+
+    def advantages(self, batch: Batch) -> Batch:
+        return with_advantages(batch, self.algorithm, self.state.hparams)
+
+    def diagnose(self, batch: Batch, entropies: Tensor, experience: Experience) -> dict[str, float]:
+        correct = experience.components["correctness"]
+        return batch_metrics(batch, experience.rollouts, entropies, correct, self.state.hparams)
+
+    def update(self, batch: Batch) -> list[dict[str, float]]:
+        """All optimizer steps on the batch; the metrics of each."""
+        run_updates = update if self.algorithm.update is None else trust_region_update
+        state = self.state
+        return run_updates(batch, state.learner, self.config, state.hparams, state.generator, self.warming_up)
+
+    def kl_after_update(self, batch: Batch) -> dict[str, float]:
+        if not self.algorithm.measures_kl_after_update:
+            return {}
+        return {"kl_after_update": kl_after_update(batch, self.state.learner, self.config)}
+
+    def synchronize(self) -> None:
+        """Hand the new weights to an engine that has weights of its own."""
+        if not self.engine.exact:
+            with self.phases("synchronize"):
+                self.engine.synchronize(self.state.learner.policy)
+
+    def count(self, experience: Experience, updates: list) -> None:
+        self.state.generated_tokens += experience.generated_tokens
+        self.state.generated_responses += experience.generated_responses
+        self.state.optimizer_steps += 0 if self.warming_up else len(updates)
+
+    def metrics(self, experience: Experience) -> dict[str, Any]:
+        """Rewards, sampling and the hparams that are adapted, as they were in this step."""
+        hparams = self.state.hparams
+        return {
+            "reward": experience.rewards.mean(),
+            "reward_std": experience.rewards.std(),
+            "accuracy": experience.components["correctness"].mean(),
+            **component_metrics(experience.components),
+            "sampling_rounds": experience.rounds,
+            "mixed_groups": experience.mixed_share,
+            "kl_coef": hparams.kl_coef,
+            **{name: value for name, (_, value) in changed(hparams, self.config.hparams).items()},
+            "generated_tokens": self.state.generated_tokens,
+            "batch_tokens": experience.generated_tokens,
+        }
+
+    def times(self, experience: Experience) -> dict[str, float]:
+        """Seconds by phase and of the step, and tokens per second; the clock then starts the next step."""
+        seconds = dict(self.phases.step)
+        return {
+            **self.phases.next_step(),
+            "step_seconds": sum(seconds.values()),
+            **{f"{k}_tokens_per_second": experience.generated_tokens / v for k, v in seconds.items()},
+        }
+
+    def adapt(self, metrics: dict[str, Any], responses: int) -> None:
+        """Hparams that follow what was measured, such as the KL coefficient."""
+        if not self.warming_up:
+            figures = {name: float(value) for name, value in metrics.items()}
+            self.state.hparams = self.algorithm.adapt(self.state.hparams, figures, responses)
+
+
+def check_first_ratio(metrics: dict, dtype: str = "float32") -> None:
+    """Raise RuntimeError unless all ratios are 1 on the first optimizer step: old and new then come from one policy."""
+    if "ratio_max" not in metrics:  # the critic's warm-up
+        return
+    deviation = max(abs(float(metrics["ratio_max"]) - 1), abs(float(metrics["ratio_min"]) - 1))
+    if deviation > (RATIO_TOLERANCE_BFLOAT16 if dtype == "bfloat16" else RATIO_TOLERANCE):
+        raise RuntimeError(
+            f"the importance ratio is off by {deviation:.2g} on the first step of a rollout batch, where it "
+            "must be 1: old and new log-probabilities come from different computations"
+        )

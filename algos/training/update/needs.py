@@ -1,0 +1,44 @@
+"""What a run's settings need: which parts work in which phase, and where the old log-probabilities come from.
+
+Offloading (offload.py), the update and the memory predictor (evaluation/memory) ask these functions.
+"""
+
+from typing import get_args
+
+from algos.pieces.estimator import Estimator
+from algos.training.config import Offload, RunConfig
+
+PHASES = ("generate", "reward", "logprobs", "update", "synchronize")
+PARTS: tuple[str, ...] = get_args(Offload)  # optimizer, critic, reference, reward_model
+
+
+def needed_parts(config: RunConfig, head_on_reference: bool = False) -> dict[str, set[str]]:
+    """The parts among PARTS that each of PHASES works with; the policy's weights are always there.
+
+    head_on_reference: the reward model is a head on the reference's backbone. One pass in the reward phase then gives
+    scores and reference log-probabilities.
+    """
+    hparams = config.hparams
+    full_in_reward, full_in_loss = full_kl_in(hparams, "reward"), full_kl_in(hparams, "loss")
+    return {
+        "generate": set(),
+        "reward": {"reward_model"} | ({"reference"} if head_on_reference else set()),
+        "logprobs": {"critic"} | ({"reference"} if full_in_reward or not head_on_reference else set()),
+        "update": {"optimizer", "critic"} | ({"reference"} if full_in_loss else set()),
+        "synchronize": set(),
+    }
+
+
+def full_kl_in(hparams: Estimator, place: str) -> bool:
+    """Whether the KL over the whole vocabulary is part of the `place`: "reward" or "loss"."""
+    return hparams.needs_full_kl and hparams.kl_in == place
+
+
+def sampler_gives_old_logprobs(config: RunConfig) -> bool:
+    """Whether old log-probabilities and entropies are the sampler's, so that the policy is not run again for them.
+
+    They are where the trainer's own model samples in float32: the two then differ by rounding alone. A full KL in the
+    reward runs the policy anyway.
+    """
+    exact = config.engine == "transformers" and config.dtype == "float32"
+    return exact and config.old_logprobs == "sampler" and not full_kl_in(config.hparams, "reward")
