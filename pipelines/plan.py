@@ -171,6 +171,9 @@ class Plan:
         """The stages that the report needs."""
         return ancestors(self.stages, self.evaluated, lambda stage: self.edges(stage.name))
 
+    def folder(self, name: str, seed: int) -> str:
+        return f"{self.results}/stages/{name}/seed{seed}"
+
     def of_kind(self, kind: str) -> list[str]:
         return [name for name, stage in self.stages.items() if stage.kind == kind]
 

@@ -41,9 +41,6 @@ class Study(Plan):
                 found.append(f"stages.{name}: no evaluated stage needs it, so it is not run.")
         return found
 
-    def folder(self, name: str, seed: int) -> str:
-        return f"{self.results}/stages/{name}/seed{seed}"
-
     def place(self, target: str, seed: int) -> str:
         """The file or folder that an edge leads to, for a stage with this seed."""
         if target in SPLITS:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.study import Study
+from pipelines.plan import Plan
 
 STEMS = {False: ("├─ ", "│  "), True: ("└─ ", "   ")}
 
 
-def tree(study: Study) -> str:
+def tree(study: Plan) -> str:
     """One line a model and a stage; a stage's other edges stand behind it."""
     rows = [*_rows(study)]
     width = max(len(label) for label, *_ in rows)
@@ -19,7 +19,7 @@ def tree(study: Study) -> str:
     return "\n".join([f"{study.name}: {stages} ({study.results})", *lines])
 
 
-def _rows(study: Study) -> Iterator[tuple[str, str, int, int]]:
+def _rows(study: Plan) -> Iterator[tuple[str, str, int, int]]:
     """Label, facts, jobs and finished jobs of the data, of each model and of each stage below it."""
     yield _row(study, "data", study.settings.task.name, [f"{study.results}/data"])
     for model in study.settings.models:
@@ -31,7 +31,7 @@ def _rows(study: Study) -> Iterator[tuple[str, str, int, int]]:
         yield _stage(study, name, "", name)
 
 
-def _below(study: Study, parent: str, indent: str) -> Iterator[tuple[str, str, int, int]]:
+def _below(study: Plan, parent: str, indent: str) -> Iterator[tuple[str, str, int, int]]:
     children = [name for name, stage in study.stages.items() if stage.edges.get("from") == parent]
     for name in children:
         stem, deeper = STEMS[name == children[-1]]
@@ -39,7 +39,7 @@ def _below(study: Study, parent: str, indent: str) -> Iterator[tuple[str, str, i
         yield from _below(study, name, f"{indent}{deeper}")
 
 
-def _stage(study: Study, name: str, indent: str, label: str) -> tuple[str, str, int, int]:
+def _stage(study: Plan, name: str, indent: str, label: str) -> tuple[str, str, int, int]:
     stage, seeds = study.stages[name], study.seeds_of(name)
     folders = [study.folder(name, seed) for seed in seeds]
     if name in study.evaluated:  # one job for all seeds, finished with the last
@@ -53,7 +53,7 @@ def _stage(study: Study, name: str, indent: str, label: str) -> tuple[str, str, 
     return _row(study, f"{indent}{label}", facts, folders)
 
 
-def _row(study: Study, label: str, facts: str, folders: list[str]) -> tuple[str, str, int, int]:
+def _row(study: Plan, label: str, facts: str, folders: list[str]) -> tuple[str, str, int, int]:
     done = sum(_is_finished(Path(folder) / "run.json") for folder in folders)
     state = "done" if done == len(folders) else f"{done} of {len(folders)} done"
     return label, f"{facts}  [{state}]", len(folders), done

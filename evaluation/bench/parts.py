@@ -23,7 +23,7 @@ from evaluation.tasks.files import read_jsonl
 PHASES = ("generate", "reward", "logprobs", "update")
 RESPONSE_TOKENS = 20  # about the default study's mean
 NATURAL_LIMIT = 48  # its limit
-RUN = {"micro_batch_tokens": 4096, "critic_learning_rate": 3.0e-4}  # as in the default study
+RUN = {"minibatches": 4, "micro_batch_tokens": 4096, "critic_learning_rate": 3.0e-4}  # as in the default study
 RUNS = {
     "ppo": {"settings": {"clip_low": 0.2, "clip_high": 0.2, "gae_lambda": 1.0}},
     "grpo": {"settings": {"clip_low": 0.2, "clip_high": 0.28, "std_epsilon": 1.0e-4}},

@@ -97,7 +97,11 @@ class Loop:
             if self.device.type == "cuda":
                 self.note_peak("step")  # TRL's phases are not told apart
             turns.took({**metrics, "wall_seconds": wall})
-            turns.others()
+            with (
+                torch.enable_grad(),
+                torch.autocast(self.device.type, enabled=False),
+            ):  # TRL may have them off and on
+                turns.others()
             self._resume()
             left = time.perf_counter()
 

@@ -15,8 +15,7 @@ from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import encode_prompts, load_policy, load_tokenizer
 from algos.training.sampling.sampler import sample
 from algos.training.stage.record import Record
-from evaluation.bench import __main__ as command
-from evaluation.bench import gpu, output, parts, steps, switches
+from evaluation.bench import command, gpu, output, parts, steps, switches
 from evaluation.bench.measure import exponent, ratio_of_medians
 from evaluation.bench.work import StepWork, body_parameters, decode_bytes, forward_flops, head_parameters
 from evaluation.bench.workload import SHAPES, Shape, random_model, synthetic_workload, task_workload, word_tokenizer

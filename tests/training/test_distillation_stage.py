@@ -77,7 +77,7 @@ def test_steps_are_a_function_of_the_seed_and_follow_the_share():
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="on_policy_share must be 1 for the policy gradient"):
         DistillationConfig(0, objective="policy_gradient", on_policy_share=0.5)
-    with pytest.raises(ValueError, match="beta must be in"):
+    with pytest.raises(ValueError, match="beta must be at least 0"):
         DistillationConfig(0, beta=-0.1)
     with pytest.raises(ValueError, match=r"optimizer\.schedule must be constant, got cosine"):
         DistillationConfig(0, budget_tokens=1000)
@@ -139,7 +139,7 @@ def test_the_student_comes_to_write_what_the_teacher_finds_likely(folder, settin
     for metric in ("reverse_kl", "forward_kl"):
         first, last = ([line[metric] for line in part] for part in (lines[:5], lines[-5:]))
         assert sum(last) < 0.8 * sum(first), metric
-    assert record["stage"] == "distillation" and record["generated_responses"] == 25 * 16
+    assert record["kind"] == "distillation" and record["generated_responses"] == 25 * 16
     assert lines[-1]["generated_tokens"] == record["generated_tokens"] < record["teacher_tokens"]
     assert set(record["memory"]) == {"policy", "teacher"} and record["memory"]["teacher"]["gradients"] == 0
     assert set(record["phase_seconds"]) == {"generate", "teacher", "update"}

@@ -10,7 +10,7 @@ from engines import DEVICE, EOS, PROMPTS, TOKENIZER, checkpoint_in
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import RunConfig
 from algos.training.models.checkpoints import load_policy
-from algos.training.sampling import vllm_engine
+from algos.training.sampling import vllm_base, vllm_engine
 from algos.training.sampling.config import VllmConfig
 from algos.training.sampling.engine import Sampling, StaleWeights
 from algos.training.sampling.engines import TransformersEngine, make_engine
@@ -83,9 +83,7 @@ def test_engine_settings_are_refused_by_name(monkeypatch):
     assert "server_url belongs to mode server" in refusal(vllm={"server_url": "http://x"})
     assert "weights_folder belongs to mode server, got '/x'" in refusal(vllm={"weights_folder": "/x"})
     assert "got '127.0.0.1:8000'" in refusal(vllm={"mode": "server", "server_url": "127.0.0.1:8000"})
-    assert "gpu_memory_utilization must be above 0 and at most 1, got 30.0" in refusal(
-        vllm={"gpu_memory_utilization": 30}
-    )
+    assert "gpu_memory_utilization must be at most 1, got 30" in refusal(vllm={"gpu_memory_utilization": 30})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
 
@@ -112,7 +110,7 @@ def test_a_model_that_vllm_holds_otherwise_is_refused_at_the_start(policy, check
 def test_malformed_answers_of_vllm_stop_the_run():
     for responses in ([([5, EOS], [-1.0, -2.0])], [([5], [-1.0]), ([5], [])], [([5], [-1.0]), ([], [])]):
         with pytest.raises(RuntimeError, match="too few responses"):
-            vllm_engine.as_rollouts([[5]], Sampling(2, 4), responses, TOKENIZER, torch.device("cpu"))
+            vllm_base.as_rollouts([[5]], Sampling(2, 4), responses, TOKENIZER, torch.device("cpu"))
 
 
 def test_trl_does_not_find_vllm():

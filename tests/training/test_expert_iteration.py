@@ -117,7 +117,7 @@ def test_restarting_trains_the_starting_model_in_every_round(monkeypatch, folder
         weights[name] = (out / "checkpoint" / "model.safetensors").read_bytes()
         lines, record = read_jsonl(out / "metrics.jsonl"), json.loads((out / "run.json").read_text())
         assert [line["step"] for line in lines] == list(range(settings["rounds"]))
-        assert record["generated_responses"] == 32 * settings["rounds"] and record["stage"] == "expert_iteration"
+        assert record["generated_responses"] == 32 * settings["rounds"] and record["kind"] == "expert_iteration"
         assert lines[-1]["prompts_never_solved"] == 0.5 and lines[-1]["generated_tokens"] == record["generated_tokens"]
         assert len(read_jsonl(out / "accepted.jsonl")) == 8 * settings["rounds"]
     assert weights["one"] == weights["restart"] != weights["continue"]

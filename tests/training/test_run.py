@@ -22,7 +22,6 @@ from algos.training.sampling.engines import RatioCanary
 from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import Phases
 from algos.training.train import train
-from algos.training.trl import baseline
 from evaluation.tasks.files import read_jsonl, write_jsonl
 
 PROJECT = Path(__file__).parents[2]
@@ -169,16 +168,6 @@ def test_a_reference_with_other_tokens_is_refused(folder):
     config = config_of("grpo", {"kl_coef": 0.1}, rewards={"correctness": 1.0})
     with pytest.raises(SettingsError, match=r"--reference: .*other must have the policy's tokenizer"):
         make_learner(config, Checkpoints(str(folder / "policy"), reference=path), CPU)
-
-
-@pytest.mark.parametrize("option", ["reference", "critic"])
-def test_trl_has_no_reference_or_critic_of_another_checkpoint(folder, option):
-    config = config_of("grpo", trainer="trl", rewards={"correctness": 1.0})
-    paths = (str(folder / "policy"), str(folder / "train.jsonl"), str(folder / "out"))
-    with pytest.raises(
-        SettingsError, match=rf"trainer trl: TRL's {option} starts from the policy; leave --{option} out"
-    ):
-        baseline.train(config, *paths, **{f"{option}_path": other(folder)})
 
 
 # memory

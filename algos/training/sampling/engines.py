@@ -1,8 +1,8 @@
-"""(2) What samples: an engine turns prompts and a policy into rollouts with their log-probabilities.
+"""(2) The engines that sample: prompts and a policy -> rollouts with their log-probabilities.
 
-TransformersEngine samples with the trainer's own model. vllm_engine.py samples with a copy of it, which has to be
-synchronized after every update. Two canaries tell when it was not: the fingerprint of the engine's weights, compared
-with the policy's before every batch, and the ratio of trainer to sampler probabilities, which is 1 on fresh weights.
+TransformersEngine samples with the trainer's own model. vllm_engine.py samples with a copy of the model, which has to
+be synchronized after every update. Two canaries tell when the copy is stale: the fingerprint of the engine's weights,
+compared with the policy's before every batch, and the ratio of trainer to sampler probabilities, 1 on fresh weights.
 """
 
 import torch
@@ -76,7 +76,7 @@ class RatioCanary:
 
     The figure of a batch is the mean over its tokens of |exp(trainer minus sampler log-probability) - 1|, taken before
     its first update. The first batch is sampled from the checkpoint's own weights, so its figure is the noise of the
-    engine: the limit of all later ones is RATIO_FACTOR times that, at least RATIO_FLOOR. Where the noise exceeds the
+    engine: the limit of all later figures is RATIO_FACTOR times that, at least RATIO_FLOOR. Where the noise exceeds the
     step that one update makes (bfloat16 at small learning rates), it takes several updates on stale weights to see
     them here; the fingerprint sees the first.
     """
