@@ -56,7 +56,7 @@ def test_the_command_splits_a_file_of_pairs_by_prompt(tmp_path):
     path = pairs_file(tmp_path, *({**GOOD, "prompt": f"1+{i}?"} for i in range(8)))
     command = [sys.executable, "-m", "algos.training.rewards.preferences", "--settings", '{"seed": 0}']
     command += ["--pairs", path, "--out", str(tmp_path / "out"), "--name", "mine/seed0", "--threads", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     train, held_out = (read_jsonl(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "held_out"))
     assert len(train) == 6 and len(held_out) == 2 and "correct" not in train[0]

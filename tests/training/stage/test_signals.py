@@ -19,7 +19,7 @@ from tiny import tiny_model, tiny_tokenizer
 from algos.training.models.checkpoints import save_policy
 from evaluation.tasks.files import write_jsonl
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 SETTINGS = {"seed": 0, "steps": 20_000, "log_every": 1, "batch_size": 2, "device": "cpu"}
 
 

@@ -8,7 +8,7 @@ from tiny import tiny_tokenizer
 from algos.training.models.checkpoints import build_model, save_policy
 from algos.training.models.config import ModelConfig
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 TOKENIZER = tiny_tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
