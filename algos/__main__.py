@@ -20,23 +20,10 @@ def list_algorithms() -> str:
     return "\n".join(lines)
 
 
-def describe(name: str, study: str | None) -> str:
-    """The page of an algorithm, or of a run of the study file."""
-    if study is None:
-        one_of(name, ALGORITHMS, "NAME")
-        return page(name, ALGORITHMS[name], ALGORITHMS)
-    from pipelines.study import load
-
-    loaded = load(study)
-    one_of(name, loaded.runs, "RUN")
-    run = loaded.run_config(name)
-    title = f"{name} ({run.algorithm}{', by TRL' if run.trainer == 'trl' else ''})"
-    loop: dict[str, object] = {"epochs": run.epochs, "minibatches": run.minibatches}
-    for key in ("group_size", "prompts_per_step", "rewards"):
-        loop[key] = getattr(run, key)
-    loop["learning_rate"] = run.optimizer.learning_rate
-    text = page(run.algorithm, ALGORITHMS[run.algorithm], ALGORITHMS, run.hparams, loop)
-    return title + "\n" + text
+def describe(name: str) -> str:
+    """The page of an algorithm."""
+    one_of(name, ALGORITHMS, "NAME")
+    return page(name, ALGORITHMS[name], ALGORITHMS)
 
 
 def main() -> None:
@@ -48,7 +35,7 @@ def main() -> None:
     one.add_argument("--study", help="study file; NAME is then the name of a run of that study")
     args = parser.parse_args()
     try:
-        print(list_algorithms() if args.command == "list" else describe(args.name, args.study))
+        print(list_algorithms() if args.command == "list" else describe(args.name))
         sys.stdout.flush()
     except BrokenPipeError:  # the reading command, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

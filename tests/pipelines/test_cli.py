@@ -1,4 +1,4 @@
-"""python -m algos: the list of all algorithms, and the page of one or of a study's run."""
+"""python -m algos and python -m pipelines: the list of all algorithms, the page of one, of a stage, and its memory."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import pytest
 
 from algos import ALGORITHMS
 from algos.__main__ import main
+from pipelines.__main__ import main as main_of_studies
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = str(ROOT / "pipelines" / "config.yaml")
@@ -18,6 +19,16 @@ def run(monkeypatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["algos", *words])
     try:
         main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def ask(monkeypatch, *words: str) -> int:
+    """Exit status of `python -m pipelines words`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["pipelines", *words])
+    try:
+        main_of_studies()
     except SystemExit as stop:
         return stop.code
     return 0
@@ -66,23 +77,43 @@ def test_the_page_of_a_preset_says_what_is_changed_and_what_it_leaves_out(monkey
     assert "note: KL is off by default" in page
 
 
-def test_the_page_of_a_run_has_the_studys_settings(monkeypatch, capsys):
-    assert run(monkeypatch, "describe", "gspo", "--study", DEFAULT) == 0
+def test_the_page_of_a_stage_has_the_studys_settings(monkeypatch, capsys):
+    assert ask(monkeypatch, "describe", DEFAULT, "gspo") == 0
     page = capsys.readouterr().out
     assert page.startswith("gspo (gspo)\n") and "clip(rho, 0.97, 1.04)" in page
     assert "epochs x minibatches:     1 x 4\n" in page and "learning rate:            0.0001\n" in page
     assert "changed from the defaults:\n  clip_high: 0.0004 -> 0.04\n  clip_low: 0.0003 -> 0.03\n" in page
-    assert run(monkeypatch, "describe", "trl_gspo", "--study", DEFAULT) == 0
+    assert ask(monkeypatch, "describe", DEFAULT, "trl_gspo") == 0
     assert capsys.readouterr().out.startswith("trl_gspo (gspo, by TRL)\n")
+
+
+def test_the_memory_of_a_stage_is_predicted_from_the_study(monkeypatch, capsys):
+    assert ask(monkeypatch, "memory", DEFAULT, "ppo_rm", "--prompt-tokens", "60") == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"ppo_rm of {DEFAULT}, prompts of 60 tokens\n") and "reward_model" in page.replace(" ", "_")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("describe", DEFAULT, "grp"), "error: STAGE: 'grp' is unknown. Did you mean 'grpo'? Allowed: "),
+        (("describe", DEFAULT, "dapo"), "error: STAGE: 'dapo' is unknown."),  # an algorithm, but no stage
+        (("describe", DEFAULT, "cold_start"), "error: STAGE: 'cold_start' is unknown."),  # a stage without RL
+        (("memory", "/no/study.yaml", "grpo"), "error: /no/study.yaml: No such file"),
+        (("memory", DEFAULT), "usage: "),
+        (("describe", DEFAULT, "grpo", "more"), "usage: "),
+    ],
+)
+def test_a_wrong_stage_ends_with_2_and_the_nearest_one(words, message, monkeypatch, capsys):
+    assert ask(monkeypatch, *words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(message) and printed.out == ""
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
         (("describe", "gprpo"), "error: NAME: 'gprpo' is unknown. Did you mean 'grpo'? Allowed: cispo, "),
-        (("describe", "grp", "--study", DEFAULT), "error: RUN: 'grp' is unknown. Did you mean 'grpo'? Allowed: grpo, "),
-        (("describe", "dapo", "--study", DEFAULT), "error: RUN: 'dapo' is unknown."),  # an algorithm, but no run
-        (("describe", "grpo", "--study", "/no/study.yaml"), "error: /no/study.yaml: No such file"),
         (("describe",), "usage: "),
         (("lst",), "usage: "),
         ((), "usage: "),
