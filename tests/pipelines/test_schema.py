@@ -1,4 +1,4 @@
-"""The JSON schema that editors complete and check study files with is made from the settings, and accepts every study."""
+"""The JSON schema for editors: it comes from the settings and accepts every study."""
 
 import copy
 import json
