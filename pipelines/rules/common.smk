@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from algos.pieces.settings import SettingsError
+from evaluation.config import figures_of
 from pipelines import digests
 from pipelines.study import load
 

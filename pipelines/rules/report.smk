@@ -1,8 +1,5 @@
 # (8) All scores -> tables and figures, each with a caption; all records -> MLflow
 REPORT = f"{RESULTS}/report"
-FIGURES = ["accuracy", "curves_tokens", "curves_time", "memory", "throughput"]
-if STUDY.of_kind("reward_model"):
-    FIGURES.append("proxy_and_gold")
 TRACKING_URI = STUDY.settings.mlflow.tracking_uri or f"sqlite:///{RESULTS}/mlflow.db"
 
 
@@ -37,7 +34,7 @@ rule report:
         provenance=f"{REPORT}/provenance.csv",
         figures=[
             report(f"{REPORT}/{figure}.svg", caption=f"../captions/{figure}.rst", category="Figures")
-            for figure in FIGURES
+            for figure in figures_of(STUDY.report())
         ],
     log:
         f"{REPORT}/report.log",
