@@ -2,8 +2,8 @@
 
 By hand: python -m evaluation.pages
 
-A page holds a block for each table. The first line of a block names a CSV file and columns of it, and may choose rows by
-the values of one column. Everything between that line and the end is written by this command:
+A page holds a block for each table. The first line of a block names a CSV file and some of its columns, and may choose
+rows by the values of one column. Everything between that line and the end is written by this command:
 
     <!-- table: results/published/default/comparison.csv | stage, mean@8, minus_start | stage = grpo, gspo -->
     <!-- end -->
@@ -45,6 +45,10 @@ class Unfilled(Exception):
     """Why a block keeps the table that it has."""
 
 
+class UnknownRow(Unfilled):
+    """The file is there, with all columns, and without a row that the block asks for."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One table of a page, as its first line asks for it."""
@@ -84,11 +88,11 @@ def names(text: str) -> list[str]:
 
 
 def choose(frame: pd.DataFrame, column: str, values: list[str]) -> pd.DataFrame:
-    """The rows with these values, in the order of the file. Raises Unfilled for a value that no row has."""
+    """The rows with these values, in the order of the file. Raises UnknownRow for a value that no row has."""
     texts = frame[column].astype(str)
     missing = [value for value in values if value not in set(texts)]
     if missing:
-        raise Unfilled(f"no row has the {column} {', '.join(missing)}")
+        raise UnknownRow(f"no row has the {column} {', '.join(missing)}")
     return frame[texts.isin(values)]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from evaluation import pages
-from evaluation.pages import PROJECT, Unfilled, fill, parse
+from evaluation.pages import PROJECT, Unfilled, UnknownRow, fill, parse
 
 BLOCKS = [
     pytest.param(marker, table, id=f"{page.name}-{number}")
@@ -28,7 +28,9 @@ TABLE = """| stage | mean@8, % | minus its start, points | clipped, % | generate
 def test_a_pages_table_is_that_of_the_published_file(marker, table):
     try:
         wanted = parse(marker).table(PROJECT)
-    except Unfilled as reason:
+    except UnknownRow:
+        raise
+    except Unfilled as reason:  # the study is not published yet, or with other columns
         pytest.skip(str(reason))
     assert table == wanted, "stale: run python -m evaluation.pages"
 
