@@ -1,12 +1,17 @@
 """The documentation says what the code does: equations, sources and links are compared with it."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from algos import ALGORITHMS
 from algos.describe import equation
+from pipelines.kinds import COMMON, KINDS, SPLITS
+from pipelines.plan import StudySettings
+from pipelines.study import load
+from pipelines.tree import tree
 
 PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "algos" / "README.md").read_text(encoding="utf-8")
@@ -24,10 +29,13 @@ def test_the_page_has_no_section_of_something_else():
     assert set(SECTIONS) == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize("page", ["README.md", "algos/README.md"])
+PAGES = ["README.md", "algos/README.md", *(f"docs/{page.name}" for page in sorted(PROJECT.glob("docs/*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / page).read_text(encoding="utf-8"))
-    assert len(links) > 5
+    assert len(links) > (5 if page.endswith("README.md") else 0)
     missing = [link for link in links if not (PROJECT / page).parent.joinpath(link).exists()]
     assert not missing
 
@@ -43,3 +51,36 @@ def test_metrics_to_watch_are_names_of_metrics(name):
         parts = (metric, metric.removeprefix("reward_"), metric.removesuffix("_min"), metric.removesuffix("_max"))
         known = any(f'"{part}"' in sources for part in parts)
         assert known or hasattr(ALGORITHMS[name].defaults, metric), metric
+
+
+def graph(study: Path) -> str:
+    """The tree of a study file, without what is done of it."""
+    return re.sub(r"\s+\[.*done\]", "", re.sub(r", \d+ of them done", "", tree(load(study))))
+
+
+@pytest.mark.parametrize("page, study", [("default", "config"), ("ladder", "studies/ladder"), ("r1", "studies/r1")])
+def test_a_page_of_results_shows_the_graph_of_its_study(page, study):
+    assert graph(PROJECT / "pipelines" / f"{study}.yaml") in (PROJECT / "docs" / f"{page}.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_the_chain_of_the_users_page_is_a_study_with_the_tree_shown(tmp_path):
+    text = (PROJECT / "docs" / "your-own-chain.md").read_text(encoding="utf-8")
+    study = tmp_path / "mine.yaml"
+    study.write_text(re.search(r"```yaml\n(.*?)```", text, re.S)[1], encoding="utf-8")
+    assert graph(study) in text
+
+
+def test_the_readmes_graph_is_a_study(tmp_path):
+    head = (PROJECT / "pipelines" / "config.yaml").read_text(encoding="utf-8").split("\nstages:\n")[0]
+    stages = re.search(r"```yaml\n(stages:.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    (tmp_path / "study.yaml").write_text(f"{head}\n{stages}", encoding="utf-8")
+    study = load(tmp_path / "study.yaml")
+    assert study.warnings == [] and study.stages["trl_zero"].like == "zero"
+
+
+def test_the_page_on_study_files_names_every_kind_edge_and_key():
+    page = (PROJECT / "docs" / "study-files.md").read_text(encoding="utf-8")
+    keys = [f.name for f in fields(StudySettings)] + [edge for kind in KINDS.values() for edge in kind.edges]
+    assert [key for key in [*keys, *KINDS, *COMMON, *SPLITS] if f"`{key}" not in page] == []
