@@ -28,8 +28,8 @@ def describe(name: str, study: str | None) -> str:
     from pipelines.study import load
 
     loaded = load(study)
-    one_of(name, loaded.runs, "RUN")
-    run = loaded.run_config(name)
+    one_of(name, loaded.of_kind("rl"), "RUN")
+    run = loaded.parsed(name, loaded.seeds_of(name)[0])
     title = f"{name} ({run.algorithm}{', by TRL' if run.trainer == 'trl' else ''})"
     loop: dict[str, object] = {"epochs": run.epochs, "minibatches": run.minibatches}
     for key in ("group_size", "prompts_per_step", "rewards"):

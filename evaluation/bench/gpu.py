@@ -21,7 +21,7 @@ from algos.training.stage.record import component_memory
 from evaluation.bench.measure import machine_limits
 from evaluation.bench.output import row
 from evaluation.bench.parts import Bench, ratio_row, step_rows, work_of
-from evaluation.bench.steps import counted, in_turns
+from evaluation.bench.steps import Loop, counted, in_turns
 from evaluation.bench.switches import merged
 from evaluation.bench.workload import SHAPES, Workload, synthetic_workload
 
@@ -108,7 +108,7 @@ def rows(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
                 for name in ("copy_bytes_per_second", "nominal_bytes_per_second"):
                     if limits[config.dtype].get(name):
                         yield row(f"{config.dtype} machine", name, limits[config.dtype][name], "bytes/s")
-            times = {}
+            times: dict[str, list[float]] = {}
             for side in ("ours",) if args.no_trl else ("ours", "trl"):
                 trainer = "own" if side == "ours" else "trl"
                 for figure in one_run(
@@ -130,9 +130,11 @@ def one_run(bench: Bench, case: str, settings: dict, workload: Workload, limits:
     if time.monotonic() > ends:
         yield row(case, "not measured", None, note="past the time budget of --minutes")
         return
-    loop, memory = None, {}
+    loop: Loop | None = None
+    memory: dict = {}
 
     def after_each(_) -> bool:
+        assert loop is not None
         memory.update(component_memory(**loop.models))
         return time.monotonic() > ends
 

@@ -3,10 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from evaluation.statistics import Interval
+
+Result = TypeVar("Result")
 
 RESAMPLES = 2000
 NOMINAL = {  # GPU's name contains -> dense bfloat16 FLOP/s, bytes/s of memory; NVIDIA's data sheets
@@ -55,7 +58,7 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
     return slope, math.sqrt(residual / float((x * x).sum()))
 
 
-def timed(function: Callable, device) -> tuple[float, object]:
+def timed(function: Callable[[], Result], device) -> tuple[float, Result]:
     """Seconds of one call, the device's queue emptied before and after, and what it returned."""
     wait(device)
     start = time.perf_counter()

@@ -96,7 +96,7 @@ def targets(files: dict[str, dict]) -> list[dict]:
     for name, target in TARGETS.items():
         content = files.get(target.part, {})
         figures = [f for f in content.get("rows", []) if f.get("target") == name and f["value"] is not None]
-        worst = (min if target.at_least else max)(figures, key=lambda f: f["value"], default={})
+        worst: dict = (min if target.at_least else max)(figures, key=lambda f: f["value"], default={})
         interval = f" [{worst['low']:.3g}, {worst['high']:.3g}]" if worst.get("low") is not None else ""
         lines.append(
             {

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from algos.pieces.settings import from_dict
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
 from algos.training.sampling.sampler import sample
 from algos.training.update.needs import sampler_gives_old_logprobs
@@ -171,7 +173,7 @@ def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
 def generation(bench: Bench) -> Iterator[dict]:
     """Sampling beside transformers.generate: the same policy, prompts, rows and lengths; seconds per token."""
     torch.set_num_threads(bench.threads)
-    config = bench.loop(bench.settings("grpo"), None).config
+    config: RunConfig = from_dict(RunConfig, bench.settings("grpo"), "settings")
     for case, length, limit in (("forced", None, config.max_response_tokens), ("natural", RESPONSE_TOKENS, None)):
         limit = limit or (8 if bench.toy else NATURAL_LIMIT)
         workload = bench.workload(length)

@@ -54,6 +54,7 @@ class Loop:
         torch.set_num_threads(self.threads)
         if self.run is None:
             self._start()
+        assert self.run is not None
         if self.run.finished:
             raise RuntimeError(f"the run ended before this step; its steps are {self.config.steps}")
         wait(self.device)

@@ -68,10 +68,10 @@ def table(bench: Bench, switches: tuple[Switch, ...] = SWITCHES) -> Iterator[dic
             yield row(switch.name, "not measured", None, note=f"{type(error).__name__}: {str(error)[:80]}")
             continue
         for phase in ("wall", "generate", "update"):
-            times = [[line.get(f"{phase}_seconds", 0.0) for line in found[side]] for side in ("without", "with")]
+            slow, fast = ([line.get(f"{phase}_seconds", 0.0) for line in found[side]] for side in ("without", "with"))
             name = "step" if phase == "wall" else phase
-            if min(map(min, times)) > 0:
-                yield ratio_row(switch.name, *times, f"seconds of {name}, without / with") | {
+            if min(*slow, *fast) > 0:
+                yield ratio_row(switch.name, slow, fast, f"seconds of {name}, without / with") | {
                     "quantity": f"{name}_gain"
                 }
         yield from peaks(bench, switch.name, sides, workload)

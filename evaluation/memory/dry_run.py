@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Workload:
     """What memory depends on: a run's settings, its model's config, the length of its prompts."""
 
     run: RunConfig
-    model: object  # transformers' config of policy, reference, reward model and critic
+    model: Any  # transformers' config of policy, reference, reward model and critic
     prompt_tokens: int
     head_on_reference: bool = False  # the reward model is a head on the reference's backbone
 
@@ -129,6 +130,7 @@ def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine,
     learner, models = make_learner(config, Checkpoints("policy", str(folder)), device)
     reward_model = models[REWARD_MODEL][0] if REWARD_MODEL in models else None
     if workload.head_on_reference:
+        assert reward_model is not None
         reward_model.backbone = None
     for name, (model, optimizer) in models.items():
         live.add_model(name, model, optimizer)
@@ -139,7 +141,7 @@ def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine,
     if in_part:
         config = _in_part(workload, learner.share_prompts)
         prompts = prompts[: config.prompts_per_step]
-    problems = [{} for _ in prompts]
+    problems: list[dict] = [{} for _ in prompts]
     state = State.at_start(config, learner, generator, len(problems))
     state.canary = NoCanary()
     inputs = Inputs(problems, prompts, Tokens(), models, reward_model)
@@ -178,7 +180,7 @@ class DryRun(Run):
     bytes_per_response = 0.0  # of the batch
 
     def advantages(self, batch: Batch) -> Batch:
-        real = {name: tangible(x) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+        real: dict[str, Any] = {name: tangible(x) for name, x in vars(batch).items() if isinstance(x, Tensor)}
         return super().advantages(replace(batch, **real))
 
     def update(self, batch: Batch) -> list[dict[str, float]]:
@@ -193,12 +195,13 @@ class DryRun(Run):
         layout = self.state.learner.layout(self.config)
         for seed in range(SHUFFLES):
             cells = [
-                part.packed.input_ids.numel()
+                packed.input_ids.numel()
                 for rows in minibatch_rows(len(batch), self.config, self._seeded(seed))
                 for _, part in layout.micro_batches(batch.select(rows))
+                if (packed := part.packed) is not None
             ]
             most[seed] = max(cells)
-        return max(most, key=most.get)
+        return max(most, key=lambda seed: most[seed])
 
     def _seeded(self, seed: int) -> torch.Generator:
         return torch.Generator(self.state.generator.device).manual_seed(seed)
@@ -221,13 +224,14 @@ class Watch:
             yield
             return
         asked = self.allocator and name == "update" and self.run.state.step > 0
-        profiler = nullcontext()
+        profiler = None
         if asked:
             activities = [torch.profiler.ProfilerActivity.CPU]
             profiler = torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
-        with self.live.phase(name) as peak, profiler:
+        with self.live.phase(name) as peak, nullcontext() if profiler is None else profiler:
             yield
-        if asked:
+        if profiler is not None:
+            assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
             events = profiler.profiler.kineto_results.events()
             changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
             allocated = peak.start_bytes + max(accumulate(changes), default=0)

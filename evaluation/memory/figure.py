@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ from evaluation.memory.closed_form import MODELS, STATES
 from evaluation.memory.plan import Plan, plan_phases
 from evaluation.memory.text import unit_of
 
-BARS = {  # the setups compared, and what each changes in the plan
+BARS: dict[str, dict[str, Any]] = {  # the setups compared, and what each changes in the plan
     "PPO, reward model, reference": {"algorithm": "ppo", "reward_model": True, "reference": "yes"},
     "PPO, rules, reference": {"algorithm": "ppo", "reference": "yes"},
     "PPO, shared critic, rules, reference": {"algorithm": "ppo", "critic": "shared", "reference": "yes"},

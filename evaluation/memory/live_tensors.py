@@ -259,7 +259,7 @@ class LiveTensors(TorchDispatchMode):
         known = self.live.get(key)
         if known is None:
             known = self.live[key] = _Live(0, place)
-            known.reference = weakref.ref(storage, lambda _, key=key: self._gone(key))
+            known.reference = weakref.ref(storage, lambda _: self._gone(key))
         elif move and known.place != place:
             self.places[known.place] -= known.size
             self.places[place] += known.size

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from algos.pieces.types import Rollouts
-from algos.training.models.kv_cache import SharedOut
+from algos.training.models.kv_cache import PreallocatedLayer, SharedOut
 from algos.training.rewards.rewards import Rewards, Scored
 from algos.training.sampling.engine import Sampling
 from algos.training.sampling.engines import RatioCanary, TransformersEngine
@@ -111,8 +111,9 @@ class BothEnds(MadeUp):
                 keys, values = (torch.zeros((prompts, heads, tokens, width), dtype=policy.dtype) for _ in range(2))
                 past.update(keys, values, layer)
             cache = SharedOut(past, sampling.group_size, sampling.max_response_tokens)
-        for layer in cache.past.layers:
-            layer.length = tokens + sampling.max_response_tokens - 1
+        for full in cache.past.layers:
+            if isinstance(full, PreallocatedLayer):
+                full.length = tokens + sampling.max_response_tokens - 1
         return cache
 
 

@@ -5,6 +5,7 @@ A model computes in the run's dtype; what is saved is float32 at least: the mast
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -118,9 +119,10 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
     from transformers import AutoModelForCausalLM
 
     check_causal_lm(str(path), revision)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(path), revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-    ).to(device)
+    )
+    model.to(device)
     without_dropout(model)
     probe = torch.arange(4, device=device)[None]
     with torch.no_grad():
@@ -152,7 +154,7 @@ def without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]  # a number in transformers' layers
 
 
 def scalar_head(width: int, head: str, init_std: float, generator: torch.Generator | None = None) -> nn.Module:
@@ -167,7 +169,7 @@ def scalar_head(width: int, head: str, init_std: float, generator: torch.Generat
             last.weight.normal_(0.0, init_std, generator=generator)
         else:
             last.weight.zero_()
-    module = last
+    module: nn.Module = last
     if head == "mlp":
         hidden = nn.Linear(width, width)
         with torch.no_grad():
@@ -227,7 +229,7 @@ class ScalarModel(nn.Module):
     base_model_prefix = "backbone"
     is_gradient_checkpointing = False
 
-    def __init__(self, backbone: nn.Module, head: str, init_std: float, generator: torch.Generator | None = None):
+    def __init__(self, backbone: Any, head: str, init_std: float, generator: torch.Generator | None = None):
         super().__init__()
         self.backbone, self.head, self.config = backbone, head, backbone.config
         self.score = scalar_head(backbone.config.get_text_config().hidden_size, head, init_std, generator)

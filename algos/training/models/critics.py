@@ -93,7 +93,8 @@ def _from_reward_model(hparams, policy, path: str | None, dtype: str) -> ScalarM
             f"critic_init reward_model: that model has a {model.head} head, critic_head is {hparams.critic_head}; "
             f"set critic_head to {model.head}."
         )
-    last = model.score if isinstance(model.score, nn.Linear) else model.score[-1]
+    last = model.score[-1] if isinstance(model.score, nn.Sequential) else model.score
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
         last.weight.mul_(model.gain)
         last.bias.sub_(model.offset).mul_(model.gain)

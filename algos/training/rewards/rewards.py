@@ -136,7 +136,7 @@ class Rewards:
         if self.reference is not None:
             ref_logprobs = torch.zeros(batch.response_mask.shape, device=scores.device)
         for rows, part in self.layout.micro_batches(batch):
-            if self.reference is None:
+            if ref_logprobs is None:
                 scores[rows] = self.model.batch_scores(part)
             else:
                 scores[rows], logprobs = scores_and_logprobs(self.model, self.reference, part, self.config.temperature)
@@ -179,7 +179,7 @@ def component_metrics(components: dict[str, Tensor]) -> dict[str, float]:
     A rule's maximum is the faultless response's; the reward model has none, so that its is the batch's: a share far
     above 1 / B says that scores are being clipped.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, values in components.items():
         maximum = RULES[name].maximum if name in RULES else values.max()
         metrics |= {

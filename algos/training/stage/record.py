@@ -107,7 +107,8 @@ def start_up_seconds(now: float) -> float | None:
 
 def _module_and_arguments() -> list[str]:
     main = sys.modules["__main__"]
-    name = main.__spec__.name if getattr(main, "__spec__", None) else Path(sys.argv[0]).name
+    spec = getattr(main, "__spec__", None)
+    name = spec.name if spec else Path(sys.argv[0]).name
     return [name, *sys.argv[1:]]
 
 
@@ -121,7 +122,7 @@ def environment() -> dict:
     """Commit, packages and machine: what a number depends on besides settings and seed."""
     import torch
 
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             packages[name] = version(name)
@@ -345,7 +346,7 @@ def _start_quickly() -> None:
     """Until the stage's Record is made it mostly imports, of which none is garbage, and some is never used."""
     gc.disable()
     for name in UNUSED:
-        sys.modules.setdefault(name, None)  # as if it were not installed
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: as if it were not installed
 
 
 def show_all_packages() -> None:

@@ -45,7 +45,7 @@ def model_tensors(model) -> list[Tensor]:
 
 def optimizer_tensors(learner: Learner) -> list[Tensor]:
     """State and float32 masters of the policy's and the critic's optimizer; single numbers stay where they are."""
-    found = {}
+    found: dict[int, Tensor] = {}
     for model, optimizer in ((learner.policy, learner.optimizer), (learner.critic, learner.critic_optimizer)):
         if optimizer is None:
             continue
