@@ -1,7 +1,7 @@
 """A mypy plugin for @settings: a default that stands without a type has the type of the field that it overrides.
 
-`scale = "group_std"` in a subclass keeps `scale: Scale`, as algos/pieces/settings.py does it when the program runs. By
-itself mypy infers Literal["group_std"]. It would then refuse every other value, and every subclass with another default.
+`scale = "group_std"` in a subclass keeps `scale: Scale`, as it does in algos/pieces/settings.py when the program runs.
+Without the plugin mypy infers Literal["group_std"] and refuses every comparison with another value.
 """
 
 from mypy.nodes import AssignmentStmt, NameExpr, TypeInfo, Var

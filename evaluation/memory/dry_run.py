@@ -232,7 +232,7 @@ class Watch:
             yield
         if profiler is not None:
             assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-            events = profiler.profiler.kineto_results.events()
+            events: Any = profiler.profiler.kineto_results.events()
             changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
             allocated = peak.start_bytes + max(accumulate(changes), default=0)
             self.allocated[name] = max(allocated, self.allocated.get(name, 0))
