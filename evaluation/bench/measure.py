@@ -43,7 +43,7 @@ def ratio_of_medians(slow: Sequence[float], fast: Sequence[float], seed: int = 0
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
     """Slope of log(seconds) on log(size) by least squares, and its standard error; NaN for two points.
 
-    Raises ValueError with fewer than two different sizes, or for what has no logarithm.
+    Raises ValueError for fewer than two different sizes, and for a number that has no logarithm.
     """
     if len(set(sizes)) < 2 or len(sizes) != len(seconds):
         raise ValueError(f"an exponent needs at least two sizes with one time each, got {list(sizes)}")
@@ -59,7 +59,7 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
 
 
 def timed(function: Callable[[], Result], device) -> tuple[float, Result]:
-    """Seconds of one call, the device's queue emptied before and after, and what it returned."""
+    """Seconds and result of one call. The device's queue is emptied before the call and after it."""
     wait(device)
     start = time.perf_counter()
     result = function()

@@ -51,7 +51,7 @@ TARGETS = {
 def write(out: Path, part: str, rows: list[dict], facts: dict, finished: bool = False) -> None:
     """{part}.csv, and {part}.json with the rows, the command, commit, machine, packages and `facts`.
 
-    Called after every row, so that what is stopped from outside leaves what it has.
+    Called after every row, so that a benchmark that is stopped from outside leaves the rows that it has.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
 """What a study spends on anything but its stages' work, and what starting a stage costs.
 
-Work is what a stage's phases took, or all that it recorded if it has no phases. The rest of a job is overhead: starting
-Python, imports, reading models, logging, saving, ending; and so are the report, the MLflow mirror and the scheduler,
-whose jobs have no record. Seconds count by the threads that a job holds.
+Work is the time of a stage's phases, or its whole recorded time if it has no phases. The rest of a job is overhead:
+starting Python, imports, reading models, logging, saving, ending. So are the report, the MLflow mirror and the
+scheduler, whose jobs have no record. The seconds of a job are multiplied by the threads that it holds.
 """
 
 import json
@@ -99,7 +99,7 @@ def matched(found: list[Stage], done: list[Job]) -> tuple[list[tuple[Stage, Job]
 
 
 def most_at_once(found: list[Stage]) -> int:
-    """The most threads that stages held at one time."""
+    """The largest number of threads that stages held at one time."""
     return max(
         sum(other.threads for other in found if other.started <= stage.started < other.started + other.seconds)
         for stage in found
@@ -162,7 +162,7 @@ def import_rows() -> Iterator[dict]:
             taken[".".join(parts[: 2 if parts[0] in ("torch", "transformers") else 1])] += int(own)
     for name, microseconds in taken.most_common(8):
         yield row(
-            f"import {name}", "own_seconds", microseconds / 1e6, "s", "its modules without those that they import"
+            f"import {name}", "own_seconds", microseconds / 1e6, "s", "its modules without the modules that they import"
         )
 
 

@@ -1,6 +1,7 @@
-"""The parts of the benchmark that run models: ours against TRL, against transformers.generate, against ourselves.
+"""The parts of the benchmark that run models: our trainer against TRL, our sampling against transformers.generate, and
+our step against itself at other sizes.
 
-Each yields the rows that output.py writes.
+Each part yields the rows that output.py writes.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")
 RESPONSE_TOKENS = 20  # about the default study's mean
-NATURAL_LIMIT = 48  # its limit
+NATURAL_LIMIT = 48  # the default study's limit
 RUN = {"minibatches": 4, "micro_batch_tokens": 4096, "critic_learning_rate": 3.0e-4}  # as in the default study
 RUNS = {
     "ppo": {"settings": {"clip_low": 0.2, "clip_high": 0.2, "gae_lambda": 1.0}},
@@ -141,10 +142,10 @@ def forced(rows: list[dict], response: int, case: str) -> None:
 
 
 def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
-    """Steps of ours and of TRL's trainer for the same run, in turns: the study's minibatches, and one.
+    """Steps of our trainer and of TRL's for the same run, in turns: with the study's minibatches, and with one.
 
-    Then the study's number of minibatches, ours made of whole prompts: in TRL's, of shuffled responses, a prompt has
-    fewer of its responses beside it. That is as much work, but not the same minibatches.
+    Then the study's number of minibatches again, with our minibatches made of whole prompts. TRL's are made of shuffled
+    responses, so that a prompt has fewer of its responses beside it: as much work, but other minibatches.
     """
     workload = bench.workload()
     study_minibatches = bench.settings(algorithm).get("minibatches", 1)
@@ -212,13 +213,13 @@ def generation(bench: Bench) -> Iterator[dict]:
 
 
 def _sample(policy, tokenizer, prompts: list[list[int]], group: int, limit: int, generator) -> int:
-    """How many tokens ours generated."""
+    """Sample with our sampler; the number of generated tokens."""
     return sample(policy, tokenizer, prompts, group, limit, 1.0, generator).response_tokens
 
 
 @torch.no_grad()
 def _generate(policy, tokenizer, prompts: list[list[int]], group: int, limit: int) -> int:
-    """The same rows by transformers.generate; how many tokens it generated."""
+    """Sample the same rows with transformers.generate; the number of generated tokens."""
     from transformers import GenerationConfig
 
     width = max(map(len, prompts))

@@ -1,7 +1,7 @@
 """Predictions of memory beside measurements, on small models on this machine: results/memory/check.csv.
 
-Measured is what LiveTensors counts in two real steps; the allocator's column is PyTorch's own account of the second
-update, kernels' scratch memory included: a second opinion on the counter. Predictions must be within TOLERANCE.
+Measurements are the counts of LiveTensors in two real steps. The allocator's column is PyTorch's own account of the
+second update, with the scratch memory of kernels: it checks the counter. Predictions must be within TOLERANCE.
 """
 
 import csv

@@ -28,7 +28,7 @@ from evaluation.memory.live_tensors import LiveTensors, Peak
 from evaluation.memory.stand_ins import Alternating, BothEnds, MadeUp, NoCanary, Tokens, models_from
 from evaluation.memory.weightless import Weightless, tangible
 
-IN_FULL = 1 << 16  # tokens x layers of a rollout batch that a prediction runs in full; of more, two micro-batches
+IN_FULL = 1 << 16  # tokens x layers; a prediction runs two micro-batches of a larger rollout batch
 SHUFFLES = 8
 FEW = 3  # layers: the first, the last, and one in the middle
 REWARD_MODEL = "reward_model"
@@ -81,8 +81,8 @@ def measure_update(workload: Workload) -> Peak:
 def predict(workload: Workload, exact: bool = False) -> dict[str, Peak]:
     """The peak of each phase, in no memory.
 
-    A deep model's is that of its first FEW layers, and as much again for each further layer as the last of them adds;
-    exact runs all of them, which for 28 layers takes a minute.
+    The peak of a deep model is the peak of its first FEW layers, plus, for each further layer, the bytes that the last
+    of these FEW adds. exact: run all layers, which takes a minute for 28 of them.
     """
     layers = workload.model.get_text_config().num_hidden_layers
     if exact or layers <= FEW or getattr(workload.run.hparams, "critic_layers", None) is not None:
@@ -92,7 +92,7 @@ def predict(workload: Workload, exact: bool = False) -> dict[str, Peak]:
 
 
 def _extrapolated(less: Peak, few: Peak, more: int) -> Peak:
-    """few plus `more` times what it has more than less, at each moment; the fullest of them is the peak."""
+    """few + `more` * (few - less), at each moment; the fullest moment is the peak."""
     moments = {}
     for name, (_, places) in few.moments.items():
         before = less.moments[name][1]
@@ -175,7 +175,7 @@ def warm_up(run: Run) -> None:
 
 
 class DryRun(Run):
-    """A run whose tensors may be weightless, and whose minibatches are the ones that need most."""
+    """A run whose tensors may be weightless, and whose minibatches are those of the shuffle that needs most memory."""
 
     bytes_per_response = 0.0  # of the batch
 
@@ -190,7 +190,7 @@ class DryRun(Run):
         return super().update(batch)
 
     def worst_shuffle(self, batch: Batch) -> int:
-        """Of SHUFFLES seeds the one whose micro-batches need most: which responses meet in one is chance."""
+        """The seed, among SHUFFLES, with the largest micro-batch: chance decides which responses a micro-batch has."""
         most = {}
         layout = self.state.learner.layout(self.config)
         for seed in range(SHUFFLES):

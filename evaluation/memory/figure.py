@@ -47,7 +47,7 @@ def _row(setup: str, phase: str, part: str, size: float) -> dict:
 
 
 def draw(plan: Plan, out: Path) -> str:
-    """peak-MODEL.svg and peak-MODEL.csv in `out`; says so."""
+    """peak-MODEL.svg and peak-MODEL.csv in `out`; prints their paths."""
     out.mkdir(parents=True, exist_ok=True)
     table = rows(plan)
     path = out / f"peak-{Path(plan.model).name}.csv"

@@ -159,8 +159,8 @@ def _peaks(plan: Plan) -> dict:
 def plan_phases(plan: Plan) -> dict[str, Counter]:
     """Bytes by (model, component) at the peak of each phase.
 
-    The dry run counts everything. States that this project's own code does not have in this form (gradients of 16 bits
-    beside float32 masters, adapters) are put in in closed form, and offloaded parts are taken out.
+    The dry run counts everything. Two kinds of states that this project's own code has in another form (gradients of 16
+    bits beside float32 masters, and adapters) come from the closed form. Offloaded parts are taken out.
     """
     peaks = _peaks(replace(plan, offload=(), lora_rank=None))
     states = plan_states(plan)
@@ -217,7 +217,7 @@ def plan_peak(plan: Plan) -> float:
 
 
 def remedies(plan: Plan):
-    """The plan with one thing more switched on at a time, what costs least first: (what was done, plan)."""
+    """(switches, plan) with one switch more at a time, the cheapest switch first."""
     done: list[str] = []
     steps: list[tuple[str, dict[str, Any]]] = [
         ("--logits chunked", {"logits": "chunked"}),
@@ -246,7 +246,7 @@ def remedies(plan: Plan):
 
 
 def fits(plan: Plan, limit: float) -> bool:
-    """Whether the peak is within the limit in bytes; states that are never less are looked at first."""
+    """Whether the peak is within the limit in bytes. A lower bound, the policy's states, is compared first."""
     states = plan_states(plan)
     least = sum(states["policy", state] for state in ("weights", "gradients", "optimizer", "master"))
     return least <= limit and plan_peak(plan) <= limit

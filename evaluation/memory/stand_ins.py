@@ -1,4 +1,4 @@
-"""Stands in for what memory does not depend on: weights, texts, rewards, and the responses that a model would give."""
+"""Stand-ins for the things that memory does not depend on: weights, texts, rewards, and the responses of a model."""
 
 import copy
 import json
@@ -72,7 +72,7 @@ class MadeUp(TransformersEngine):
 class BothEnds(MadeUp):
     """Samples the first token, and the last one with a full cache; its responses are made up.
 
-    prompts: of the whole rollout batch, of which the step may see a part.
+    prompts: all prompts of the rollout batch; the step may see a part of them.
     """
 
     def __init__(self, config, prompts: list[list[int]], live: LiveTensors):

@@ -1,6 +1,6 @@
 """Policy, critic, reward model and tokenizer: built, loaded, saved. Weights only as safetensors.
 
-A model computes in the run's dtype; what is saved is float32 at least: the masters where there are some."""
+A model computes in the run's dtype. Saved weights have float32 or more: the masters, where a weight has one."""
 
 import json
 import math
@@ -139,7 +139,7 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
 def import_model(path: str | Path) -> None:
     """Import the code of a checkpoint's model without loading its weights.
 
-    Memory is measured from the end of this call on, so that it is the weights' and not the code's. Raises SettingsError
+    Memory is measured from the end of this call on, so that the memory of the code is left out. Raises SettingsError
     if the checkpoint is no causal language model.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
@@ -160,7 +160,7 @@ def without_dropout(model: nn.Module) -> None:
 def scalar_head(width: int, head: str, init_std: float, generator: torch.Generator | None = None) -> nn.Module:
     """linear: width -> 1; mlp: width -> width -> tanh -> 1. The last layer has weights of std init_std and bias 0.
 
-    It computes in float32 on states of less, so that values and scores are not rounded to 8 bits.
+    It computes in float32 even on bfloat16 states, so that values and scores are not rounded to 8 bits.
     """
     last = nn.Linear(width, 1)
     with torch.no_grad():
@@ -302,7 +302,7 @@ def save_weights(model, path: str | Path) -> None:
 
 
 def plain_state(model) -> dict[str, Tensor]:
-    """The weights by name: masters in the place of what is rounded from them, adapters merged, float32 at least."""
+    """The weights by name: masters in place of the rounded weights, adapters merged, float32 at least."""
     parameters, raised = dict(model.named_parameters(remove_duplicate=False)), {}
     state = {}
     for name, tensor in model.state_dict().items():

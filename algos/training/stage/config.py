@@ -32,5 +32,5 @@ class OptimizerConfig:
 
 
 def loaded_dtype(config) -> str:
-    """Of the weights as they are loaded: TRL keeps float32 ones and computes in bfloat16 by autocast."""
+    """The dtype in which weights are loaded: TRL keeps float32 weights and computes in bfloat16 by autocast."""
     return "float32" if config.trainer == "trl" and config.dtype == "bfloat16" else config.dtype

@@ -1,4 +1,4 @@
-"""Diagnostics of a rollout batch, the same for every algorithm: what to look at when a run goes wrong."""
+"""Diagnostics of a rollout batch, the same for every algorithm, to look at when a run goes wrong."""
 
 import torch
 

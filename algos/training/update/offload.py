@@ -1,4 +1,4 @@
-"""What a phase does not need is on the CPU while it lasts: optimizer state, critic, reference, reward model.
+"""Parts that a phase does not need (optimizer state, critic, reference, reward model) are on the CPU during the phase.
 
 Each name of the setting `offload` stands for tensors. Before a phase begins, the tensors that it needs (needs.py) are
 brought to the device and the others are sent away. The moves count as a phase of their own, `offload`.
@@ -56,7 +56,7 @@ def optimizer_tensors(learner: Learner) -> list[Tensor]:
 
 
 class OffloadingPhases(Phases):
-    """Phases that begin with every tensor where it is needed."""
+    """Phases before which every needed tensor is brought to the device."""
 
     def __init__(
         self, device: torch.device, held: dict[str, Callable[[], Iterable[Tensor]]], needed: dict[str, set[str]]

@@ -86,7 +86,8 @@ def with_advantages(batch: Batch, algorithm: Algorithm, hparams: Estimator) -> B
 def kept(hparams: Estimator, truncated: Tensor, correct: Tensor, group_size: int) -> Tensor | None:
     """(B,) True for the responses that count in the losses; None where all do. truncated (B,) bool, correct (B,) 0, 1.
 
-    Groups that only fill a batch for want of mixed ones do not count: a length penalty would be all that they teach.
+    In dynamic sampling, groups without both right and wrong answers fill up a batch, and do not count: only a length
+    penalty could have an effect in them.
     """
     if hparams.keep == "all" and not hparams.mask_truncated and not hparams.dynamic_sampling:
         return None
@@ -104,7 +105,7 @@ def kept(hparams: Estimator, truncated: Tensor, correct: Tensor, group_size: int
 
 
 def minibatch_rows(responses: int, config: RunConfig, generator: torch.Generator):
-    """Row indices of each optimizer step: responses, or prompts with all of theirs, shuffled afresh in every epoch."""
+    """Row indices of each optimizer step: responses, or prompts with their responses, shuffled anew in every epoch."""
     unit = config.group_size if config.minibatch_of == "prompts" else 1
     inside = torch.arange(unit, device=generator.device)
     for _ in range(config.epochs):
@@ -199,8 +200,8 @@ def accumulate_gradients(
 ) -> dict[str, Tensor]:
     """Add the gradients of one optimizer step, micro-batch by micro-batch; the metrics of the whole step.
 
-    A critic of its own comes after the policy's backward pass, so that the activations of one of them are kept at a
-    time; one on the policy's backbone shares its pass, and both losses go back through it together.
+    A critic of its own comes after the policy's backward pass, so that the activations of one model are kept at a
+    time. A critic on the policy's backbone shares the policy's pass, and both losses go back through it together.
     """
     totals = Totals.of(minibatch.loss_mask)
     together = learner.critic is not None and isinstance(hparams, WithCritic) and hparams.critic == "shared"
