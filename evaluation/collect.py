@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,7 +142,7 @@ def comparison(stages: dict[str, Stage], baselines: dict[str, str], k: int) -> p
 
 def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str, str], k: int) -> dict:
     main = f"mean@{k}"
-    row = {
+    row: dict[str, Any] = {
         "stage": stage.name,
         "kind": stage.kind,
         "algorithm": stage.algorithm,
@@ -162,7 +163,7 @@ def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str,
         "distinct_answers",
     ):
         row |= columns(metric, stage.interval(metric))
-    start, own = stages.get(stage.start), stages.get(baselines.get(stage.name))
+    start, own = stages.get(stage.start or ""), stages.get(baselines.get(stage.name, ""))
     gain, greedy = (stage.minus_start(start, m) if start else NO_INTERVAL for m in (main, "greedy"))
     gap = stage.minus(own, main) if own else NO_INTERVAL
     return row | {
@@ -198,7 +199,7 @@ def throughput(stages: dict[str, Stage]) -> pd.DataFrame:
     """Seconds and generated tokens per second of each phase of the RL stages, over whole runs; means over seeds."""
     rows = []
     for stage in rl_stages(stages):
-        row = {"stage": stage.name, "algorithm": stage.algorithm, "trainer": stage.trainer}
+        row: dict[str, Any] = {"stage": stage.name, "algorithm": stage.algorithm, "trainer": stage.trainer}
         tokens = np.array([record["generated_tokens"] for record in stage.records])
         for phase in PHASES:
             seconds = np.array([record["phase_seconds"].get(phase, 0.0) for record in stage.records])
@@ -282,9 +283,9 @@ def curve(stage: Stage, x: str, y: str) -> pd.DataFrame:
     smooth = [frame[y].rolling(3, min_periods=1, center=True).mean() for frame in stage.metrics]
     steps = min(len(frame) for frame in stage.metrics)
     values = np.array([s.to_numpy()[:steps] for s in smooth], dtype=float)
-    xs = np.array([column.to_numpy()[:steps] for column in xs], dtype=float)
+    places = np.array([column.to_numpy()[:steps] for column in xs], dtype=float)
     return pd.DataFrame(
-        {"x": xs.mean(axis=0), "mean": values.mean(axis=0), "low": values.min(axis=0), "high": values.max(axis=0)}
+        {"x": places.mean(axis=0), "mean": values.mean(axis=0), "low": values.min(axis=0), "high": values.max(axis=0)}
     )
 
 

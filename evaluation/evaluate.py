@@ -13,6 +13,7 @@ import gc
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def scores(rows: list[dict], samples: int) -> dict:
             "distinct_answers": len({row["strict"] for row in sampled if row["strict"] is not None}),
         }.items():
             per_problem[name].append(float(value))
-    overall = {name: float(np.mean(values)) for name, values in per_problem.items()}
+    overall: dict[str, Any] = {name: float(np.mean(values)) for name, values in per_problem.items()}
     interval = wilson(sum(per_problem["greedy"]), len(grid))
     overall["greedy_wilson95"] = [interval.low, interval.high]
     overall[f"mean@{samples}_standard_error"] = clustered_standard_error(np.array(grid, dtype=float))

@@ -26,7 +26,8 @@ def percent(interval: Interval, sign: bool = False) -> tuple[str, str]:
     return text, f"[{100 * interval.low:{plus}.1f}, {100 * interval.high:{plus}.1f}]"
 
 
-def in_words(interval: Interval, sign: bool = False) -> str:
+def in_words(interval: Interval | None, sign: bool = False) -> str:
+    assert interval is not None  # every row that a sentence is about has its score
     return " ".join(percent(interval, sign)).strip()
 
 
@@ -48,22 +49,23 @@ def findings(table: pd.DataFrame, pairs: pd.DataFrame, stages: dict[str, Stage],
 
 def start_sentences(table: pd.DataFrame, metric: str) -> list[str]:
     """A sentence for each evaluated stage that others start from, and one for the stages that start from a model."""
-    rows, sentences = table.set_index("stage"), []
-    for start, group in table[table["from"].isin(rows.index)].groupby("from", sort=False):
-        score = in_words(row_interval(rows.loc[start], metric))
+    rows = {row["stage"]: row for _, row in table.iterrows()}
+    sentences = []
+    for start, group in table[table["from"].isin(list(rows))].groupby("from", sort=False):
+        score = in_words(row_interval(rows[str(start)], metric))
         parts = []
         for word, members in group.groupby("against_start", sort=False):
             gains = [
                 f"{row['stage']} {in_words(row_interval(row, 'minus_start'), True)}" for _, row in members.iterrows()
             ]
-            parts.append(f"{WORDS[word]}: {', '.join(gains)}")
+            parts.append(f"{WORDS[str(word)]}: {', '.join(gains)}")
         sentences.append(
             f"{start} solves {score} % of the test problems when sampled ({metric}). "
             f"Stages that start from {start}, in points: {'; '.join(parts)}."
         )
     others = [
         f"{row['stage']} {in_words(row_interval(row, metric))} % (from {row['from']})"
-        for _, row in table[~table["from"].isin(rows.index)].iterrows()
+        for _, row in table[~table["from"].isin(list(rows))].iterrows()
     ]
     if others:
         sentences.append(f"Stages whose start is not evaluated, {metric}: {', '.join(others)}.")

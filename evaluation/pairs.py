@@ -105,7 +105,8 @@ def without(values: dict, *keys: str) -> dict:
 def edge_differences(first: Stage, second: Stage, changed: set[str]) -> Split:
     """Of the edges; changed: the keys of the settings that differ."""
     a, b = ({k: v for k, v in {"from": s.start, **s.edges}.items() if v is not None} for s in (first, second))
-    counted, consequences = [], []
+    counted: list[Difference] = []
+    consequences: list[Difference] = []
     for key, old, new in differing(a, b):
         follows = False
         if key == "reference":  # by default a stage's own start
@@ -136,7 +137,7 @@ def trl_baselines(stages: dict[str, Stage]) -> dict[str, str]:
     """{TRL baseline: our own stage}: stages that differ from the stage that they are like by `trainer: trl` alone."""
     found = {}
     for name, stage in stages.items():
-        own = stages.get(stage.like)
+        own = stages.get(stage.like or "")
         if own is None or own.kind != stage.kind or (own.trainer, stage.trainer) != ("own", "trl"):
             continue
         if differences(own, stage)[0] == [("trainer", "own", "trl")]:

@@ -115,16 +115,16 @@ def cost_table(speed: pd.DataFrame, table: pd.DataFrame) -> Markup:
 
 
 def baseline_rows(table: pd.DataFrame, baselines: dict[str, str], metric: str) -> list[dict]:
-    rows = table.set_index("stage")
+    rows = {row["stage"]: row for _, row in table.iterrows()}
     return [
         {
             "stage": trl,
             "own": own,
-            "score": in_words(row_interval(rows.loc[trl], metric)),
-            "own_score": in_words(row_interval(rows.loc[own], metric)),
-            "difference": in_words(row_interval(rows.loc[trl], "minus_own"), sign=True),
-            "verdict": rows.loc[trl, "against_own"],
-            "seconds": f"{rows.loc[trl, 'train_seconds']:.0f} : {rows.loc[own, 'train_seconds']:.0f}",
+            "score": in_words(row_interval(rows[trl], metric)),
+            "own_score": in_words(row_interval(rows[own], metric)),
+            "difference": in_words(row_interval(rows[trl], "minus_own"), sign=True),
+            "verdict": rows[trl]["against_own"],
+            "seconds": f"{rows[trl]['train_seconds']:.0f} : {rows[own]['train_seconds']:.0f}",
         }
         for trl, own in baselines.items()
     ]

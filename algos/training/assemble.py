@@ -92,6 +92,7 @@ def _other_reference(config: RunConfig, paths: Checkpoints, device):
     """The frozen reference of a run that has one from another checkpoint than the policy's; else None."""
     if not (config.hparams.needs_reference and paths.own_reference):
         return None
+    assert paths.reference is not None
     check_tokenizer(paths.reference, paths.policy, "reference")
     return load_policy(paths.reference, device, config.dtype).requires_grad_(False)
 

@@ -82,7 +82,8 @@ class Sampler:
 
     def __call__(self, policy, generator: torch.Generator, phases: Phases) -> Experience:
         """One rollout batch of P groups."""
-        wanted, rounds, tokens, responses = self.config.prompts_per_step, [], 0, 0
+        wanted, tokens, responses = self.config.prompts_per_step, 0, 0
+        rounds: list[tuple] = []
         mixed: list[Group] = []
         other: list[Group] = []
         limit = self.hparams.max_rounds if self.hparams.dynamic_sampling else 1
@@ -121,7 +122,9 @@ class Sampler:
         rollouts, _, scored = self._sampled(policy, chosen, generator, phases, greedy=True)
         return scored.rewards.to(rollouts.response_ids.device), rollouts.response_tokens
 
-    def _joined(self, rounds: list[tuple], kept: list[Group]):
+    def _joined(
+        self, rounds: list[tuple], kept: list[Group]
+    ) -> tuple[Rollouts, list[str], list[int], Tensor, dict[str, Tensor]]:
         """The kept groups of all rounds as rollouts, texts, problems, rewards, components."""
         size, parts, texts, problems, rows = self.config.group_size, [], [], [], []
         offset = 0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator, changed
 from algos.pieces.types import Batch, make_batch
 from algos.training.config import RunConfig
@@ -94,7 +95,7 @@ class Run:
     def warming_up(self) -> bool:
         """Whether the next update trains the critic alone."""
         hparams = self.state.hparams
-        return hparams.has_critic and self.state.step < hparams.value_warmup
+        return isinstance(hparams, WithCritic) and self.state.step < hparams.value_warmup
 
     def step(self) -> dict[str, Any]:
         """One rollout batch and all optimizer steps on it; its metrics, times included."""
@@ -125,6 +126,7 @@ class Run:
         rollouts, hparams = experience.rollouts, self.state.hparams
         batch = make_batch(rollouts, experience.rewards, self.inputs.tokenizer.pad_token_id)
         batch, entropies = prepare(batch, self.state.learner, self.config, hparams, rollouts.entropies)
+        assert batch.old_logprobs is not None
         agreement = self.state.canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
         keep = kept(hparams, rollouts.truncated, experience.components["correctness"], self.config.group_size)
         return replace(batch, greedy_rewards=experience.greedy_rewards, keep=keep), entropies, agreement

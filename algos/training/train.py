@@ -4,6 +4,7 @@ By hand:
     python -m algos.training.train --settings '{"algorithm": "grpo", "seed": 0}' --from DIR --prompts FILE --out DIR
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -90,6 +91,7 @@ def repeat(run: Run, record: Record, progress: Progress) -> None:
         metrics = run.step()
         record.log(number, metrics)
         if number % run.config.sample_every == 0 or run.finished:
+            assert run.experience is not None
             keep_samples(record, number, run.experience, run.inputs.problems)
         show(progress, run, metrics)
     progress.close()
@@ -157,10 +159,11 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(RunConfig, load_settings(args.settings), "settings")
+    run: Callable[..., None] = train
     if config.trainer == "trl":
-        from algos.training.trl.baseline import train as run
-    else:
-        run = train
+        from algos.training.trl import baseline
+
+        run = baseline.train
     paths = (args.reward_model, args.reference, args.critic)
     run(config, args.start, args.prompts, args.out, args.name, args.threads, *paths)
 

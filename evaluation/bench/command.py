@@ -15,6 +15,7 @@ Every part writes PART.csv and PART.json into --out.
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,7 +78,7 @@ def measure(args: argparse.Namespace, bench: parts.Bench) -> None:
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     _quiet()
-    measures = {
+    measures: dict[str, Callable[[parts.Bench], Iterator[dict]]] = {
         "generation": parts.generation,
         "grpo": partial(parts.against_trl, algorithm="grpo"),
         "ppo": partial(parts.against_trl, algorithm="ppo"),

@@ -1,7 +1,8 @@
 """One model shape on this device: memory by component and phase, tokens/s and MFU by phase, beside TRL.
 
-Weights and prompts are random, lengths forced, nothing is downloaded. Each run has the device to itself; TRL samples
-with transformers, as ours does. What does not fit is recorded as out of memory; what is past the time budget, as such.
+Weights and prompts are random, lengths forced, nothing is downloaded. Each run has the device to itself. Our run
+and TRL's both sample with transformers. A run that does not fit is recorded as out of memory, and a run past the time
+budget as not measured.
 By hand:
     python -m evaluation.bench gpu --shape qwen2.5-0.5b --algorithms ppo ppo_shared grpo gspo --optimizers adamw
     python -m evaluation.bench gpu --shape toy --device cpu
@@ -21,7 +22,7 @@ from algos.training.stage.record import component_memory
 from evaluation.bench.measure import machine_limits
 from evaluation.bench.output import row
 from evaluation.bench.parts import Bench, ratio_row, step_rows, work_of
-from evaluation.bench.steps import counted, in_turns
+from evaluation.bench.steps import Loop, counted, in_turns
 from evaluation.bench.switches import merged
 from evaluation.bench.workload import SHAPES, Workload, synthetic_workload
 
@@ -61,7 +62,7 @@ def check(args: argparse.Namespace) -> dict:
 
 
 def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimizer: str) -> dict:
-    """Of one run of ours. dtype auto is resolved against what a run may be here."""
+    """The settings of one run with our trainer. dtype auto is resolved against what a run may be here."""
     micro = min(bench.settings(algorithm).get("micro_batch_size", 32), args.prompts * args.group)  # responses
     fixed = {
         "prompts_per_step": args.prompts,
@@ -69,7 +70,7 @@ def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimiz
         "max_prompt_tokens": args.prompt_tokens,
         "max_response_tokens": args.response_tokens,
         "micro_batch_size": micro,
-        "micro_batch_tokens": micro * (args.prompt_tokens + args.response_tokens),  # the same for ours
+        "micro_batch_tokens": micro * (args.prompt_tokens + args.response_tokens),  # the same limit in tokens
         "steps": WARMUP + args.steps,
         "optimizer": {"name": optimizer},
         "dtype": "float32" if args.dtype == "auto" else args.dtype,
@@ -108,7 +109,7 @@ def rows(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
                 for name in ("copy_bytes_per_second", "nominal_bytes_per_second"):
                     if limits[config.dtype].get(name):
                         yield row(f"{config.dtype} machine", name, limits[config.dtype][name], "bytes/s")
-            times = {}
+            times: dict[str, list[float]] = {}
             for side in ("ours",) if args.no_trl else ("ours", "trl"):
                 trainer = "own" if side == "ours" else "trl"
                 for figure in one_run(
@@ -126,13 +127,15 @@ def rows(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
 
 
 def one_run(bench: Bench, case: str, settings: dict, workload: Workload, limits: dict, ends: float) -> Iterator[dict]:
-    """The figures of one run; the first carries its step `times`. What fails is a figure too."""
+    """The figures of one run; the first carries its step `times`. A failed run gives a figure too."""
     if time.monotonic() > ends:
         yield row(case, "not measured", None, note="past the time budget of --minutes")
         return
-    loop, memory = None, {}
+    loop: Loop | None = None
+    memory: dict = {}
 
     def after_each(_) -> bool:
+        assert loop is not None
         memory.update(component_memory(**loop.models))
         return time.monotonic() > ends
 

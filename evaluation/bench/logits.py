@@ -20,7 +20,7 @@ def logits(bench: Bench) -> Iterator[dict]:
 
 
 def predictor(bench: Bench) -> Iterator[dict]:
-    """The largest relative difference between a phase's measured peak and the one predicted without weights."""
+    """The largest relative difference between a phase's measured peak and the peak predicted without weights."""
     for name in FAST[:1] if bench.toy else FAST:
         found = compare(CASES[name])
         worst = max(found, key=lambda phase: abs(phase["ratio"] - 1))

@@ -3,10 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from evaluation.statistics import Interval
+
+Result = TypeVar("Result")
 
 RESAMPLES = 2000
 NOMINAL = {  # GPU's name contains -> dense bfloat16 FLOP/s, bytes/s of memory; NVIDIA's data sheets
@@ -40,7 +43,7 @@ def ratio_of_medians(slow: Sequence[float], fast: Sequence[float], seed: int = 0
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
     """Slope of log(seconds) on log(size) by least squares, and its standard error; NaN for two points.
 
-    Raises ValueError with fewer than two different sizes, or for what has no logarithm.
+    Raises ValueError for fewer than two different sizes, and for a number that has no logarithm.
     """
     if len(set(sizes)) < 2 or len(sizes) != len(seconds):
         raise ValueError(f"an exponent needs at least two sizes with one time each, got {list(sizes)}")
@@ -55,8 +58,8 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
     return slope, math.sqrt(residual / float((x * x).sum()))
 
 
-def timed(function: Callable, device) -> tuple[float, object]:
-    """Seconds of one call, the device's queue emptied before and after, and what it returned."""
+def timed(function: Callable[[], Result], device) -> tuple[float, Result]:
+    """Seconds and result of one call. The device's queue is emptied before the call and after it."""
     wait(device)
     start = time.perf_counter()
     result = function()

@@ -51,7 +51,7 @@ TARGETS = {
 def write(out: Path, part: str, rows: list[dict], facts: dict, finished: bool = False) -> None:
     """{part}.csv, and {part}.json with the rows, the command, commit, machine, packages and `facts`.
 
-    Called after every row, so that what is stopped from outside leaves what it has.
+    Called after every row, so that a benchmark that is stopped from outside leaves the rows that it has.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -96,7 +96,7 @@ def targets(files: dict[str, dict]) -> list[dict]:
     for name, target in TARGETS.items():
         content = files.get(target.part, {})
         figures = [f for f in content.get("rows", []) if f.get("target") == name and f["value"] is not None]
-        worst = (min if target.at_least else max)(figures, key=lambda f: f["value"], default={})
+        worst: dict = (min if target.at_least else max)(figures, key=lambda f: f["value"], default={})
         interval = f" [{worst['low']:.3g}, {worst['high']:.3g}]" if worst.get("low") is not None else ""
         lines.append(
             {

@@ -1,8 +1,8 @@
 """What a study spends on anything but its stages' work, and what starting a stage costs.
 
-Work is what a stage's phases took, or all that it recorded if it has no phases. The rest of a job is overhead: starting
-Python, imports, reading models, logging, saving, ending; and so are the report, the MLflow mirror and the scheduler,
-whose jobs have no record. Seconds count by the threads that a job holds.
+Work is the time of a stage's phases, or its whole recorded time if it has no phases. The rest of a job is overhead:
+starting Python, imports, reading models, logging, saving, ending. So are the report, the MLflow mirror and the
+scheduler, whose jobs have no record. The seconds of a job are multiplied by the threads that it holds.
 """
 
 import json
@@ -78,7 +78,7 @@ def newest_log(results: Path, found: list[Stage]) -> Path | None:
     """The Snakemake log, beside the results or above them, that saw most of these stages."""
     logs = [log for folder in results.resolve().parents for log in (folder / ".snakemake" / "log").glob("*.log")]
     seen = {log: sum(any(_holds(job, stage) for job in jobs(log)) for stage in found) for log in logs}
-    best = max(seen, key=seen.get, default=None)
+    best = max(seen, key=lambda log: seen[log], default=None)
     return best if best is not None and seen[best] else None
 
 
@@ -99,7 +99,7 @@ def matched(found: list[Stage], done: list[Job]) -> tuple[list[tuple[Stage, Job]
 
 
 def most_at_once(found: list[Stage]) -> int:
-    """The most threads that stages held at one time."""
+    """The largest number of threads that stages held at one time."""
     return max(
         sum(other.threads for other in found if other.started <= stage.started < other.started + other.seconds)
         for stage in found
@@ -117,15 +117,16 @@ def study_rows(results: Path) -> Iterator[dict]:
         begun = min(job.started for job in jobs(log))
         ended = max(job.finished for job in jobs(log))
     else:
-        known = [stage for stage in found if stage.start_up is not None]
+        known = [(stage, stage.start_up) for stage in found if stage.start_up is not None]
         if not known:
             raise SettingsError(
                 f"--results {results}: its run.json have no start_up_seconds, and no Snakemake log fits."
             )
-        source, others, found = f"start_up_seconds of {len(known)} stages; report and mirror not seen", [], known
-        spent = [(stage, stage.start_up + stage.seconds) for stage in known]
-        begun = min(stage.started - stage.start_up for stage in known)
-        ended = max(stage.started + stage.seconds for stage in known)
+        source, others = f"start_up_seconds of {len(known)} stages; report and mirror not seen", []
+        found = [stage for stage, _ in known]
+        spent = [(stage, start_up + stage.seconds) for stage, start_up in known]
+        begun = min(stage.started - start_up for stage, start_up in known)
+        ended = max(stage.started + stage.seconds for stage in found)
     cores = most_at_once(found)
     busy = sum(seconds * stage.threads for stage, seconds in spent) + sum(job.finished - job.started for job in others)
     start = sum(max(seconds - stage.seconds, 0) * stage.threads for stage, seconds in spent)
@@ -158,9 +159,11 @@ def import_rows() -> Iterator[dict]:
         if line.startswith("import time:") and "self" not in line:
             own, _, name = line.removeprefix("import time:").split("|")
             parts = name.strip().split(".")
-            taken[".".join(parts[: 2 if parts[0] in ("torch", "transformers") else 1])] += int(own) / 1e6
-    for name, seconds in taken.most_common(8):
-        yield row(f"import {name}", "own_seconds", seconds, "s", "its modules without those that they import")
+            taken[".".join(parts[: 2 if parts[0] in ("torch", "transformers") else 1])] += int(own)
+    for name, microseconds in taken.most_common(8):
+        yield row(
+            f"import {name}", "own_seconds", microseconds / 1e6, "s", "its modules without the modules that they import"
+        )
 
 
 def _python(*words: str) -> subprocess.CompletedProcess:

@@ -1,6 +1,7 @@
-"""The parts of the benchmark that run models: ours against TRL, against transformers.generate, against ourselves.
+"""The parts of the benchmark that run models: our trainer against TRL, our sampling against transformers.generate, and
+our step against itself at other sizes.
 
-Each yields the rows that output.py writes.
+Each part yields the rows that output.py writes.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from algos.pieces.settings import from_dict
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
 from algos.training.sampling.sampler import sample
 from algos.training.update.needs import sampler_gives_old_logprobs
@@ -22,7 +25,7 @@ from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")
 RESPONSE_TOKENS = 20  # about the default study's mean
-NATURAL_LIMIT = 48  # its limit
+NATURAL_LIMIT = 48  # the default study's limit
 RUN = {"minibatches": 4, "micro_batch_tokens": 4096, "critic_learning_rate": 3.0e-4}  # as in the default study
 RUNS = {
     "ppo": {"settings": {"clip_low": 0.2, "clip_high": 0.2, "gae_lambda": 1.0}},
@@ -139,10 +142,10 @@ def forced(rows: list[dict], response: int, case: str) -> None:
 
 
 def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
-    """Steps of ours and of TRL's trainer for the same run, in turns: the study's minibatches, and one.
+    """Steps of our trainer and of TRL's for the same run, in turns: with the study's minibatches, and with one.
 
-    Then the study's number of minibatches, ours made of whole prompts: in TRL's, of shuffled responses, a prompt has
-    fewer of its responses beside it. That is as much work, but not the same minibatches.
+    Then the study's number of minibatches again, with our minibatches made of whole prompts. TRL's are made of shuffled
+    responses, so that a prompt has fewer of its responses beside it: as much work, but other minibatches.
     """
     workload = bench.workload()
     study_minibatches = bench.settings(algorithm).get("minibatches", 1)
@@ -171,7 +174,7 @@ def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
 def generation(bench: Bench) -> Iterator[dict]:
     """Sampling beside transformers.generate: the same policy, prompts, rows and lengths; seconds per token."""
     torch.set_num_threads(bench.threads)
-    config = bench.loop(bench.settings("grpo"), None).config
+    config: RunConfig = from_dict(RunConfig, bench.settings("grpo"), "settings")
     for case, length, limit in (("forced", None, config.max_response_tokens), ("natural", RESPONSE_TOKENS, None)):
         limit = limit or (8 if bench.toy else NATURAL_LIMIT)
         workload = bench.workload(length)
@@ -210,13 +213,13 @@ def generation(bench: Bench) -> Iterator[dict]:
 
 
 def _sample(policy, tokenizer, prompts: list[list[int]], group: int, limit: int, generator) -> int:
-    """How many tokens ours generated."""
+    """Sample with our sampler; the number of generated tokens."""
     return sample(policy, tokenizer, prompts, group, limit, 1.0, generator).response_tokens
 
 
 @torch.no_grad()
 def _generate(policy, tokenizer, prompts: list[list[int]], group: int, limit: int) -> int:
-    """The same rows by transformers.generate; how many tokens it generated."""
+    """Sample the same rows with transformers.generate; the number of generated tokens."""
     from transformers import GenerationConfig
 
     width = max(map(len, prompts))

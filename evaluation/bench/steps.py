@@ -1,7 +1,7 @@
 """Runs that go one rollout batch at a time, so that two of them can be timed in turns in one process.
 
-Ours is a Run, of which `step()` is called. TRL's trainer has a loop of its own: it calls us back after each step, and
-the turns of the others are taken there.
+Our trainer is a Run, whose `step()` is called. TRL's trainer has a loop of its own, which calls us back after each
+step; the other runs take their turns there.
 """
 
 import time
@@ -31,7 +31,7 @@ class Enough(Exception):
 class Loop:
     """One run, a step at a time.
 
-    threads: torch's for its computations. live: counts the live tensors of ours, which makes it slow.
+    threads: the CPU threads of torch. live: counts the live tensors of our trainer, which makes it slow.
     """
 
     def __init__(
@@ -46,14 +46,15 @@ class Loop:
 
     @property
     def drives(self) -> bool:
-        """Whether it is TRL's, which does not return between its steps."""
+        """Whether the run is TRL's, whose loop does not return between its steps."""
         return self.config.trainer == "trl"
 
     def step(self) -> dict:
-        """The metrics of the next rollout batch of ours, and its wall_seconds."""
+        """The metrics of our trainer's next rollout batch, and its wall_seconds."""
         torch.set_num_threads(self.threads)
         if self.run is None:
             self._start()
+        assert self.run is not None
         if self.run.finished:
             raise RuntimeError(f"the run ended before this step; its steps are {self.config.steps}")
         wait(self.device)
@@ -178,7 +179,7 @@ def in_turns(loops: dict[str, Loop], steps: int, warmup: int = 1, after_each=Non
 
 
 def counted(settings: dict, workload: Workload, out: Path, threads: int = 1, steps: int = 2) -> Loop:
-    """A loop of ours after some steps, its live tensors counted: see peak_bytes. The second has optimizer state."""
+    """A loop of our trainer after some steps, its live tensors counted: see peak_bytes. Step 2 has optimizer state."""
     with LiveTensors() as live:
         loop = Loop(settings, workload, out, threads, live)
         in_turns({"counted": loop}, steps, warmup=0)
@@ -186,5 +187,5 @@ def counted(settings: dict, workload: Workload, out: Path, threads: int = 1, ste
 
 
 def median(rows: list[dict], name: str) -> float:
-    """Of one metric over steps; 0 where a step does not have it."""
+    """The median of one metric over steps; a step without the metric counts as 0."""
     return float(torch.tensor([float(row.get(name, 0.0)) for row in rows], dtype=torch.float64).quantile(0.5))

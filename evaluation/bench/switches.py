@@ -1,6 +1,6 @@
-"""What each optimization of a run is worth: two runs that differ in it alone, a step of each in turn.
+"""The gain of each optimization of a run: two runs that differ in one optimization alone, a step of each in turn.
 
-To add one: a line in SWITCHES. Settings that this commit's runs do not know are reported as such.
+To add an optimization, add a line to SWITCHES. Settings that runs do not know are reported as not measured.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from evaluation.bench.steps import counted, in_turns
 
 @dataclass(frozen=True)
 class Switch:
-    """A run with and without one thing. Settings are a run's; those that are mappings are merged into the study's."""
+    """A run with and without one thing. The settings are a run's; a mapping among them is merged into the study's."""
 
     name: str
     with_it: dict
     without: dict = field(default_factory=dict)
     algorithm: str = "grpo"
-    both: dict = field(default_factory=dict)  # in both runs, where the default size does not show what it does
+    both: dict = field(default_factory=dict)  # of both runs, where the switch has no visible effect at the default size
     shape: dict = field(default_factory=dict)  # the model's, over the study's
 
 
@@ -68,10 +68,10 @@ def table(bench: Bench, switches: tuple[Switch, ...] = SWITCHES) -> Iterator[dic
             yield row(switch.name, "not measured", None, note=f"{type(error).__name__}: {str(error)[:80]}")
             continue
         for phase in ("wall", "generate", "update"):
-            times = [[line.get(f"{phase}_seconds", 0.0) for line in found[side]] for side in ("without", "with")]
+            slow, fast = ([line.get(f"{phase}_seconds", 0.0) for line in found[side]] for side in ("without", "with"))
             name = "step" if phase == "wall" else phase
-            if min(map(min, times)) > 0:
-                yield ratio_row(switch.name, *times, f"seconds of {name}, without / with") | {
+            if min(*slow, *fast) > 0:
+                yield ratio_row(switch.name, slow, fast, f"seconds of {name}, without / with") | {
                     "quantity": f"{name}_gain"
                 }
         yield from peaks(bench, switch.name, sides, workload)

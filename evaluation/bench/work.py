@@ -22,7 +22,7 @@ def head_parameters(shape: Shape) -> int:
 
 
 def attention_flops(shape: Shape, tokens: float, start: float = 0) -> float:
-    """Of one row's causal attention over positions start .. start + tokens, forward: each looks at all up to itself."""
+    """Of one row's causal attention, forward, over positions start .. start + tokens: each sees all up to its own."""
     pairs = tokens * start + tokens * (tokens + 1) / 2
     return 4 * shape.layers * shape.hidden_size * pairs
 

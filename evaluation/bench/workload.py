@@ -1,7 +1,8 @@
-"""A model with random weights and prompts, on disk as a study would leave them, and response lengths that are known.
+"""A model with random weights, and prompts, on disk as a study would leave them; the response lengths are known.
 
 Nothing is downloaded. Forced lengths: end-of-sequence lies outside the model's vocabulary, so every response has
-max_response_tokens. Natural lengths: its probability is about the same at every token, so lengths are geometric.
+max_response_tokens. Natural lengths: the probability of end-of-sequence is about the same at every token, so
+that lengths are geometric.
 """
 
 import random
@@ -21,7 +22,7 @@ from evaluation.tasks.files import write_jsonl
 
 NEVER = "<|never|>"  # the end-of-sequence that no model can say
 LETTERS = ("abcdefghijklmnop", "абвгдежзийклмноп")  # two scripts, so that the reward `language` varies
-COMMON = 8.0  # norm of what all embeddings have in common, when lengths are natural
+COMMON = 8.0  # norm of the vector that all embeddings have in common, when lengths are natural
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def task_workload(
 def synthetic_workload(out: Path, shape: Shape, problems: int, prompt_tokens: int, seed: int = 0) -> Workload:
     """Prompts of exactly prompt_tokens tokens from a vocabulary of the shape's size, one word a token; forced lengths.
 
-    No weights are written: those of 7 billion parameters would take longer to write and read than to make.
+    No weights are written: 7 billion of them take longer to write and read than to make.
 
     Half of the words are Latin and half Cyrillic, so that the reward `language` of random text varies.
     """
@@ -196,8 +197,8 @@ def _word(number: int) -> str:
 def end_with_probability(model, tokenizer, probability: float, prompts: list[list[int]]) -> None:
     """Change the tied embeddings so that end-of-sequence has about this probability after any token.
 
-    All embeddings get one vector in common, which every state then points along; end-of-sequence gets more or less of
-    it, found by bisection. What all tokens have in common changes no probability.
+    One vector is added to all embeddings, and every state then points along this vector. End-of-sequence gets more or
+    less of the vector, as bisection finds. The part that all tokens have in common changes no probability.
     """
     table = model.get_input_embeddings().weight  # (V, H)
     common = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))

@@ -1,19 +1,20 @@
 """Predictions of memory beside measurements, on small models on this machine: results/memory/check.csv.
 
-Measured is what LiveTensors counts in two real steps; the allocator's column is PyTorch's own account of the second
-update, kernels' scratch memory included: a second opinion on the counter. Predictions must be within TOLERANCE.
+Measurements are the counts of LiveTensors in two real steps. The allocator's column is PyTorch's own account of the
+second update, with the scratch memory of kernels: it checks the counter. Predictions must be within TOLERANCE.
 """
 
 import csv
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import DType, SettingsError
 from algos.training.config import LOGITS_AT_ONCE, RunConfig
-from algos.training.stage.config import OptimizerConfig
+from algos.training.stage.config import OptimizerConfig, OptimizerName
 from evaluation.memory.closed_form import QWEN, shape_config
 from evaluation.memory.dry_run import Workload, measure, measure_update, predict
 
@@ -29,8 +30,8 @@ class Case:
     algorithm: str = "grpo"
     settings: dict = field(default_factory=dict)
     rewards: dict = field(default_factory=lambda: RULES)
-    optimizer: str = "adamw"
-    dtype: str = "float32"
+    optimizer: OptimizerName = "adamw"
+    dtype: DType = "float32"
     checkpointing: bool = False
     hidden: int = 128
     layers: int = 3
@@ -47,7 +48,7 @@ class Case:
         model = shape_config(
             QWEN, self.hidden, 11 * self.hidden // 4, self.layers, heads, heads // 2, self.vocabulary, True
         )
-        at_once = {} if self.logits_at_once == -1 else {"logits_at_once": self.logits_at_once}
+        at_once: dict[str, Any] = {} if self.logits_at_once == -1 else {"logits_at_once": self.logits_at_once}
         run = RunConfig(
             self.algorithm,
             0,

@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from algos.pieces.settings import SettingsError, one_of
 
@@ -275,7 +276,7 @@ def model_states(
         size = getattr(copies, model)
         if not size or (lora_share is not None and model == "reference"):
             continue
-        trained = size if model in ("policy", "critic") else 0
+        trained: Any = size if model in ("policy", "critic") else 0  # Any: a Counter's values may be no whole numbers
         places[model, "weights"] = size * (p.weights if trained else f)
         if trained:
             if lora_share is not None:

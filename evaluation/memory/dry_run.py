@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from evaluation.memory.live_tensors import LiveTensors, Peak
 from evaluation.memory.stand_ins import Alternating, BothEnds, MadeUp, NoCanary, Tokens, models_from
 from evaluation.memory.weightless import Weightless, tangible
 
-IN_FULL = 1 << 16  # tokens x layers of a rollout batch that a prediction runs in full; of more, two micro-batches
+IN_FULL = 1 << 16  # tokens x layers; a prediction runs two micro-batches of a larger rollout batch
 SHUFFLES = 8
 FEW = 3  # layers: the first, the last, and one in the middle
 REWARD_MODEL = "reward_model"
@@ -38,7 +39,7 @@ class Workload:
     """What memory depends on: a run's settings, its model's config, the length of its prompts."""
 
     run: RunConfig
-    model: object  # transformers' config of policy, reference, reward model and critic
+    model: Any  # transformers' config of policy, reference, reward model and critic
     prompt_tokens: int
     head_on_reference: bool = False  # the reward model is a head on the reference's backbone
 
@@ -80,8 +81,8 @@ def measure_update(workload: Workload) -> Peak:
 def predict(workload: Workload, exact: bool = False) -> dict[str, Peak]:
     """The peak of each phase, in no memory.
 
-    A deep model's is that of its first FEW layers, and as much again for each further layer as the last of them adds;
-    exact runs all of them, which for 28 layers takes a minute.
+    The peak of a deep model is the peak of its first FEW layers, plus, for each further layer, the bytes that the last
+    of these FEW adds. exact: run all layers, which takes a minute for 28 of them.
     """
     layers = workload.model.get_text_config().num_hidden_layers
     if exact or layers <= FEW or getattr(workload.run.hparams, "critic_layers", None) is not None:
@@ -91,7 +92,7 @@ def predict(workload: Workload, exact: bool = False) -> dict[str, Peak]:
 
 
 def _extrapolated(less: Peak, few: Peak, more: int) -> Peak:
-    """few plus `more` times what it has more than less, at each moment; the fullest of them is the peak."""
+    """few + `more` * (few - less), at each moment; the fullest moment is the peak."""
     moments = {}
     for name, (_, places) in few.moments.items():
         before = less.moments[name][1]
@@ -129,6 +130,7 @@ def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine,
     learner, models = make_learner(config, Checkpoints("policy", str(folder)), device)
     reward_model = models[REWARD_MODEL][0] if REWARD_MODEL in models else None
     if workload.head_on_reference:
+        assert reward_model is not None
         reward_model.backbone = None
     for name, (model, optimizer) in models.items():
         live.add_model(name, model, optimizer)
@@ -139,7 +141,7 @@ def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine,
     if in_part:
         config = _in_part(workload, learner.share_prompts)
         prompts = prompts[: config.prompts_per_step]
-    problems = [{} for _ in prompts]
+    problems: list[dict] = [{} for _ in prompts]
     state = State.at_start(config, learner, generator, len(problems))
     state.canary = NoCanary()
     inputs = Inputs(problems, prompts, Tokens(), models, reward_model)
@@ -173,12 +175,12 @@ def warm_up(run: Run) -> None:
 
 
 class DryRun(Run):
-    """A run whose tensors may be weightless, and whose minibatches are the ones that need most."""
+    """A run whose tensors may be weightless, and whose minibatches are those of the shuffle that needs most memory."""
 
     bytes_per_response = 0.0  # of the batch
 
     def advantages(self, batch: Batch) -> Batch:
-        real = {name: tangible(x) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+        real: dict[str, Any] = {name: tangible(x) for name, x in vars(batch).items() if isinstance(x, Tensor)}
         return super().advantages(replace(batch, **real))
 
     def update(self, batch: Batch) -> list[dict[str, float]]:
@@ -188,17 +190,18 @@ class DryRun(Run):
         return super().update(batch)
 
     def worst_shuffle(self, batch: Batch) -> int:
-        """Of SHUFFLES seeds the one whose micro-batches need most: which responses meet in one is chance."""
+        """The seed, among SHUFFLES, with the largest micro-batch: chance decides which responses a micro-batch has."""
         most = {}
         layout = self.state.learner.layout(self.config)
         for seed in range(SHUFFLES):
             cells = [
-                part.packed.input_ids.numel()
+                packed.input_ids.numel()
                 for rows in minibatch_rows(len(batch), self.config, self._seeded(seed))
                 for _, part in layout.micro_batches(batch.select(rows))
+                if (packed := part.packed) is not None
             ]
             most[seed] = max(cells)
-        return max(most, key=most.get)
+        return max(most, key=lambda seed: most[seed])
 
     def _seeded(self, seed: int) -> torch.Generator:
         return torch.Generator(self.state.generator.device).manual_seed(seed)
@@ -221,14 +224,15 @@ class Watch:
             yield
             return
         asked = self.allocator and name == "update" and self.run.state.step > 0
-        profiler = nullcontext()
+        profiler = None
         if asked:
             activities = [torch.profiler.ProfilerActivity.CPU]
             profiler = torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
-        with self.live.phase(name) as peak, profiler:
+        with self.live.phase(name) as peak, nullcontext() if profiler is None else profiler:
             yield
-        if asked:
-            events = profiler.profiler.kineto_results.events()
+        if profiler is not None:
+            assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+            events: Any = profiler.profiler.kineto_results.events()
             changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
             allocated = peak.start_bytes + max(accumulate(changes), default=0)
             self.allocated[name] = max(allocated, self.allocated.get(name, 0))

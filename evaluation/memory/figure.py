@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ from evaluation.memory.closed_form import MODELS, STATES
 from evaluation.memory.plan import Plan, plan_phases
 from evaluation.memory.text import unit_of
 
-BARS = {  # the setups compared, and what each changes in the plan
+BARS: dict[str, dict[str, Any]] = {  # the setups compared, and what each changes in the plan
     "PPO, reward model, reference": {"algorithm": "ppo", "reward_model": True, "reference": "yes"},
     "PPO, rules, reference": {"algorithm": "ppo", "reference": "yes"},
     "PPO, shared critic, rules, reference": {"algorithm": "ppo", "critic": "shared", "reference": "yes"},
@@ -46,7 +47,7 @@ def _row(setup: str, phase: str, part: str, size: float) -> dict:
 
 
 def draw(plan: Plan, out: Path) -> str:
-    """peak-MODEL.svg and peak-MODEL.csv in `out`; says so."""
+    """peak-MODEL.svg and peak-MODEL.csv in `out`; prints their paths."""
     out.mkdir(parents=True, exist_ok=True)
     table = rows(plan)
     path = out / f"peak-{Path(plan.model).name}.csv"

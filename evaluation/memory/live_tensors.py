@@ -1,9 +1,9 @@
-"""What is in memory at every moment, counted storage by storage: by category, by model, and at its peak.
+"""The bytes in memory at every moment, counted storage by storage: by category, by model, and at its peak.
 
 LiveTensors watches every operation. A storage counts once, from its first tensor to its end: views and in-place
-operations add nothing, and what is freed is gone at once. The same count runs on the CPU, on CUDA and on tensors that
+operations add nothing, and a freed storage is gone at once. The same count runs on the CPU, on CUDA and on tensors that
 have no memory at all (weightless.py): the prediction and the measurement are then one piece of code.
-Not seen: what a kernel allocates inside for itself, and the allocator's rounding; on CUDA the allocator's own peak
+Not seen: the memory that a kernel allocates for itself, and the allocator's rounding; on CUDA the allocator's own peak
 stands beside the count.
 """
 
@@ -80,8 +80,8 @@ class LiveTensors(TorchDispatchMode):
             ...
     live.peaks["update"].by("category")
 
-    A new tensor belongs to the model of the first of its operation's inputs that belongs to one. Tensors older than
-    the mode count once they are added, or once an operation returns a view of them.
+    A new tensor belongs to a model if an input of its operation does: to the model of the first such input. Tensors
+    older than the mode count once they are added, or once an operation returns a view of them.
     snapshot: on CUDA, the file for torch's memory history, to be opened at pytorch.org/memory_viz.
     """
 
@@ -259,7 +259,7 @@ class LiveTensors(TorchDispatchMode):
         known = self.live.get(key)
         if known is None:
             known = self.live[key] = _Live(0, place)
-            known.reference = weakref.ref(storage, lambda _, key=key: self._gone(key))
+            known.reference = weakref.ref(storage, lambda _: self._gone(key))
         elif move and known.place != place:
             self.places[known.place] -= known.size
             self.places[place] += known.size

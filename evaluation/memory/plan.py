@@ -4,8 +4,10 @@ No weights are loaded: closed_form.py has the closed forms, dry_run.py runs Run.
 """
 
 from collections import Counter
+from collections.abc import Collection, Set
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError, from_dict, one_of
@@ -16,7 +18,7 @@ from evaluation.memory.closed_form import GB, MODELS, PRECISIONS
 from evaluation.memory.dry_run import Workload, predict
 
 KL_COEF = 0.05  # of --reference yes where the algorithm has none
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
     "precision": PRECISIONS,
     "optimizer": closed.OPTIMIZER_BYTES,
     "critic": ("separate", "shared"),
@@ -157,8 +159,8 @@ def _peaks(plan: Plan) -> dict:
 def plan_phases(plan: Plan) -> dict[str, Counter]:
     """Bytes by (model, component) at the peak of each phase.
 
-    The dry run counts everything. States that this project's own code does not have in this form (gradients of 16 bits
-    beside float32 masters, adapters) are put in in closed form, and offloaded parts are taken out.
+    The dry run counts everything. Two kinds of states that this project's own code has in another form (gradients of 16
+    bits beside float32 masters, and adapters) come from the closed form. Offloaded parts are taken out.
     """
     peaks = _peaks(replace(plan, offload=(), lora_rank=None))
     states = plan_states(plan)
@@ -188,7 +190,7 @@ def settings_phases(
     return {phase: peak.places for phase, peak in peaks.items()}
 
 
-def take_out(places: Counter, away: set[str]) -> None:
+def take_out(places: Counter, away: Set[str]) -> None:
     """Parts that are on the CPU have no bytes here."""
     for model, state in list(places):
         optimizer = state in ("optimizer", "master") and "optimizer" in away
@@ -215,9 +217,9 @@ def plan_peak(plan: Plan) -> float:
 
 
 def remedies(plan: Plan):
-    """The plan with one thing more switched on at a time, what costs least first: (what was done, plan)."""
+    """(switches, plan) with one switch more at a time, the cheapest switch first."""
     done: list[str] = []
-    steps = [
+    steps: list[tuple[str, dict[str, Any]]] = [
         ("--logits chunked", {"logits": "chunked"}),
         ("--precision mixed", {"precision": "mixed"}),
         ("--checkpointing", {"checkpointing": True}),
@@ -244,7 +246,7 @@ def remedies(plan: Plan):
 
 
 def fits(plan: Plan, limit: float) -> bool:
-    """Whether the peak is within the limit in bytes; states that are never less are looked at first."""
+    """Whether the peak is within the limit in bytes. A lower bound, the policy's states, is compared first."""
     states = plan_states(plan)
     least = sum(states["policy", state] for state in ("weights", "gradients", "optimizer", "master"))
     return least <= limit and plan_peak(plan) <= limit
@@ -254,7 +256,8 @@ class Advice:
     """What to switch on to stay within a limit; each remedy is predicted once."""
 
     def __init__(self, plan: Plan):
-        self.steps, self.known = remedies(plan), []
+        self.steps = remedies(plan)
+        self.known: list[tuple[list[str], float]] = []
 
     def for_(self, limit: float) -> str:
         """The first remedies, one on top of the other, that are enough for `limit` bytes."""

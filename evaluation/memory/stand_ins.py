@@ -1,4 +1,4 @@
-"""Stands in for what memory does not depend on: weights, texts, rewards, and the responses that a model would give."""
+"""Stand-ins for the things that memory does not depend on: weights, texts, rewards, and the responses of a model."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from algos.pieces.types import Rollouts
-from algos.training.models.kv_cache import SharedOut
+from algos.training.models.kv_cache import PreallocatedLayer, SharedOut
 from algos.training.rewards.rewards import Rewards, Scored
 from algos.training.sampling.engine import Sampling
 from algos.training.sampling.engines import RatioCanary, TransformersEngine
@@ -72,7 +72,7 @@ class MadeUp(TransformersEngine):
 class BothEnds(MadeUp):
     """Samples the first token, and the last one with a full cache; its responses are made up.
 
-    prompts: of the whole rollout batch, of which the step may see a part.
+    prompts: all prompts of the rollout batch; the step may see a part of them.
     """
 
     def __init__(self, config, prompts: list[list[int]], live: LiveTensors):
@@ -111,8 +111,9 @@ class BothEnds(MadeUp):
                 keys, values = (torch.zeros((prompts, heads, tokens, width), dtype=policy.dtype) for _ in range(2))
                 past.update(keys, values, layer)
             cache = SharedOut(past, sampling.group_size, sampling.max_response_tokens)
-        for layer in cache.past.layers:
-            layer.length = tokens + sampling.max_response_tokens - 1
+        for full in cache.past.layers:
+            if isinstance(full, PreallocatedLayer):
+                full.length = tokens + sampling.max_response_tokens - 1
         return cache
 
 

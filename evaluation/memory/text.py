@@ -129,7 +129,7 @@ def fits_text(plan: Plan) -> str:
     own, advice = plan_peak(plan), Advice(plan)
     rows = [["", "largest known shape", plan.model, "headroom, GB", "switch on"]]
     for gpu, gigabytes in GPUS.items():
-        by_size = sorted(sizes, key=sizes.get, reverse=True)
+        by_size = sorted(sizes, key=lambda name: sizes[name], reverse=True)
         largest = next((name for name in by_size if fits(replace(plan, model=name), gigabytes * GB)), "none")
         switch = "" if own <= gigabytes * GB else advice.for_(gigabytes * GB)
         yes = "fits" if own <= gigabytes * GB else "does not fit"

@@ -20,7 +20,7 @@ FALSE = {aten.isnan.default, aten.isinf.default}
 
 
 class Weightless(TorchDispatchMode):
-    """with Weightless(): ... What it returns is of no use but for its shape."""
+    """with Weightless(): ... Of a result only the shape has a meaning."""
 
     def __init__(self):
         super().__init__()

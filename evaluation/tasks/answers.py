@@ -73,10 +73,11 @@ def gold_answer(solution: str) -> str | None:
     return normalize(tail) if marker else None
 
 
-def is_correct(answer: str | None, gold: str) -> bool:
+def is_correct(answer: str | None, gold: str | None) -> bool:
     """True if an extracted answer equals the gold answer; both normalized. None is a wrong answer."""
     if answer is None:
         return False
+    assert gold is not None  # check_rows refuses a problem without a gold answer
     if answer == gold:
         return True
     return _as_fraction(answer) == _as_fraction(gold)  # 0.5 and 1/2

@@ -18,6 +18,7 @@ from evaluation.tasks.files import read_jsonl
 
 def load_hub_or_folder(config: ModelConfig):
     """The model and tokenizer of config.path. Raises SettingsError if they end a response with different tokens."""
+    assert config.path is not None
     model = load_policy(config.path, torch.device("cpu"), revision=config.revision)
     tokenizer = load_tokenizer(config.path, config.revision)
     stops = model.generation_config.eos_token_id

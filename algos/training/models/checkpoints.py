@@ -1,10 +1,11 @@
 """Policy, critic, reward model and tokenizer: built, loaded, saved. Weights only as safetensors.
 
-A model computes in the run's dtype; what is saved is float32 at least: the masters where there are some."""
+A model computes in the run's dtype. Saved weights have float32 or more: the masters, where a weight has one."""
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -118,9 +119,10 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
     from transformers import AutoModelForCausalLM
 
     check_causal_lm(str(path), revision)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(path), revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-    ).to(device)
+    )
+    model.to(device)
     without_dropout(model)
     probe = torch.arange(4, device=device)[None]
     with torch.no_grad():
@@ -137,7 +139,7 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
 def import_model(path: str | Path) -> None:
     """Import the code of a checkpoint's model without loading its weights.
 
-    Memory is measured from the end of this call on, so that it is the weights' and not the code's. Raises SettingsError
+    Memory is measured from the end of this call on, so that the memory of the code is left out. Raises SettingsError
     if the checkpoint is no causal language model.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
@@ -152,13 +154,13 @@ def without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]  # a number in transformers' layers
 
 
 def scalar_head(width: int, head: str, init_std: float, generator: torch.Generator | None = None) -> nn.Module:
     """linear: width -> 1; mlp: width -> width -> tanh -> 1. The last layer has weights of std init_std and bias 0.
 
-    It computes in float32 on states of less, so that values and scores are not rounded to 8 bits.
+    It computes in float32 even on bfloat16 states, so that values and scores are not rounded to 8 bits.
     """
     last = nn.Linear(width, 1)
     with torch.no_grad():
@@ -167,7 +169,7 @@ def scalar_head(width: int, head: str, init_std: float, generator: torch.Generat
             last.weight.normal_(0.0, init_std, generator=generator)
         else:
             last.weight.zero_()
-    module = last
+    module: nn.Module = last
     if head == "mlp":
         hidden = nn.Linear(width, width)
         with torch.no_grad():
@@ -227,7 +229,7 @@ class ScalarModel(nn.Module):
     base_model_prefix = "backbone"
     is_gradient_checkpointing = False
 
-    def __init__(self, backbone: nn.Module, head: str, init_std: float, generator: torch.Generator | None = None):
+    def __init__(self, backbone: Any, head: str, init_std: float, generator: torch.Generator | None = None):
         super().__init__()
         self.backbone, self.head, self.config = backbone, head, backbone.config
         self.score = scalar_head(backbone.config.get_text_config().hidden_size, head, init_std, generator)
@@ -300,7 +302,7 @@ def save_weights(model, path: str | Path) -> None:
 
 
 def plain_state(model) -> dict[str, Tensor]:
-    """The weights by name: masters in the place of what is rounded from them, adapters merged, float32 at least."""
+    """The weights by name: masters in place of the rounded weights, adapters merged, float32 at least."""
     parameters, raised = dict(model.named_parameters(remove_duplicate=False)), {}
     state = {}
     for name, tensor in model.state_dict().items():

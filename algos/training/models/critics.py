@@ -15,7 +15,7 @@ from algos.training.models.checkpoints import (
 )
 from algos.training.models.logprobs import head_values, hidden_states
 
-FRESH_SEED = 1 << 20  # far from the seeds that base models are made with: a fresh critic is not one of them
+FRESH_SEED = 1 << 20  # far from the seeds of base models, so that no fresh critic has the weights of a base model
 
 
 class SharedCritic(nn.Module):
@@ -84,7 +84,7 @@ def make_critic(hparams, policy, paths, seed: int, dtype: str):
 
 
 def _from_reward_model(hparams, policy, path: str | None, dtype: str) -> ScalarModel:
-    """The reward model, its head in the units of the normalized score, which are the rewards'."""
+    """The reward model as a critic; its head gives the normalized score, in the units of the rewards."""
     if path is None:
         raise SettingsError("critic_init is reward_model, but no reward model was given (--reward-model).")
     model = ScalarModel.load(path, policy.device, dtype)
@@ -93,7 +93,8 @@ def _from_reward_model(hparams, policy, path: str | None, dtype: str) -> ScalarM
             f"critic_init reward_model: that model has a {model.head} head, critic_head is {hparams.critic_head}; "
             f"set critic_head to {model.head}."
         )
-    last = model.score if isinstance(model.score, nn.Linear) else model.score[-1]
+    last = model.score[-1] if isinstance(model.score, nn.Sequential) else model.score
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
         last.weight.mul_(model.gain)
         last.bias.sub_(model.offset).mul_(model.gain)

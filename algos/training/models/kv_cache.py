@@ -1,4 +1,4 @@
-"""The key-value cache of sampling: allocated once at its final size, written in place, rows dropped by moving few.
+"""The key-value cache of sampling: allocated once at its final size, written in place, rows dropped at little cost.
 
 A DynamicCache copies all its keys and values at every token (torch.cat), and whenever finished rows leave.
 """

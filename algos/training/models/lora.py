@@ -4,6 +4,7 @@ Source: Hu et al. 2021, arXiv:2106.09685. Without its adapters the policy is its
 """
 
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ def add_adapters(policy, settings: LoraSettings):
         known = ", ".join(sorted(linear))
         raise SettingsError(f"lora.targets: {unknown[0]!r} is no linear layer of this model; its layers are {known}.")
     targets = list(settings.targets) or sorted(linear)
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=targets)
+    alpha: Any = settings.alpha  # peft says int, and divides it by the rank
+    config = LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     inject_adapter_in_model(config, policy.requires_grad_(False))
     for parameter in policy.parameters():
         if parameter.requires_grad and parameter.dtype.itemsize < 4:  # they are small, and trained
@@ -35,7 +37,7 @@ def add_adapters(policy, settings: LoraSettings):
     return policy
 
 
-def _adapted(policy) -> dict[str, nn.Module]:
+def _adapted(policy) -> dict[str, Any]:
     """The layers that have an adapter, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

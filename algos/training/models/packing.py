@@ -1,9 +1,9 @@
-"""How a batch is cut and laid out for forward passes. Memory and time only: what comes out is the same.
+"""How a batch is cut and laid out for forward passes. This changes memory and time, and no result.
 
 A micro-batch goes through a model as one row without padding, [prompt | response | response | ... | prompt | ...]: each
-prompt once, before the responses that share it, each response at the positions that follow its prompt's. Everything but
-attention works token by token and does not mind; attention is computed prompt by prompt and response by response (a
-response sees its prompt and itself), for which keys and values are looked up in the row.
+prompt once, before the responses that share it, and each response at the positions after its prompt. Everything but
+attention works token by token, so that the layout has no effect on it. Attention is computed prompt by prompt and
+response by response, with keys and values looked up in the row; a response sees its prompt and itself.
 """
 
 from collections.abc import Iterator

@@ -17,8 +17,8 @@ from algos.pieces.settings import SettingsError
 def recompute_activations(backbone) -> None:
     """Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): a layer keeps its input, and runs again backward.
 
-    transformers does so in training mode only, in which a layer has no cache; so each layer is in it exactly while
-    gradients are wanted. What is inside of the layers stays in evaluation mode. Raises SettingsError if the
+    transformers does so in training mode only, in which a layer has no cache; so each layer is in training mode exactly
+    while gradients are wanted. The modules inside of the layers stay in evaluation mode. Raises SettingsError if the
     architecture has no such layers.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer

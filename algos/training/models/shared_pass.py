@@ -1,7 +1,7 @@
 """One pass over the rollouts for two: the scores of a reward model and the reference's log-probabilities.
 
 A reward model whose backbone was frozen while it was trained (RewardModelConfig.freeze_backbone) is a head on the
-cold-start policy, which is what runs start from and compare with. Its own backbone is then dropped.
+policy that runs start from and compare with. Its own backbone is then dropped.
 """
 
 import torch
@@ -15,9 +15,9 @@ from algos.training.models.packing import forward, plain
 
 
 def drop_equal_backbone(reward_model: ScalarModel, policy) -> bool:
-    """Whether the reward model's backbone is the policy's, tensor by tensor; if so, it has none from now on.
+    """Whether the reward model's backbone equals the policy's, tensor by tensor; if so, drop the reward model's.
 
-    The policy must be as it was loaded: what it is then is the reference.
+    The policy must be as it was loaded, since the reference is the policy as loaded.
     """
     ours, theirs = reward_model.backbone.state_dict(), policy.base_model.state_dict()
     equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

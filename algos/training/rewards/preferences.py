@@ -124,8 +124,9 @@ def main() -> None:
     use_threads(args.threads)
     config = from_dict(PreferenceConfig, load_settings(args.settings), "preferences")
     record = Record(args.out, "preferences", asdict(config), args.threads, name=args.name, seed=config.seed)
+    metrics: dict[str, float] = {}
     if args.pairs:
-        rows, metrics = read_rows(args.pairs, config), {}
+        rows = read_rows(args.pairs, config)
     else:
         rows, metrics = sample_rows(args.start, args.prompts, config, args.name)
     held_out = held_out_count(rows, config)

@@ -98,7 +98,10 @@ def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device, 
     responses and are not independent. Rows without gold_pairs, as the user's own, give the rater's accuracy alone.
     """
     scores = [score_examples(model, examples, pad_id, device, layout).cpu() for examples in encoded]
-    metrics = {"held_out_prompts": len(rows), "held_out_pairs": sum(len(row["pairs"]) for row in rows)}
+    metrics: dict[str, float] = {
+        "held_out_prompts": len(rows),
+        "held_out_pairs": sum(len(row["pairs"]) for row in rows),
+    }
     labels = {"gold": "gold_pairs", "rater": "pairs"}
     for label, key in labels.items():
         if key not in rows[0]:

@@ -1,6 +1,6 @@
 """Responses -> rewards: rules and the learned reward model, combined; each component logged apart.
 
-The rules stand in rules.py. To add a rule: a function and its line there.
+The rules stand in rules.py. To add a rule, add a function and its line there.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class RunningStd:
 
     @property
     def std(self) -> float:
-        """1 as long as nothing has varied: dividing by it then has no effect."""
+        """1 until the numbers vary, so that a division by it has no effect."""
         std = (self.squares / max(self.count - 1, 1)) ** 0.5
         return std if std > 1e-6 else 1.0
 
@@ -136,7 +136,7 @@ class Rewards:
         if self.reference is not None:
             ref_logprobs = torch.zeros(batch.response_mask.shape, device=scores.device)
         for rows, part in self.layout.micro_batches(batch):
-            if self.reference is None:
+            if ref_logprobs is None:
                 scores[rows] = self.model.batch_scores(part)
             else:
                 scores[rows], logprobs = scores_and_logprobs(self.model, self.reference, part, self.config.temperature)
@@ -176,10 +176,10 @@ def combine(components: dict[str, Tensor], weights: dict[str, float], combinatio
 def component_metrics(components: dict[str, Tensor]) -> dict[str, float]:
     """Mean, standard deviation and share at the maximum of each component (B,).
 
-    A rule's maximum is the faultless response's; the reward model has none, so that its is the batch's: a share far
-    above 1 / B says that scores are being clipped.
+    A rule's maximum is its value for a faultless response. The reward model has no such value, so that the maximum of
+    the batch is taken: a share far above 1 / B then says that scores are being clipped.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, values in components.items():
         maximum = RULES[name].maximum if name in RULES else values.max()
         metrics |= {

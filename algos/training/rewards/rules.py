@@ -1,8 +1,8 @@
 """Rule rewards: pure functions of one response.
 
-To add a reward: a function of (Response, RewardSettings) -> float, its line in RULES. Responses are text by a model in
-search of reward: nothing in them is evaluated, no rule raises, and none takes more than time linear in the response,
-but for the edit distance, which takes the product of two lengths.
+To add a reward, add a function of (Response, RewardSettings) -> float and its line in RULES. Responses are text by a
+model in search of reward: no part of a response is evaluated as code, and no rule raises. The time of a rule is linear
+in the length of the response; the edit distance takes the product of two lengths.
 """
 
 import re

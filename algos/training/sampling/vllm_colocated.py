@@ -3,6 +3,7 @@
 import os
 import random
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy
 import torch
@@ -49,9 +50,10 @@ class ColocatedEngine(VllmEngine):
             if self.cuda
             else on_cpu(max_tokens)
         )
+        dtype: Any = str(policy.dtype).removeprefix("torch.")  # Any: vLLM lists the names that it takes
         return LLM(
             model=str(policy_path),
-            dtype=str(policy.dtype).removeprefix("torch."),
+            dtype=dtype,
             max_model_len=max_tokens,
             skip_tokenizer_init=True,
             generation_config="vllm",  # the generation settings of the model may have top-k and penalties
@@ -67,11 +69,11 @@ class ColocatedEngine(VllmEngine):
         self._wake("weights", "kv_cache")
 
     def _wake(self, *tags: str) -> None:
-        tags = [tag for tag in tags if tag in self.asleep]
-        if tags:
+        asleep = [tag for tag in tags if tag in self.asleep]
+        if asleep:
             torch.cuda.empty_cache()
-            self.llm.wake_up(tags=tags)
-            self.asleep -= set(tags)
+            self.llm.wake_up(tags=asleep)
+            self.asleep -= set(asleep)
 
     def rest(self) -> None:
         if self.sleeps:

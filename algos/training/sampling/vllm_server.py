@@ -27,11 +27,13 @@ class ServerEngine(VllmEngine):
 
     def __init__(self, config: VllmConfig, tokenizer, max_tokens: int):
         super().__init__(tokenizer)
+        assert config.server_url is not None  # the settings ask for it in mode server
         self.url = config.server_url.rstrip("/")
-        self.temporary = None
-        if config.weights_folder is None:
-            self.temporary = tempfile.mkdtemp(prefix="weights-")
-        self.folder = Path(config.weights_folder or self.temporary)
+        self.temporary: str | None = None
+        folder = config.weights_folder
+        if folder is None:
+            folder = self.temporary = tempfile.mkdtemp(prefix="weights-")
+        self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             limit = self._ask("GET", "/v1/models")["data"][0]["max_model_len"]

@@ -3,6 +3,8 @@
 vLLM mixes Weights into its worker class (worker_extension_cls), in the trainer's process and in a server's alike.
 """
 
+from typing import Any
+
 import torch
 from safetensors import safe_open
 
@@ -11,6 +13,8 @@ from algos.training.sampling.fingerprint import fingerprint
 
 class Weights:
     """Methods of vLLM's worker, called through collective_rpc."""
+
+    model_runner: Any  # the worker's own
 
     def take_over(self, named: list[tuple[str, torch.Tensor]]) -> None:
         """Copy the weights of the trainer's model, under its own names, into vLLM's."""

@@ -9,13 +9,14 @@ from algos.pieces.settings import settings
 
 Trainer = Literal["own", "trl"]  # this project's loop, or the same settings handed to TRL's trainer
 Beta = Annotated[float, Field(ge=0, lt=1)]
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor"]
 
 
 @settings
 class OptimizerConfig:
     """Optimizer, schedule and gradient clipping, for every stage."""
 
-    name: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"  # 8bit: of the moments; adafactor: factored, no first
+    name: OptimizerName = "adamw"  # 8bit: of the moments; adafactor: factored, no first
     learning_rate: PositiveFloat = 1.0e-4
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; linear and cosine decay to 0
     warmup_steps: NonNegativeInt = 0  # optimizer steps of linear increase from 0
@@ -31,5 +32,5 @@ class OptimizerConfig:
 
 
 def loaded_dtype(config) -> str:
-    """Of the weights as they are loaded: TRL keeps float32 ones and computes in bfloat16 by autocast."""
+    """The dtype in which weights are loaded: TRL keeps float32 weights and computes in bfloat16 by autocast."""
     return "float32" if config.trainer == "trl" and config.dtype == "bfloat16" else config.dtype

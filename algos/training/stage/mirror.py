@@ -48,7 +48,7 @@ def metric_name(name: str) -> str:
 
 def flatten(values: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat = {}
+    flat: dict = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):

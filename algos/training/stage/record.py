@@ -37,7 +37,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
 )
-UNUSED = ("sklearn", "scipy")  # transformers imports them, and they pandas: 1 s a stage, for what no stage calls
+UNUSED = ("sklearn", "scipy")  # transformers imports them, and they import pandas: 1 s a stage, and no stage calls them
 PROGRESS_SECONDS = 15.0  # between progress lines where there is no terminal to redraw a bar on
 
 
@@ -88,7 +88,7 @@ class Record:
         write_json(self.out / "run.json", self.facts)
 
     def set_aside(self) -> None:
-        """Rename the files of a stage that did not finish, so that no one takes them for a finished one's."""
+        """Rename the files of a stage that did not finish, so that no one takes the stage for finished."""
         self.metrics.close()
         self.samples.close()
         for name in FILES:
@@ -107,7 +107,8 @@ def start_up_seconds(now: float) -> float | None:
 
 def _module_and_arguments() -> list[str]:
     main = sys.modules["__main__"]
-    name = main.__spec__.name if getattr(main, "__spec__", None) else Path(sys.argv[0]).name
+    spec = getattr(main, "__spec__", None)
+    name = spec.name if spec else Path(sys.argv[0]).name
     return [name, *sys.argv[1:]]
 
 
@@ -121,7 +122,7 @@ def environment() -> dict:
     """Commit, packages and machine: what a number depends on besides settings and seed."""
     import torch
 
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             packages[name] = version(name)
@@ -240,7 +241,7 @@ def resident_bytes() -> int:
 
 
 def peak_memory(device, before: int) -> dict[str, int | str]:
-    """The run's peak memory: of torch's allocator on CUDA; on the CPU of the process, less `before`.
+    """The run's peak memory: of torch's allocator on CUDA; of the process, less `before`, on the CPU.
 
     before: resident_bytes() when the libraries were imported and no model was loaded.
     """
@@ -342,10 +343,10 @@ def main_guard(main) -> None:
 
 
 def _start_quickly() -> None:
-    """Until the stage's Record is made it mostly imports, of which none is garbage, and some is never used."""
+    """Before its Record exists a stage mostly imports: nothing of it is garbage, and some packages are never used."""
     gc.disable()
     for name in UNUSED:
-        sys.modules.setdefault(name, None)  # as if it were not installed
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: as if it were not installed
 
 
 def show_all_packages() -> None:

@@ -225,7 +225,7 @@ def train(
     problems, rows = read_texts(config, prompts_path, data_path)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    run = fit
+    run: Callable[..., None] = fit
     if config.trainer == "trl":
         from algos.training.trl import supervised as trl_supervised
 

@@ -51,7 +51,9 @@ from evaluation.tasks.files import write_jsonl
 def with_hint(problem: dict, hint: str) -> dict:
     """The problem asked with its gold answer behind the question, which the prompt must hold once (SettingsError)."""
     question, prompt = problem["question"], problem["prompt"]
-    told = question + hint.replace("{answer}", gold_answer(problem["answer"]))
+    gold = gold_answer(problem["answer"])
+    assert gold is not None  # check_rows refuses a problem without a gold answer
+    told = question + hint.replace("{answer}", gold)
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if sum(text.count(question) for text in texts) != 1:
         raise SettingsError(
@@ -159,6 +161,10 @@ def train(
             policy = load_policy(policy_path, device, training.dtype)
         optimizer, scheduler = make_optimizer(policy, training.optimizer, training.steps)
         steps: list[dict] = []
+
+        def keep(_: int, step: dict, steps: list[dict] = steps) -> None:
+            steps.append(step)
+
         fit(
             policy,
             tokenizer,
@@ -167,7 +173,7 @@ def train(
             encode_examples(tokenizer, rows),
             training,
             phases,
-            lambda _, step, steps=steps: steps.append(step),
+            keep,
         )
         trained += sum(step["batch_tokens"] for step in steps)
         seconds = phases.next_step()

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from algos.pieces.clipping import Clipped
 from algos.pieces.estimator import Estimator
 from algos.pieces.settings import SettingsError
 from algos.reinforce import reinforce_objective
@@ -180,7 +181,7 @@ def _check_leave_one_out(config: RunConfig, hparams: Estimator) -> None:
         refuse("TRL's RLOO sums over tokens", hparams.aggregation, "set settings.aggregation to seq-mean-token-sum")
 
 
-def _check_critic(config: RunConfig, hparams: Estimator) -> None:
+def _check_critic(config: RunConfig, hparams: Clipped) -> None:
     if hparams.clip_low != hparams.clip_high:
         raise SettingsError(
             f"trainer trl: TRL's PPO has one clip range, got clip_low {hparams.clip_low} and clip_high "

@@ -6,6 +6,7 @@ What remains different in TRL 1.12:
 - the logged loss of reinforce.py and rloo.py is that of a ratio of 1, which has the same gradient.
 """
 
+from typing import Any
 from unittest.mock import patch
 
 import algos.training.trl.without_vllm  # noqa: F401
@@ -47,6 +48,8 @@ def _make_trainer(work: Work, monitor: Monitor):
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     config = work.config
+    kind: Any
+    arguments: Any
     if trainer_of(config).kind == "grpo":
         kind, arguments, kl = GRPOTrainer, GRPOConfig(**grpo_arguments(config, work.out, work.device)), "kl_loss_k3"
     else:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 
@@ -24,7 +25,8 @@ class Monitor:
         self.config, self.record, self.tokenizer = config, record, tokenizer
         self.rewards = Rewards(config, tokenizer)
         self.phases, self.progress = Phases(device), Progress(config.steps, name or f"trl {config.algorithm}")
-        self.step, self.generated, self.pending, self.step_started = 0, 0, None, time.perf_counter()
+        self.step, self.generated, self.step_started = 0, 0, time.perf_counter()
+        self.pending: dict[str, Any] | None = None  # metrics of the batch whose step is not done
 
     def score(self, problems: list[dict], responses: list[list[int]]) -> list[float]:
         """Rewards of one rollout batch, by the grader of the suite's own runs; keeps the metrics of the batch."""

@@ -100,6 +100,7 @@ def _make_trainer(work: Work, prompts: list[list[int]], **parts):
         **parts,
     )
     silence(trainer)
+    assert trainer.train_dataset is not None
     loader = DataLoader(
         trainer.train_dataset,
         batch_size=config.responses_per_step,
@@ -145,11 +146,12 @@ def _make_optimizer(config: RunConfig, policy, critic):
         eps=config.optimizer.adam_epsilon,
         weight_decay=config.optimizer.weight_decay,
     )
-    if config.optimizer.max_grad_norm is not None:  # TRL's PPO has no clipping of its own
+    limit = config.optimizer.max_grad_norm
+    if limit is not None:  # TRL's PPO has no clipping of its own
 
         def clip(opt, *_):
             for group in opt.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], config.optimizer.max_grad_norm)
+                nn.utils.clip_grad_norm_(group["params"], limit)
 
         optimizer.register_step_pre_hook(clip)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)  # check() refuses other schedules

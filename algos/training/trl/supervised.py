@@ -194,7 +194,7 @@ def fit_distillation(
             responses[:] = [row[label != IGNORED].tolist() for row, label in zip(ids, labels, strict=True)]
             return ids, attention_mask, labels
 
-        trainer.generate_on_policy_outputs = timed_generate
+        trainer.generate_on_policy_outputs = timed_generate  # type: ignore[method-assign]  # measured from outside
         teacher.forward = _timed(teacher.forward, phases, "teacher")
         silence(trainer)
         trainer.train()

@@ -6,4 +6,4 @@ TRL 1.12 imports the client of vLLM wherever vLLM is installed, whether a traine
 
 from importlib import import_module
 
-import_module("trl.import_utils").is_vllm_available = lambda min_version=None: False
+vars(import_module("trl.import_utils"))["is_vllm_available"] = lambda min_version=None: False

@@ -1,4 +1,4 @@
-"""Diagnostics of a rollout batch, the same for every algorithm: what to look at when a run goes wrong."""
+"""Diagnostics of a rollout batch, the same for every algorithm, to look at when a run goes wrong."""
 
 import torch
 
@@ -13,6 +13,7 @@ def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct, hparams)
     """Lengths, groups, advantages, entropy, sampler gap, KL, critic; entropies (B, T) in nats, correct (B,) 0 or 1."""
     mask, lengths = batch.response_mask, batch.response_mask.sum(dim=1).float()
     tokens = mask.sum()
+    assert batch.advantages is not None and batch.old_logprobs is not None  # the update made them
     groups = batch.rewards.view(-1, batch.group_size)
     right = correct.view(-1, batch.group_size)
     spread = groups.max(dim=1).values - groups.min(dim=1).values
@@ -47,6 +48,7 @@ def batch_metrics(batch: Batch, rollouts: Rollouts, entropies, correct, hparams)
     if batch.full_kl is not None:
         metrics["kl_to_ref_full"] = batch.full_kl[mask].mean()
     if batch.values is not None:
+        assert batch.returns is not None  # made together with the advantages
         metrics |= {
             "value_mean": batch.values[mask].mean(),
             "return_mean": batch.returns[mask].mean(),

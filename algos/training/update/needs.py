@@ -37,8 +37,8 @@ def full_kl_in(hparams: Estimator, place: str) -> bool:
 def sampler_gives_old_logprobs(config: RunConfig) -> bool:
     """Whether old log-probabilities and entropies are the sampler's, so that the policy is not run again for them.
 
-    They are where the trainer's own model samples in float32: the two then differ by rounding alone. A full KL in the
-    reward runs the policy anyway.
+    This holds where the trainer's own model samples in float32: sampler and trainer then differ by rounding alone. A
+    full KL in the reward runs the policy anyway.
     """
     exact = config.engine == "transformers" and config.dtype == "float32"
     return exact and config.old_logprobs == "sampler" and not full_kl_in(config.hparams, "reward")

@@ -1,4 +1,4 @@
-"""What a phase does not need is on the CPU while it lasts: optimizer state, critic, reference, reward model.
+"""Parts that a phase does not need (optimizer state, critic, reference, reward model) are on the CPU during the phase.
 
 Each name of the setting `offload` stands for tensors. Before a phase begins, the tensors that it needs (needs.py) are
 brought to the device and the others are sent away. The moves count as a phase of their own, `offload`.
@@ -45,7 +45,7 @@ def model_tensors(model) -> list[Tensor]:
 
 def optimizer_tensors(learner: Learner) -> list[Tensor]:
     """State and float32 masters of the policy's and the critic's optimizer; single numbers stay where they are."""
-    found = {}
+    found: dict[int, Tensor] = {}
     for model, optimizer in ((learner.policy, learner.optimizer), (learner.critic, learner.critic_optimizer)):
         if optimizer is None:
             continue
@@ -56,7 +56,7 @@ def optimizer_tensors(learner: Learner) -> list[Tensor]:
 
 
 class OffloadingPhases(Phases):
-    """Phases that begin with every tensor where it is needed."""
+    """Phases before which every needed tensor is brought to the device."""
 
     def __init__(
         self, device: torch.device, held: dict[str, Callable[[], Iterable[Tensor]]], needed: dict[str, set[str]]

@@ -32,7 +32,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, total_steps: int, 
 
 
 def master_of(parameter: Tensor) -> Tensor:
-    """What the optimizer steps on in a parameter's place: its float32 master, or the parameter itself."""
+    """The tensor that the optimizer changes: the parameter's float32 master, or else the parameter itself."""
     return getattr(parameter, "master", parameter)
 
 
@@ -76,7 +76,7 @@ def _adam_settings(config: OptimizerConfig) -> dict:
 
 
 def _adafactor(parameters, learning_rate: float, config: OptimizerConfig):
-    """Adafactor (arXiv:1804.04235) as in fairseq, its step size ours: n + m second moments per n x m matrix.
+    """Adafactor (arXiv:1804.04235) as in fairseq, with our own step size: n + m second moments per n x m matrix.
 
     beta2 is 1 - t^-0.8, an update whose root mean square is above 1 is scaled down to it, and weight decay is decoupled
     as in AdamW. torch.optim.Adafactor is not used: its step is min(lr, 1 / sqrt(t)) times the parameter's own root mean

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ def trust_region_update(
     batch: Batch, learner: Learner, config: RunConfig, hparams: Estimator, generator: torch.Generator, warming_up: bool
 ) -> list[dict[str, float]]:
     """One trust-region step of the policy and one optimizer step of the critic on the whole rollout batch."""
+    assert batch.advantages is not None
     batch = replace(batch, advantages=per_minibatch(batch.advantages, batch.loss_mask, hparams))
-    metrics = accumulate_gradients(batch, learner, config, hparams, warming_up)
+    metrics: dict[str, Any] = dict(accumulate_gradients(batch, learner, config, hparams, warming_up))
     if learner.critic is not None:
         metrics["critic_grad_norm"] = optimizer_step(
             learner.critic, learner.critic_optimizer, learner.critic_scheduler, config.optimizer.max_grad_norm
@@ -37,7 +39,7 @@ def trust_region_update(
 class TrustRegion:
     """The functions that algos.trpo.trust_region_step asks for, on the policy's parameters as one vector."""
 
-    def __init__(self, batch: Batch, learner: Learner, config: RunConfig, hparams: Estimator, generator):
+    def __init__(self, batch: Batch, learner: Learner, config: RunConfig, hparams: Any, generator):
         self.batch, self.learner, self.config, self.hparams = batch, learner, config, hparams
         self.parameters = [p for p in learner.policy.parameters() if p.requires_grad]
         self.start = [p.detach().clone() for p in self.parameters]
@@ -50,9 +52,9 @@ class TrustRegion:
     def step(self) -> dict[str, float]:
         gradient = torch.cat([p.grad.flatten() for p in self.parameters])
         norm = gradient.norm().item()
-        figures = self.config.algorithm_entry.update(
-            gradient, self.fisher_product, self.evaluate, self.move, self.hparams
-        )
+        update = self.config.algorithm_entry.update
+        assert update is not None
+        figures = update(gradient, self.fisher_product, self.evaluate, self.move, self.hparams)
         return {"grad_norm": norm, **figures}
 
     def _micro(self, batch: Batch) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from algos.pieces.advantages import per_minibatch
 from algos.pieces.algorithm import Algorithm
+from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator
 from algos.pieces.kl import log_ratio
 from algos.pieces.masked import masked_mean
@@ -56,6 +57,7 @@ def prepare(
     def outputs(part):
         out = policy_outputs(learner.policy, part, temperature, True, reference, logits_at_once=at_once)
         full = out.full_kl if in_reward else torch.zeros_like(out.logprobs)
+        assert out.entropies is not None and full is not None  # asked for
         return torch.stack((out.logprobs, out.entropies, full), dim=-1)
 
     def ref_logprobs(part):
@@ -76,7 +78,7 @@ def prepare(
 def with_advantages(batch: Batch, algorithm: Algorithm, hparams: Estimator) -> Batch:
     """The batch with its advantages and, for a critic, its returns."""
     batch = replace(batch, advantages=algorithm.advantages(batch, hparams))
-    if hparams.has_critic:
+    if isinstance(hparams, WithCritic):
         batch = replace(batch, returns=algorithm.returns(batch, hparams))
     return batch
 
@@ -84,7 +86,8 @@ def with_advantages(batch: Batch, algorithm: Algorithm, hparams: Estimator) -> B
 def kept(hparams: Estimator, truncated: Tensor, correct: Tensor, group_size: int) -> Tensor | None:
     """(B,) True for the responses that count in the losses; None where all do. truncated (B,) bool, correct (B,) 0, 1.
 
-    Groups that only fill a batch for want of mixed ones do not count: a length penalty would be all that they teach.
+    In dynamic sampling, groups without both right and wrong answers fill up a batch, and do not count: only a length
+    penalty could have an effect in them.
     """
     if hparams.keep == "all" and not hparams.mask_truncated and not hparams.dynamic_sampling:
         return None
@@ -102,7 +105,7 @@ def kept(hparams: Estimator, truncated: Tensor, correct: Tensor, group_size: int
 
 
 def minibatch_rows(responses: int, config: RunConfig, generator: torch.Generator):
-    """Row indices of each optimizer step: responses, or prompts with all of theirs, shuffled afresh in every epoch."""
+    """Row indices of each optimizer step: responses, or prompts with their responses, shuffled anew in every epoch."""
     unit = config.group_size if config.minibatch_of == "prompts" else 1
     inside = torch.arange(unit, device=generator.device)
     for _ in range(config.epochs):
@@ -123,8 +126,9 @@ def update(
     steps = []
     for rows in minibatch_rows(len(batch), config, generator):
         minibatch = batch.select(rows)
+        assert minibatch.advantages is not None
         minibatch = replace(minibatch, advantages=per_minibatch(minibatch.advantages, minibatch.loss_mask, hparams))
-        metrics = accumulate_gradients(minibatch, learner, config, hparams, warming_up)
+        metrics: dict[str, Any] = dict(accumulate_gradients(minibatch, learner, config, hparams, warming_up))
         limit = config.optimizer.max_grad_norm
         if not warming_up:
             norm = optimizer_step(learner.policy, learner.optimizer, learner.scheduler, limit)
@@ -142,6 +146,7 @@ def update(
 @torch.no_grad()
 def kl_after_update(batch: Batch, learner: Learner, config: RunConfig) -> float:
     """KL(old || new) per token, in nats, by k3, over the tokens of a rollout batch that its losses saw."""
+    assert batch.old_logprobs is not None
     new = in_micro_batches(
         lambda part: token_logprobs(learner.policy, part, config.temperature, logits_at_once=config.logits_at_once)[0],
         batch,
@@ -155,6 +160,7 @@ def policy_part(
     part: Batch, learner: Learner, config: RunConfig, hparams: Estimator, totals: Totals
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Policy loss of one micro-batch, the states (N, H) that it was made from, and metrics."""
+    assert part.old_logprobs is not None and part.advantages is not None
     full = full_kl_in(hparams, "loss")
     outputs = policy_outputs(
         learner.policy,
@@ -184,6 +190,7 @@ def value_part(
     part: Batch, learner: Learner, config: RunConfig, hparams: Estimator, totals: Totals, states: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Value loss of one micro-batch, and metrics; states of the policy's pass, or None while the critic warms up."""
+    assert isinstance(hparams, WithCritic) and part.values is not None and part.returns is not None
     values = learner.critic.values(part, states, frozen=states is None)
     return config.algorithm_entry.value_loss(values, part.values, part.returns, part.loss_mask, hparams, totals)
 
@@ -193,15 +200,15 @@ def accumulate_gradients(
 ) -> dict[str, Tensor]:
     """Add the gradients of one optimizer step, micro-batch by micro-batch; the metrics of the whole step.
 
-    A critic of its own comes after the policy's backward pass, so that the activations of one of them are kept at a
-    time; one on the policy's backbone shares its pass, and both losses go back through it together.
+    A critic of its own comes after the policy's backward pass, so that the activations of one model are kept at a
+    time. A critic on the policy's backbone shares the policy's pass, and both losses go back through it together.
     """
     totals = Totals.of(minibatch.loss_mask)
-    together = learner.critic is not None and hparams.critic == "shared"
+    together = learner.critic is not None and isinstance(hparams, WithCritic) and hparams.critic == "shared"
     parts = []
     for _, part in learner.layout(config).micro_batches(minibatch):
         policy_loss = states = None
-        metrics = {}
+        metrics: dict[str, Tensor] = {}
         if not warming_up:
             policy_loss, states, metrics = policy_part(part, learner, config, hparams, totals)
             if not together:
