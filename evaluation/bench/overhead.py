@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -57,7 +57,20 @@ def stages(results: Path) -> list[Stage]:
             found.append(Stage(name, facts["threads"], facts["started"], facts["seconds"], work, start_up))
     if not found:
         raise SettingsError(f"--results {results} holds no finished stage; run a study, or name its results folder.")
-    return found
+    return _by_process(found)
+
+
+def _by_process(found: list[Stage]) -> list[Stage]:
+    """The evaluations of all seeds of a stage as one: they are one process, which starts once."""
+    processes: dict[str, Stage] = {}
+    for stage in sorted(found, key=lambda stage: stage.started):
+        folder, _, _ = stage.name.rpartition("/")
+        name = folder if folder.endswith("/evaluation") else stage.name
+        first = processes.get(name, stage)
+        seconds = stage.started + stage.seconds - first.started
+        work = stage.work + (first.work if name in processes else 0.0)
+        processes[name] = replace(first, name=name, seconds=seconds, work=work)
+    return list(processes.values())
 
 
 def jobs(log: Path) -> list[Job]:

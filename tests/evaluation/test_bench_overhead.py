@@ -18,11 +18,11 @@ def bench(tmp_path):
 def study(folder: Path, *stages: tuple) -> Path:
     """A results folder with run.json of (name, threads, started, seconds, work or None, start_up or None)."""
     for name, threads, started, seconds, work, start_up in stages:
-        facts = {"stage": "train", "status": "finished", "threads": threads, "started": started, "seconds": seconds}
+        facts = {"kind": "rl", "status": "finished", "threads": threads, "started": started, "seconds": seconds}
         facts |= {} if work is None else {"phase_seconds": {"generate": work / 2, "update": work / 2}}
         facts |= {} if start_up is None else {"start_up_seconds": start_up}
-        (folder / "runs" / name).mkdir(parents=True)
-        (folder / "runs" / name / "run.json").write_text(json.dumps(facts))
+        (folder / "stages" / name).mkdir(parents=True)
+        (folder / "stages" / name / "run.json").write_text(json.dumps(facts))
     return folder
 
 
@@ -59,6 +59,15 @@ def test_overhead_with_snakemakes_log_by_hand(tmp_path):
     found = figures(overhead.study_rows(results))
     assert found["overhead_share"] == pytest.approx(9 / 15) and found["other_jobs_share"] == pytest.approx(5 / 15)
     assert found["wall_minutes"] == pytest.approx(0.25) and found["idle_share"] == pytest.approx(0.0)
+
+
+def test_the_evaluations_of_all_seeds_are_one_process(tmp_path):
+    names = ("a/seed0", "a/evaluation/seed0", "a/evaluation/seed1")
+    results = study(tmp_path, *((name, 1, 1000.0 + 10 * i, 9.0, 8.0, 1.0) for i, name in enumerate(names)))
+    found = {stage.name: stage for stage in overhead.stages(results)}
+    evaluation = found["stages/a/evaluation"]
+    assert set(found) == {"stages/a/seed0", "stages/a/evaluation"}
+    assert (evaluation.started, evaluation.seconds, evaluation.work, evaluation.start_up) == (1010.0, 19.0, 16.0, 1.0)
 
 
 def test_only_a_whole_study_decides_targets(bench, tmp_path, monkeypatch):

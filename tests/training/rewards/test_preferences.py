@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_model, tiny_tokenizer
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import ScalarModel
@@ -15,7 +16,6 @@ from algos.training.rewards.config import PreferenceConfig
 from algos.training.rewards.preferences import read_rows, rows_of_pairs
 from algos.training.rewards.reward_model import encode_rows, measure
 from evaluation.tasks.files import read_jsonl, write_jsonl
-from tests.tiny import tiny_model, tiny_tokenizer
 
 GOOD = {"prompt": "1+1?", "chosen": "2", "rejected": "3"}
 
