@@ -40,6 +40,6 @@ def figures_of(study: dict) -> list[str]:
     names = ["accuracy"]
     if rl:
         names += ["curves_tokens", "curves_time", "memory", "throughput"]
-    if any("reward_model" in stage["settings"].get("rewards", {}) for stage in rl):
+    if any("reward_model" in (stage["rewards"] or {}) for stage in rl):
         names.append("proxy_and_gold")
     return names

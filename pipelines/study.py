@@ -91,7 +91,7 @@ class Study(Plan):
             "trainer": config.get("trainer"),
             "evaluated": name in self.evaluated,
             "edges": self.edges(name),
-            "settings": {key: value for key, value in config.items() if key != "seed"},
+            "rewards": config.get("rewards"),  # all settings stand in each run.json
         }
 
 

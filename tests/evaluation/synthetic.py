@@ -41,6 +41,7 @@ def stage(kind: str, start: str, seeds=(0, 1, 2), like=None, score=0.5, evaluate
         "evaluated": evaluated,
         "edges": {"from": start, **(edges or {})},
         "settings": settings,
+        "rewards": settings.get("rewards"),
         "score": score,
     }
 

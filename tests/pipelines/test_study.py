@@ -219,3 +219,8 @@ def test_the_ladder_changes_one_thing_at_a_time():
     default = load(PIPELINES / "config.yaml")
     assert study.resolved("grpo", 0) == default.resolved("grpo", 0)
     assert {**study.resolved("gspo", 0), "algorithm": "gspo"} == default.resolved("gspo", 0)
+
+
+def test_the_description_for_the_report_fits_a_command_line():
+    study = load(PIPELINES / "studies" / "family.yaml")
+    assert len(json.dumps(study.report())) < 200 * len(study.stages)  # Linux allows 131,072 bytes in one argument
