@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_model, tiny_tokenizer
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import load_policy, save_policy
@@ -16,7 +17,6 @@ from algos.training.sampling.respond import respond
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import check_folders, responses
 from evaluation.tasks.files import read_jsonl, write_jsonl
-from tests.tiny import tiny_model, tiny_tokenizer
 
 PROBLEMS = [
     {"id": f"test/{i}", "prompt": f"Question: 1+{i}\nAnswer:\n", "question": "?", "answer": f"#### {1 + i}"}

@@ -2,10 +2,10 @@
 
 import pandas as pd
 import pytest
+from synthetic import rl, stage
 
 from evaluation.collect import Stage
 from evaluation.pairs import differences, pairs, say, trl_baselines
-from tests.evaluation.synthetic import rl, stage
 
 
 def as_stage(entry: dict, name: str = "x") -> Stage:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import rl, stage, study, write_results
 
 from algos.pieces.settings import SettingsError
 from evaluation.collect import collect, comparison
@@ -15,7 +16,6 @@ from evaluation.config import figures_of
 from evaluation.publish import publish
 from evaluation.report import write
 from evaluation.statistics import mean_interval
-from tests.evaluation.synthetic import rl, stage, study, write_results
 
 SFT = {"steps": 10, "trainer": "own"}
 CHAIN = study(  # base -> RL -> rejection sampling -> SFT -> RL again, one seed beside three, a TRL baseline, `vary`
