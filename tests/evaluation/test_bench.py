@@ -151,13 +151,13 @@ def test_loops_take_turns_and_their_clocks_stop_meanwhile(bench):
     workload, settings = bench.workload(), bench.settings("grpo", steps=6)
     loops = {name: bench.loop(settings, workload) for name in ("a", "b")}
     seen = []
-    slow = lambda number: seen.append(number) or time.sleep(0.3)  # noqa: E731
+    slow = lambda number: seen.append(number) or time.sleep(2.0)  # noqa: E731
     found = steps.in_turns(loops, 2, after_each=slow)
     assert seen == [0, 1, 2] and [len(rows) for rows in found.values()] == [2, 2]
     for mine, other in zip(found["a"], found["b"], strict=True):
         same = [name for name in mine if not name.endswith(("seconds", "per_second"))]
         assert [float(mine[name]) for name in same] == pytest.approx([float(other[name]) for name in same], nan_ok=True)
-        assert mine["wall_seconds"] < 0.3
+        assert mine["wall_seconds"] < 2.0
         assert 0.8 * mine["wall_seconds"] < mine["step_seconds"] <= mine["wall_seconds"]
     assert not any(loop.run or loop.models for loop in loops.values()) and not Record.unfinished
 
@@ -165,8 +165,8 @@ def test_loops_take_turns_and_their_clocks_stop_meanwhile(bench):
 def test_trls_clock_stops_too_and_its_run_does_the_same_work(bench):
     workload, settings = bench.workload(), bench.settings("grpo")
     loops = {"ours": bench.loop(settings, workload), "trl": bench.loop({**settings, "trainer": "trl"}, workload)}
-    found = steps.in_turns(loops, 1, after_each=lambda _: time.sleep(0.5))
-    assert found["trl"][0]["step_seconds"] < 0.5
+    found = steps.in_turns(loops, 1, after_each=lambda _: time.sleep(2.0))
+    assert found["trl"][0]["step_seconds"] < 2.0
     assert float(found["trl"][0]["response_tokens"]) == float(found["ours"][0]["response_tokens"]) == 4
 
 
