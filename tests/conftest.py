@@ -1,8 +1,12 @@
 """What every test has: one thread, TRL without vLLM, and fixture A."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start, too: two workers share the cores
+
 import torch
 from golden import NAN, fixture_a
 

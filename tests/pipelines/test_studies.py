@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
 from importlib.util import find_spec
 
 import pytest
 import torch
 import yaml
-from project import PROJECT, STUDY, copy_project, planned, results, snakemake
+from project import PROJECT, STUDY, copy_project, planned, snakemake
 from tiny import tiny_model, tiny_tokenizer
 
 from evaluation.tasks.files import read_jsonl
@@ -51,12 +50,33 @@ def tiny(path: str, folder) -> dict:
     config["sampling"] = {"max_response_tokens": 8}
     config["defaults"] = {}
     config["evaluation"] = {"samples": 2}
+    kept = one_of_each_form(study)
+    config["stages"] = {name: stage for name, stage in config["stages"].items() if name in kept}
     for name, stage in config["stages"].items():
         made = name if name in study.stages else next(n for n, s in study.stages.items() if s.varies == name)
         kind = study.stages[made].kind
         stage.pop("prompts_per_step", None)
         stage.update(TINY[kind], **({"seeds": [0]} if "seeds" in stage else {}))
     return config
+
+
+def one_of_each_form(study, most: int = 4) -> set[str]:
+    """Stages that differ in kind, edges, trainer, engine or algorithm, at most four of RL, and what they need."""
+    forms, kept = {}, set()
+    for name, stage in study.stages.items():
+        kinds = tuple(sorted((key, study.stages[t].kind if t in study.stages else t) for key, t in stage.edges.items()))
+        values = study.values(name, 0)
+        form = (stage.kind, kinds, *(values.get(key) for key in ("trainer", "engine", "algorithm")))
+        if stage.kind != "rl" or sum(known[0] == "rl" for known in forms) < most:
+            forms.setdefault(form, name)
+    waiting = list(forms.values())
+    while waiting:
+        stage = study.stages.get(waiting.pop())
+        if stage is not None and stage.name not in kept:
+            kept.add(stage.name)
+            waiting += [stage.varies, stage.like, *stage.edges.values()]
+            kept |= {stage.varies} - {None}
+    return kept
 
 
 def chat_model(folder) -> None:
@@ -141,8 +161,3 @@ def test_braces_in_the_results_folder_are_refused(tmp_path):
     (tree / STUDY).write_text(text)
     run = snakemake(tree, "-n")
     assert run.returncode != 0 and "line 3: results: Snakemake reads braces as wildcards" in run.stdout + run.stderr
-
-
-def test_a_study_with_a_published_name_leaves_the_checkout_clean(tree):
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=tree, capture_output=True, text=True, check=True)
-    assert status.stdout == "" and results(tree).is_dir()

@@ -173,6 +173,11 @@ def test_mlflow_has_every_stage_and_every_metric(tree):
         }
 
 
+def test_a_study_leaves_the_checkout_clean(tree):
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=tree, capture_output=True, text=True, check=True)
+    assert status.stdout == "" and results(tree).is_dir()
+
+
 def test_after_a_finished_run_there_is_nothing_to_do(tree):
     assert planned(tree) == {}
 
