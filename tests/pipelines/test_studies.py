@@ -15,15 +15,20 @@ from pipelines.study import load
 
 STUDIES = sorted(path.name for path in (PROJECT / "pipelines/studies").glob("*.yaml"))
 FILES = ["pipelines/config.yaml", *(f"pipelines/studies/{name}" for name in STUDIES)]
-TASK = {"train": 24, "dev": 4, "test": 6, "demonstrations": 48}
+TASK = yaml.safe_load((PROJECT / STUDY).read_text())["task"] | {"train": 60, "dev": 4, "test": 6}
+TAUGHT = {
+    "steps": 120,
+    "batch_size": 32,
+    "optimizer": {"learning_rate": 1.0e-2, "warmup_steps": 5},
+}  # some answers are right
 TINY = {  # by kind: as small as a stage can be
     "sft": {"steps": 2, "batch_size": 4},
-    "preferences": {"prompts": 8, "responses": 4, "held_out_share": 0.25},
+    "preferences": {"prompts": 40, "responses": 4, "held_out_share": 0.25},
     "reward_model": {"epochs": 1, "prompts_per_batch": 4},
     "rl": {"steps": 1, "prompts_per_step": 2, "group_size": 4, "minibatches": 1, "budget_tokens": None},
-    "rejection_sampling": {"prompts": 8, "responses": 4, "budget_tokens": None},
+    "rejection_sampling": {"prompts": 24, "responses": 4, "budget_tokens": None},
     "expert_iteration": {
-        "sampling": {"prompts": 8, "responses": 4},
+        "sampling": {"prompts": 24, "responses": 4},
         "training": {"steps": 2, "batch_size": 4},
         "rounds": 1,
     },
@@ -40,14 +45,14 @@ def tiny(path: str, folder) -> dict:
         if "path" in values:  # a hub's model: a tiny one with a chat template, from a folder
             values["path"] = str(folder)
         else:
-            values |= {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32}
+            values |= {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 64}
             values |= {} if "tokenizer" in values else {"vocab_size": 160}
     if config["task"]["name"] == "gsm8k":
         config["task"]["settings"] = {"path": str(folder)}
         config["task"]["dev"] = 4
     else:
-        config["task"] |= TASK
-    config["sampling"] = {"max_response_tokens": 8}
+        config["task"] = TASK
+    config["sampling"] = {"max_response_tokens": 24}
     config["defaults"] = {}
     config["evaluation"] = {"samples": 2}
     kept = one_of_each_form(study)
@@ -56,7 +61,8 @@ def tiny(path: str, folder) -> dict:
         made = name if name in study.stages else next(n for n, s in study.stages.items() if s.varies == name)
         kind = study.stages[made].kind
         stage.pop("prompts_per_step", None)
-        stage.update(TINY[kind], **({"seeds": [0]} if "seeds" in stage else {}))
+        own = TAUGHT if kind == "sft" and study.stages[made].edges["from"] in config["models"] else TINY[kind]
+        stage.update(own, **({"seeds": [0]} if "seeds" in stage else {}))
     return config
 
 
