@@ -349,7 +349,8 @@ def test_after_an_interrupt_finished_stages_are_not_repeated(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
     jobs = planned(tree)
-    assert "data" not in jobs and "model" not in jobs and jobs["sft"] >= 1
+    assert "data" not in jobs and jobs["sft"] == len(SMOKE.of_kind("sft"))
+    assert jobs.get("model", 0) <= 1  # the base is there, the student may be missing
     stamp = finished.stat().st_mtime
     run = snakemake(tree, "results/smoke/stages/cold_start/seed0/run.json")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
