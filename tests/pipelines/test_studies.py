@@ -166,4 +166,4 @@ def test_braces_in_the_results_folder_are_refused(tmp_path):
     text = (tree / STUDY).read_text().replace("study: smoke\n", "study: smoke\nresults: results/{stage}\n")
     (tree / STUDY).write_text(text)
     run = snakemake(tree, "-n")
-    assert run.returncode != 0 and "line 3: results: Snakemake reads braces as wildcards" in run.stdout + run.stderr
+    assert run.returncode != 0 and "line 4: results: Snakemake reads braces as wildcards" in run.stdout + run.stderr
