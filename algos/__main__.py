@@ -1,6 +1,6 @@
 """python -m algos list                          all algorithms and presets, each with its idea and its source
 python -m algos describe NAME                 an algorithm's equation and resolved hyperparameters
-python -m algos describe RUN --study FILE     the same for a run of a study
+python -m pipelines describe STUDY STAGE      the same for a stage of a study
 """
 
 import argparse

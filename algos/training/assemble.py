@@ -1,4 +1,4 @@
-"""Checkpoints and settings -> the models of a run with their optimizers, and the Run that trains them."""
+"""Settings, problems and checkpoints -> the models of a run with their optimizers, the Run, and its record."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from algos.describe import estimator
 from algos.pieces.settings import SettingsError
 from algos.training.config import RunConfig
 from algos.training.models.checkpoints import ScalarModel, encode_prompts, load_policy, load_tokenizer
@@ -16,9 +17,12 @@ from algos.training.models.passes import compile_passes, recompute_activations
 from algos.training.models.shared_pass import drop_equal_backbone
 from algos.training.run import Inputs, Run, State
 from algos.training.sampling.engines import make_engine
+from algos.training.stage.record import Record
 from algos.training.update.offload import make_phases
 from algos.training.update.optimize import make_optimizer
 from algos.training.update.update import Learner
+from evaluation.tasks import check_rows
+from evaluation.tasks.files import read_jsonl
 
 Models = dict[str, tuple[Any, Any]]  # by name: (model, its optimizer or None)
 
@@ -36,6 +40,32 @@ class Checkpoints:
     def own_reference(self) -> bool:
         """Whether the reference is another checkpoint than the policy's."""
         return self.reference is not None and self.reference != self.policy
+
+
+def read_problems(path: str, config: RunConfig) -> list[dict]:
+    """The problems of a run. Raises SettingsError for rows that are none, or for too few of them."""
+    problems = read_jsonl(path)
+    check_rows(problems, path)
+    if config.prompts_per_step > len(problems):
+        raise SettingsError(f"prompts_per_step is {config.prompts_per_step}, but {path} has {len(problems)} problems.")
+    return problems
+
+
+def start_record(config: RunConfig, out: str, name: str, threads: int, device, warnings: list[str]) -> Record:
+    """The record of a run, by this project's trainer or by TRL's."""
+    return Record(
+        out,
+        "rl",
+        config.resolved(),
+        threads,
+        algorithm=config.algorithm,
+        trainer=config.trainer,
+        name=name,
+        seed=config.seed,
+        estimator=estimator(config.hparams),
+        warnings=warnings,
+        device=str(device),
+    )
 
 
 def make_run(config: RunConfig, paths: Checkpoints, problems: list[dict], device: torch.device) -> Run:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from algos.describe import estimator
-from algos.pieces.settings import SettingsError, from_dict
-from algos.training.assemble import Checkpoints, make_run
+from algos.pieces.settings import from_dict
+from algos.training.assemble import Checkpoints, make_run, read_problems, start_record
 from algos.training.config import RunConfig
 from algos.training.experience import Experience
 from algos.training.models.checkpoints import (
@@ -32,8 +31,6 @@ from algos.training.stage.record import (
     use_threads,
 )
 from algos.training.update import offload
-from evaluation.tasks import check_rows
-from evaluation.tasks.files import read_jsonl
 
 NO_REFERENCE = "--reference is given, but kl_coef is 0, so that nothing is compared with the reference."
 
@@ -57,19 +54,7 @@ def train(
     import_model(policy_path)  # so that the memory measured from here on is not that of code
     before = resident_bytes()
     run = make_run(config, paths, problems, device)
-    record = Record(
-        out,
-        "rl",
-        config.resolved(),
-        threads,
-        algorithm=config.algorithm,
-        trainer=config.trainer,
-        name=name,
-        seed=config.seed,
-        estimator=estimator(config.hparams),
-        warnings=warnings(config, paths, device),
-        device=str(device),
-    )
+    record = start_record(config, out, name, threads, device, warnings(config, paths, device))
     repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm))
     run.engine.close()
     warn_if_budget_left(run)
@@ -105,15 +90,6 @@ def show(progress: Progress, run: Run, metrics: dict) -> None:
         accuracy=metrics["accuracy"].item(),
         **{"tokens/s": metrics["batch_tokens"] / metrics["step_seconds"]},
     )
-
-
-def read_problems(path: str, config: RunConfig) -> list[dict]:
-    """The problems of a run. Raises SettingsError for rows that are none, or for too few of them."""
-    problems = read_jsonl(path)
-    check_rows(problems, path)
-    if config.prompts_per_step > len(problems):
-        raise SettingsError(f"prompts_per_step is {config.prompts_per_step}, but {path} has {len(problems)} problems.")
-    return problems
 
 
 def warnings(config: RunConfig, paths: Checkpoints, device: torch.device) -> list[str]:

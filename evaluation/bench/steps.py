@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 
 from algos.pieces.settings import from_dict
-from algos.training.assemble import Checkpoints, make_run
+from algos.training.assemble import Checkpoints, make_run, read_problems
 from algos.training.config import RunConfig
 from algos.training.models.checkpoints import resolve_device
 from algos.training.run import Run
 from algos.training.stage import record
-from algos.training.train import read_problems
 from algos.training.trl import baseline
 from evaluation.bench.measure import wait
 from evaluation.bench.workload import Workload, reading

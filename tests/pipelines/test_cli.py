@@ -14,24 +14,24 @@ ROOT = Path(__file__).parents[2]
 DEFAULT = str(ROOT / "pipelines" / "config.yaml")
 
 
-def run(monkeypatch, *words: str) -> int:
-    """Exit status of `python -m algos words`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["algos", *words])
+def called(monkeypatch, command, *words: str) -> int:
+    """Exit status of a command line's `main` with these words, in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *words])
     try:
-        main()
+        command()
     except SystemExit as stop:
         return stop.code
     return 0
+
+
+def run(monkeypatch, *words: str) -> int:
+    """Exit status of `python -m algos words`."""
+    return called(monkeypatch, main, *words)
 
 
 def ask(monkeypatch, *words: str) -> int:
-    """Exit status of `python -m pipelines words`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["pipelines", *words])
-    try:
-        main_of_studies()
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    """Exit status of `python -m pipelines words`."""
+    return called(monkeypatch, main_of_studies, *words)
 
 
 def test_the_module_runs_as_a_command():

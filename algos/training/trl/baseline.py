@@ -8,8 +8,8 @@ which options a run gets. group.py and ppo.py say in what TRL 1.12 remains diffe
 from collections.abc import Callable
 from pathlib import Path
 
-from algos.describe import estimator
 from algos.pieces.settings import SettingsError
+from algos.training.assemble import read_problems, start_record
 from algos.training.config import RunConfig
 from algos.training.experience import prompt_schedule
 from algos.training.models.checkpoints import (
@@ -21,15 +21,13 @@ from algos.training.models.checkpoints import (
     save_policy,
 )
 from algos.training.stage.config import loaded_dtype
-from algos.training.stage.record import Record, component_memory, peak_memory, resident_bytes
+from algos.training.stage.record import component_memory, peak_memory, resident_bytes
 from algos.training.trl.check import check
 from algos.training.trl.common import Work, refuse_other_gpus, sample_plainly
 from algos.training.trl.group import train_group
 from algos.training.trl.monitor import Monitor
 from algos.training.trl.ppo import train_ppo
 from algos.training.trl.trainers import trainer_of
-from evaluation.tasks import check_rows
-from evaluation.tasks.files import read_jsonl
 
 RUNS = {"grpo": train_group, "rloo": train_group, "ppo": train_ppo}
 
@@ -56,8 +54,7 @@ def train(
             "trainer trl: the critic of the TRL baseline starts from the policy, got a critic (--critic); leave it out."
         )
     _import_trl()
-    problems = read_jsonl(prompts_path)
-    check_rows(problems, prompts_path)
+    problems = read_problems(prompts_path, config)
     device = resolve_device(config.device)
     refuse_other_gpus(device)
     _seed(config.seed)
@@ -70,7 +67,7 @@ def train(
     rows = [problems[i] for chosen in prompt_schedule(len(problems), config) for i in chosen]
     for row in rows:
         encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)
-    record = _record(config, out, name, threads, device)
+    record = start_record(config, out, name, threads, device, config.warnings())
     monitor = Monitor(config, record, name, tokenizer, device, after_step)
     work = Work(config, policy, policy_path, reference_path or policy_path, tokenizer, rows, out, device)
     models = RUNS[trainer_of(config).kind](work, monitor)
@@ -98,19 +95,3 @@ def _seed(seed: int) -> None:
     from transformers import set_seed
 
     set_seed(seed)
-
-
-def _record(config: RunConfig, out: str, name: str, threads: int, device) -> Record:
-    return Record(
-        out,
-        "rl",
-        config.resolved(),
-        threads,
-        algorithm=config.algorithm,
-        trainer=config.trainer,
-        name=name,
-        seed=config.seed,
-        estimator=estimator(config.hparams),
-        warnings=config.warnings(),
-        device=str(device),
-    )
