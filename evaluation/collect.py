@@ -65,30 +65,36 @@ class Stage:
         return Interval(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0))
 
     def minus(self, other: "Stage", metric: str) -> Interval:
-        """The paired difference self - other: same questions, and the seeds that both have.
+        """The paired difference self - other: same questions, seed against seed (see paired_seeds).
 
-        Without a common seed the difference of the means is given without an interval.
+        Where no seeds can be paired, the difference of the means is given without an interval.
         """
-        common = self.common_seeds(other)
-        if not common:
+        pairs = self.paired_seeds(other)
+        if not pairs:
             return Interval(float(self.grid(metric).mean() - other.grid(metric).mean()), float("nan"), float("nan"))
-        return mean_interval(self.grid(metric, common) - other.grid(metric, common))
+        mine, theirs = (list(seeds) for seeds in zip(*pairs, strict=True))
+        return mean_interval(self.grid(metric, mine) - other.grid(metric, theirs))
 
-    def common_seeds(self, other: "Stage") -> list[int]:
-        return [seed for seed in self.seeds if seed in other.seeds]
+    def paired_seeds(self, other: "Stage") -> list[tuple[int, int]]:
+        """Which seed is set against which: (of self, of other).
+
+        A stage and its start: each seed against the one that it went on from. Else a stage with one seed stands against
+        all seeds of the other one, and stages with several against the same seeds.
+        """
+        if other.start == self.name and self.start != other.name:
+            return [(a, b) for b, a in other.paired_seeds(self)]
+        if len(other.seeds) == 1 or (len(self.seeds) == 1 and self.start != other.name):
+            return [(a, b) for a in self.seeds for b in other.seeds]
+        return [(seed, seed) for seed in self.seeds if seed in other.seeds]
 
     def minus_start(self, start: "Stage", metric: str) -> Interval:
-        """The paired difference to the stage that this one starts from: each seed against the seed it went on from.
-
-        That is the start's only seed where the start has one, else the same seed.
-        """
-        seeds = [start.seeds[0] if len(start.seeds) == 1 else seed for seed in self.seeds]
-        if not set(seeds) <= set(start.seeds):
+        """The paired difference to the stage that this one starts from. Raises SettingsError for a seed without one."""
+        if len(self.paired_seeds(start)) < len(self.seeds):
             raise SettingsError(
                 f"{self.name} has the seeds {self.seeds} and starts from {start.name}, which has {start.seeds}; "
                 "their difference is not paired."
             )
-        return mean_interval(self.grid(metric) - start.grid(metric, seeds))
+        return self.minus(start, metric)
 
 
 def collect(results: Path, study: dict) -> dict[str, Stage]:

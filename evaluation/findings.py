@@ -131,10 +131,12 @@ def _held_out(name: str, held_out: dict) -> str:
 
 
 def study_records(results: Path, study: dict) -> list[dict]:
-    """run.json of data, models and the study's stages; stages that an earlier study left in the folder are left out."""
-    keys = {directory: key_of(results, directory).split("/") for directory in find_records(results)}
-    kept = [d for d, key in keys.items() if key[0] != "stages" or key[1] in study["stages"]]
-    return [read_json(directory / "run.json") for directory in kept]
+    """run.json of the data, the study's models, and its stages and seeds; not of what an earlier study left there."""
+    wanted = {"data", *(f"models/{name}" for name in study["models"])}
+    for name, stage in study["stages"].items():
+        for seed in stage["seeds"]:
+            wanted |= {f"stages/{name}/seed{seed}", f"stages/{name}/evaluation/seed{seed}"}
+    return [read_json(d / "run.json") for d in find_records(results) if key_of(results, d) in wanted]
 
 
 def warnings(records: list[dict], stages: dict[str, Stage]) -> list[str]:

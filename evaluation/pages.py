@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from evaluation.collect import COUNTS
@@ -97,7 +98,7 @@ def choose(frame: pd.DataFrame, column: str, values: list[str]) -> pd.DataFrame:
 
 
 def is_share(column: str, row: pd.Series | pd.DataFrame) -> bool:
-    return f"{column}_low" in row and column not in COUNTS
+    return f"{column}_low" in row and column not in (*COUNTS, "tokens_per_second")
 
 
 def header(column: str, frame: pd.DataFrame) -> str:
@@ -117,6 +118,8 @@ def cell(row: pd.Series, column: str) -> str:
         return in_words(row_interval(row, column), sign=bool(DIFFERENCE.match(column)))
     if isinstance(value, str):
         return value.replace("|", "\\|")
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
     return NUMBERS.get(column, lambda number: f"{number:,.0f}")(value)
 
 

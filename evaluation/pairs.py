@@ -1,4 +1,6 @@
-"""Which stages differ in what: for every pair of one kind, the settings and edges that differ, and the score's gap.
+"""Which stages differ in what: for each pair, the settings and edges that differ, and the difference of the scores.
+
+Pairs are of one kind, or start from one stage or model.
 
 Two stages are a controlled comparison if they differ in one thing. RULE says in one sentence what counts as one.
 """
@@ -50,6 +52,13 @@ def in_effect(key: str, settings: dict) -> bool:
         return hparams.get("baseline") == "critic"
     if key.startswith("vllm"):
         return settings.get("engine") == "vllm"
+    rewards = settings.get("rewards", {})
+    if key in ("reward_clip", "reward_scale_running"):
+        return "reward_model" in rewards
+    if key == "reward_combination":
+        return len(rewards) > 1
+    if folder == "reward_settings":
+        return any(name.startswith(rule) for rule in rewards)
     return folder != "settings" or _hparam_in_effect(name, hparams)
 
 
@@ -58,12 +67,12 @@ def _hparam_in_effect(name: str, hparams: dict) -> bool:
     rules = {
         **dict.fromkeys(KL, kl),
         "kl_horizon": kl and hparams.get("kl_target") is not None,
-        "credit": kl and hparams.get("kl_in") == "reward",
+        "credit": kl and hparams.get("kl_in") == "reward" and hparams.get("baseline") != "critic",
         "std_ddof": hparams.get("scale") != "none",
         "std_epsilon": hparams.get("scale") in WHOLE_SPREADS,
         "aggregation": hparams.get("ratio") not in PER_RESPONSE,
         "aggregation_length": hparams.get("aggregation") == "seq-mean-token-sum-norm",
-        "max_rounds": hparams.get("keep") not in ("all", "correct"),
+        "max_rounds": bool(hparams.get("dynamic_sampling")),
         "correction_low": str(hparams.get("correction")).endswith("_mask"),
         "correction_high": hparams.get("correction") != "none",
     }
@@ -80,7 +89,7 @@ def objective(algorithm: str) -> object:
 
 def setting_differences(first: Stage, second: Stage) -> Split:
     """Of the resolved settings, and of the objective."""
-    a, b = (without(stage.settings, "seed", "algorithm") for stage in (first, second))
+    a, b = (as_written(stage.settings) for stage in (first, second))
     other_objective = objective(first.algorithm) != objective(second.algorithm)
     counted: list[Difference] = [("objective", first.algorithm, second.algorithm)] if other_objective else []
     consequences: list[Difference] = []
@@ -98,29 +107,49 @@ def setting_differences(first: Stage, second: Stage) -> Split:
     return counted, consequences
 
 
-def without(values: dict, *keys: str) -> dict:
-    return {key: value for key, value in values.items() if key not in keys}
+def as_written(settings: dict) -> dict:
+    """Resolved settings without seeds, without the algorithm's name, and without what follows from another setting."""
+    found = {key: value for key, value in _without_seeds(settings).items() if key != "algorithm"}
+    length = found.get("settings", {}).get("aggregation_length")
+    if length is not None and length == found.get("max_response_tokens"):  # its default
+        found["settings"]["aggregation_length"] = None
+    return found
 
 
-def edge_differences(first: Stage, second: Stage, changed: set[str]) -> Split:
-    """Of the edges; changed: the keys of the settings that differ."""
+def _without_seeds(settings: dict) -> dict:
+    return {k: _without_seeds(v) if isinstance(v, dict) else v for k, v in settings.items() if k != "seed"}
+
+
+def uses(edge: str, settings: dict) -> bool:
+    """Whether a stage with these resolved settings needs the checkpoint or data of an optional edge."""
+    hparams = settings.get("settings", {})
+    critic = hparams.get("critic_init") if hparams.get("baseline") == "critic" else None
+    return {
+        "reward_model": "reward_model" in (settings.get("rewards") or {}) or critic == "reward_model",
+        "reference": bool(hparams.get("kl_coef")),
+        "critic": critic == "policy" and hparams.get("critic") == "separate",
+        "data": settings.get("on_policy_share", 0) < 1,
+    }.get(edge, True)
+
+
+def edge_differences(first: Stage, second: Stage) -> Split:
+    """Of the edges. An edge that one of the two has no use for follows from the settings."""
     a, b = ({k: v for k, v in {"from": s.start, **s.edges}.items() if v is not None} for s in (first, second))
     counted: list[Difference] = []
     consequences: list[Difference] = []
     for key, old, new in differing(a, b):
-        follows = False
+        follows = uses(key, first.settings) != uses(key, second.settings)
         if key == "reference":  # by default a stage's own start
-            follows = old in (ABSENT, a.get("from")) and new in (ABSENT, b.get("from"))
-        if key == "reward_model" and ABSENT in (old, new):  # needed by the settings that name it
-            follows = not changed.isdisjoint({"rewards", "settings.critic_init"})
+            follows |= old in (ABSENT, a.get("from")) and new in (ABSENT, b.get("from"))
         (consequences if follows else counted).append((key, old, new))
     return counted, consequences
 
 
 def differences(first: Stage, second: Stage) -> Split:
-    """(counted, consequences) of two stages of one kind; see RULE."""
-    settings = setting_differences(first, second)
-    edges = edge_differences(first, second, {key for key, _, _ in settings[0]})
+    """(counted, consequences) of two stages; see RULE. Stages of two kinds have other settings altogether."""
+    if first.kind != second.kind:
+        return [("kind", first.kind, second.kind), ("settings", f"of {first.kind}", f"of {second.kind}")], []
+    settings, edges = setting_differences(first, second), edge_differences(first, second)
     return edges[0] + settings[0], edges[1] + settings[1]
 
 
@@ -146,11 +175,15 @@ def trl_baselines(stages: dict[str, Stage]) -> dict[str, str]:
 
 
 def pairs(stages: dict[str, Stage], metric: str) -> pd.DataFrame:
-    """One row a pair of stages of one kind: what differs, and the paired difference stage - against.
+    """One row a pair of stages of one kind or one start: what differs, and the paired difference stage - against.
 
     Pairs that differ in one thing come first, among them those where one stage is written as `like` the other.
     """
-    rows = [_pair(*pair, metric) for pair in combinations(stages.values(), 2) if pair[0].kind == pair[1].kind]
+    rows = [
+        _pair(first, second, metric)
+        for first, second in combinations(stages.values(), 2)
+        if first.kind == second.kind or first.start == second.start
+    ]
     if not rows:
         return pd.DataFrame(columns=["stage", "against", "kind", "like", "differences"])
     table = pd.DataFrame(rows)
@@ -166,12 +199,12 @@ def _pair(first: Stage, second: Stage, metric: str) -> dict:
     return {
         "stage": second.name,
         "against": first.name,
-        "kind": first.kind,
+        "kind": first.kind if first.kind == second.kind else f"{first.kind}, {second.kind}",
         "like": second.like == first.name,
         "differences": len(counted),
         "differs": say(counted),
         "consequences": say(follows),
-        "paired_seeds": len(first.common_seeds(second)),
+        "paired_seeds": len(second.paired_seeds(first)),
         **columns("difference", gap),
         "verdict": verdict(gap),
     }

@@ -4,15 +4,17 @@ By hand: python -m evaluation.publish results/<study>
 """
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from algos.pieces.settings import SettingsError
 from evaluation.collect import read_json
+from evaluation.config import figures_of
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
-KINDS = (".csv", ".md", ".svg")  # the page itself holds every figure again, and is not published
+TABLES = (".csv", ".md")  # the page holds all of them and the figures again, and is not published
 
 
 def publish(results: Path, out: Path = PUBLISHED) -> list[Path]:
@@ -20,15 +22,19 @@ def publish(results: Path, out: Path = PUBLISHED) -> list[Path]:
     report = results / "report"
     if not (report / "report.html").is_file():
         raise SettingsError(f"{report / 'report.html'} is missing: let the study finish first.")
-    name = read_json(report / "study.json")["study"]
-    if Path(name).name != name:
+    study = read_json(report / "study.json")
+    name, figures = study["study"], {f"{figure}.svg" for figure in figures_of(study)}
+    if not re.fullmatch(r"\w[\w.-]*", name):
         raise SettingsError(f"the study is called {name!r}, which is no folder's name; rename it.")
     folder = out / name
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "comparison.csv").is_file():
+        raise SettingsError(f"{folder} holds files that are no study's tables; rename the study.")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if old.suffix in KINDS:
-            old.unlink()
-    return [Path(shutil.copy(path, folder)) for path in sorted(report.iterdir()) if path.suffix in KINDS]
+    wanted = [p for p in sorted(report.iterdir()) if p.suffix in TABLES or p.name in figures]
+    files = [Path(shutil.copy(path, folder)) for path in wanted]
+    for old in set(folder.iterdir()) - set(files):
+        old.unlink()
+    return files
 
 
 def main() -> None:
@@ -42,7 +48,7 @@ def main() -> None:
         raise SystemExit(2) from None
     if "-dirty" in (args.results / "report" / "provenance.csv").read_text(encoding="utf-8"):
         print("warning: some stages were made from files that differ from their commit (-dirty).", file=sys.stderr)
-    print(f"{files[0].parent}: {len(files)} files")
+    print(f"{files[0].parent}: {len(files)} files; python -m evaluation.pages writes them into README.md and docs/")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class Study(Plan):
             "task": self.settings.task.name,
             "samples": self.parsed_evaluation.samples,
             "seed": self.settings.seed,
+            "models": list(self.settings.models),
             "stages": {name: self._described(name) for name in self.stages if name in self.needed},
         }
 

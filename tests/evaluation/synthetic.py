@@ -63,6 +63,7 @@ def study(**stages: dict) -> dict:
         "task": "word_problems",
         "samples": SAMPLES,
         "seed": 0,
+        "models": ["base"],
         "stages": stages,
     }
 

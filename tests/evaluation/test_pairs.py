@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from synthetic import rl, stage
 
+from algos.training.rewards.rules import RewardSettings
 from evaluation.collect import Stage
 from evaluation.pairs import differences, pairs, say, trl_baselines
 
@@ -85,6 +86,68 @@ def test_a_reference_that_is_the_stages_start_follows_from_the_start():
     assert counted(second, fixed) == "reference: b -> a"
 
 
+CRITIC_KL = {"kl_coef": 0.01, "kl_in": "reward", "kl_estimator": "k1"}
+
+
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [  # a setting that acts counts, and the same setting where it does not act does not
+        (rl("base", "dapo"), rl("base", "dapo", max_rounds=8), "settings.max_rounds: 4 -> 8"),
+        (rl("base"), rl("base", max_rounds=8), ""),
+        (rl("base", std_ddof=1), rl("base", std_ddof=0), "settings.std_ddof: 1 -> 0"),
+        (rl("base", scale="none"), rl("base", scale="none", std_ddof=0), ""),
+        (rl("base"), rl("base", std_epsilon=1.0e-4), "settings.std_epsilon: 1e-06 -> 0.0001"),
+        (rl("base", scale="whiten"), rl("base", scale="whiten", std_epsilon=1.0e-4), ""),
+        (
+            rl("base", correction="token_mask"),
+            rl("base", correction="token_mask", correction_low=0.4),
+            "settings.correction_low: 0.5 -> 0.4",
+        ),
+        (rl("base"), rl("base", correction_low=0.4), ""),
+        (rl("base", kl_coef=0.1, kl_target=1.0), rl("base", kl_coef=0.1, kl_target=1.0, kl_horizon=9), "kl_horizon"),
+        (rl("base", kl_coef=0.1), rl("base", kl_coef=0.1, kl_horizon=9), ""),
+        (rl("base", **CRITIC_KL), rl("base", **CRITIC_KL, credit="token"), "settings.credit: response -> token"),
+        (rl("base"), rl("base", credit="token"), ""),
+        (
+            rl("base", "ppo"),
+            rl("base", "ppo", loop={"critic_learning_rate": 1.0e-3}),
+            "critic_learning_rate: null -> 0.0",
+        ),
+        (rl("base"), rl("base", loop={"critic_learning_rate": 1.0e-3}), ""),
+        (rl("base"), rl("base", loop={"reward_clip": 5.0}), ""),
+        (rl("base"), rl("base", loop={"reward_settings": RewardSettings(overlong_tokens=9)}), ""),
+        (
+            rl("base", "dr_grpo"),
+            rl("base", "dr_grpo", loop={"max_response_tokens": 96}),
+            "max_response_tokens: 48 -> 96",
+        ),
+    ],
+)
+def test_a_setting_counts_where_it_acts_and_nowhere_else(first, second, expected):
+    found = counted(first, second)
+    assert found == expected or (expected and expected in found and found.count(": ") == 1), found
+
+
+def test_the_clip_of_a_learned_reward_follows_from_the_reward():
+    learned = rl("base", loop={"rewards": {"reward_model": 1.0}, "reward_clip": 5.0}, edges={"reward_model": "judge"})
+    assert counted(rl("base"), learned) == 'rewards: {"correctness": 1.0} -> {"reward_model": 1.0}'
+    other = rl("base", loop={"rewards": {"reward_model": 1.0}, "reward_clip": 4.0}, edges={"reward_model": "judge"})
+    assert counted(learned, other) == "reward_clip: 5.0 -> 4.0"
+
+
+def test_an_edge_follows_where_one_of_the_two_has_no_use_for_it():
+    plain, pulled = rl("a"), rl("a", kl_coef=0.05, edges={"reference": "b"})
+    assert counted(plain, pulled) == "settings.kl_coef: 0.0 -> 0.05"
+    assert counted(rl("a", kl_coef=0.05), pulled) == "reference: absent -> b"
+    judged = rl("a", "ppo", critic_init="reward_model", edges={"reward_model": "judge"}, scale="none")
+    assert counted(judged, rl("a", scale="none", aggregation="token-mean")) == "settings.baseline: critic -> group_mean"
+
+
+def test_seeds_within_a_section_are_no_difference():
+    rounds = [stage("expert_iteration", "base", sampling={"seed": n, "prompts": 9}) for n in (0, 1)]
+    assert counted(*rounds) == ""
+
+
 def test_adapters_are_one_difference():
     pytest.importorskip("peft")
     first, second = rl("base"), rl("base")
@@ -113,4 +176,5 @@ def test_another_engine_follows_from_trls_trainer():
 
 
 def test_the_pairs_of_one_stage_are_an_empty_table():
-    assert isinstance(pairs({"a": as_stage(rl("base"), "a")}, "mean@2"), pd.DataFrame)
+    table = pairs({"a": as_stage(rl("base"), "a")}, "mean@2")
+    assert isinstance(table, pd.DataFrame) and table.empty

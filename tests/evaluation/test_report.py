@@ -1,6 +1,7 @@
 """The report of any graph of stages: no stage's name means anything, and a study without cold start is complete."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ from synthetic import rl, stage, study, write_results
 from algos.pieces.settings import SettingsError
 from evaluation.collect import collect, comparison
 from evaluation.config import figures_of
+from evaluation.findings import study_records
 from evaluation.publish import publish
 from evaluation.report import write
 from evaluation.statistics import mean_interval
+from evaluation.tasks.files import write_json
 
 SFT = {"steps": 10, "trainer": "own"}
 CHAIN = study(  # base -> RL -> rejection sampling -> SFT -> RL again, one seed beside three, a TRL baseline, `vary`
@@ -100,24 +103,60 @@ def test_pairs_that_differ_in_one_thing_come_first(chain):
     assert found[("cheap", "on_kept")] if ("cheap", "on_kept") in found else found[("on_kept", "cheap")]
     likes = rows["like"] & (rows["differences"] == 1)
     assert likes.iloc[: likes.sum()].all()
-    assert set(rows["kind"]) == {"rl", "sft"} and len(rows) == 10 + 1
+    assert rows["kind"].value_counts().to_dict() == {"rl": 10, "sft": 1, "rl, sft": 2}  # the last two start from base
 
 
-def test_a_pair_shares_the_seeds_that_both_have(chain):
+def test_a_stage_with_one_seed_stands_against_all_seeds_of_the_other(chain):
     row = table(chain, "pairs").query("kind == 'sft'").iloc[0]
-    assert row["paired_seeds"] == 1
+    assert row["paired_seeds"] == 3
     stages = collect(chain, CHAIN)
-    by_hand = mean_interval(stages["cheap"].grid("mean@2", [0]) - stages["on_kept"].grid("mean@2", [0]))
+    by_hand = mean_interval(stages["cheap"].grid("mean@2") - stages["on_kept"].grid("mean@2"))  # (1, Q) - (3, Q)
     assert (row["difference"], row["difference_low"]) == pytest.approx((by_hand.mean, by_hand.low), rel=1e-4)
 
 
+def test_pairs_and_comparison_give_one_difference_for_a_stage_and_its_start(tmp_path):
+    made = write_results(
+        tmp_path,
+        study(
+            one=rl("base", seeds=[0]),
+            several=rl("one", like="one", score=0.8),
+            last=rl("several", seeds=[2], like="one", score=0.9),
+        ),
+    )
+    stages = collect(tmp_path, made)
+    for name, start in (("several", "one"), ("last", "several")):
+        gain, pair = stages[name].minus_start(stages[start], "mean@2"), stages[name].minus(stages[start], "mean@2")
+        assert gain == pair and gain.mean == pytest.approx(-stages[start].minus(stages[name], "mean@2").mean)
+    assert stages["last"].paired_seeds(stages["several"]) == [(2, 2)]
+    assert stages["several"].paired_seeds(stages["one"]) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_stages_of_two_kinds_are_paired_where_they_start_from_the_same(tmp_path):
+    made = write_results(tmp_path, study(a=stage("sft", "base", **SFT), b=rl("base"), c=rl("a")))
+    write(tmp_path, made, tmp_path / "report")
+    rows = table(tmp_path, "pairs").set_index(["against", "stage"])
+    assert rows.loc[("a", "b"), "differs"] == "kind: sft -> rl; settings: of sft -> of rl"
+    assert rows.loc[("a", "b"), "differences"] == 2 and ("a", "c") not in rows.index and ("b", "c") in rows.index
+
+
+def test_what_an_earlier_study_left_in_the_folder_is_not_its_origin(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base", seeds=[0, 1])))
+    made["stages"]["a"]["seeds"] = [0]
+    for left in ("stages/a/seed1", "stages/a/evaluation/seed1", "stages/b/seed0", "models/old"):
+        folder = tmp_path / left
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", {"kind": "rl", "commit": "old-dirty"})
+    records = study_records(tmp_path, made)
+    assert {record["commit"] for record in records} == {"abc123"} and len(records) == 3  # data, a stage, its evaluation
+
+
 def test_stages_without_a_common_seed_have_a_difference_without_an_interval(tmp_path):
-    made = write_results(tmp_path, study(a=rl("base", seeds=[0]), b=rl("base", seeds=[1])))
+    made = write_results(tmp_path, study(a=rl("base", seeds=[0, 1]), b=rl("base", seeds=[2, 3])))
     stages = collect(tmp_path, made)
     difference = stages["a"].minus(stages["b"], "mean@2")
     assert np.isnan(difference.low) and not np.isnan(difference.mean)
     write(tmp_path, made, tmp_path / "report")
-    assert "All stages have one seed" in (tmp_path / "report" / "report.html").read_text()
+    assert "a, b: two seeds" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_a_study_without_any_sft(tmp_path):
@@ -169,10 +208,34 @@ def test_a_missing_score_is_named(tmp_path):
 
 def test_publishing_replaces_the_tables_and_leaves_the_page_out(chain, tmp_path):
     (tmp_path / "made_up").mkdir()
-    (tmp_path / "made_up" / "old.csv").write_text("x")
+    for name in ("comparison.csv", "old.csv"):
+        (tmp_path / "made_up" / name).write_text("x")
     files = publish(chain, tmp_path)
     names = {path.name for path in files}
     assert {"comparison.csv", "comparison.md", "pairs.csv", "accuracy.svg"} <= names
     assert {path.name for path in (tmp_path / "made_up").iterdir()} == names
     with pytest.raises(SettingsError, match=r"report.html is missing: let the study finish first"):
         publish(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b"])
+def test_a_study_is_not_published_outside_of_its_folder(chain, tmp_path, name):
+    shutil.copytree(chain / "report", tmp_path / "results" / "report")
+    described = tmp_path / "results" / "report" / "study.json"
+    write_json(described, {**json.loads(described.read_text()), "study": name})
+    with pytest.raises(SettingsError, match="is no folder's name"):
+        publish(tmp_path / "results", tmp_path / "out")
+
+
+def test_publishing_leaves_files_alone_that_are_no_studys(chain, tmp_path):
+    (tmp_path / "made_up").mkdir()
+    (tmp_path / "made_up" / "check.csv").write_text("x")
+    with pytest.raises(SettingsError, match=r"made_up holds files that are no study's tables; rename the study"):
+        publish(chain, tmp_path)
+    assert (tmp_path / "made_up" / "check.csv").read_text() == "x"
+
+
+def test_a_figure_of_an_earlier_report_is_not_published(chain, tmp_path):
+    shutil.copytree(chain / "report", tmp_path / "results" / "report")
+    (tmp_path / "results" / "report" / "proxy_and_gold.svg").write_text("old")
+    assert "proxy_and_gold.svg" not in {path.name for path in publish(tmp_path / "results", tmp_path / "out")}

@@ -36,6 +36,7 @@ NO_PARAMETERS = {
     "started",
     "finished",
     "seconds",
+    "start_up_seconds",
     "status",
     "rows",
 }

@@ -163,3 +163,14 @@ def test_a_stage_may_be_called_evaluation(results, uri):
     assert tracking.mirror_once(results, uri, "study")["errors"] == []
     run = runs(uri)["stages/evaluation/seed0"]
     assert "mlflow.parentRunId" not in run.data.tags and run.data.metrics["test/mean_at_8"] == 0.5
+
+
+def test_a_measurement_that_a_record_corrects_at_its_end_is_mirrored(results, uri):
+    """The evaluation of a second seed finds out at its end that its process had started already."""
+    path = results / "stages" / "grpo" / "evaluation" / "seed0" / "run.json"
+    finished = json.loads(path.read_text())
+    path.write_text(json.dumps({**finished, "status": "running", "start_up_seconds": 12.5}))
+    assert tracking.mirror_once(results, uri, "study")["errors"] == []
+    path.write_text(json.dumps({**finished, "start_up_seconds": 0.0}))
+    assert tracking.mirror_once(results, uri, "study")["errors"] == []
+    assert runs(uri)["stages/grpo/evaluation/seed0"].info.status == "FINISHED"
