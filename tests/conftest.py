@@ -1,6 +1,7 @@
 """What every test has: one thread, TRL without vLLM, and fixture A."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,3 +20,9 @@ torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it com
 def a(request) -> SimpleNamespace:
     """Fixture A with different things in the padding: none may have an effect."""
     return fixture_a(request.param)
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """Data that is not copied into the project: a folder `shared` beside the checkout. If absent, tests skip."""
+    return Path(__file__).parents[2] / "shared" / "data"

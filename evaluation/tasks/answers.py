@@ -1,23 +1,37 @@
 """Response text -> final answer -> correct or not. Training and evaluation share this grader.
 
 Conventions (GSM8K, Cobbe et al. 2021, arXiv:2110.14168, and lm-evaluation-harness):
-strict    the first `#### <number>`, with which the worked solutions end
-flexible  the last number of the response, whatever stands around the number
+strict    the number after `#### `, with which the worked solutions end
+flexible  that number; else the last `\\boxed{}`, the `<answer>` tags, the number after the last "the answer is", or the
+          last number
 The gap between the two shows format, not reasoning, so both are reported. The training reward uses the strict grader,
 because a response that lists many numbers would satisfy the flexible one.
-Responses are data: a malformed response scores 0 and never raises, and no part of it is evaluated as code.
+Several different answers are no answer, unless the response takes the earlier ones back. What a model writes after its
+answer, such as a question of its own, does not count. Responses are data: a malformed response scores 0 and never
+raises, and no part of it is evaluated as code.
 """
 
 import re
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-STRICT = re.compile(r"#### (-?[0-9.,]+)")
-FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-NUMBER = re.compile(r"-?\d+(\.\d+)?|-?\.\d+")
-FRACTION = re.compile(r"(-?\d+)/(\d+)")
-MINUS = "\u2212"  # the typographer's minus sign
-MAX_DIGITS = 64  # a longer "number" is not an answer, and arithmetic on it only costs time
+from evaluation.tasks.numbers import clean, number_runs, parse
+
+MARKER = "####"
+MAX_MARKERS = 20  # a response with more claims is a list
+MAX_LINE = 500  # characters of a line or a box that may hold an answer
+TAIL = 4000  # characters at the end of a response in which its last number is looked for
+NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Question|Q|Problem|Human|User) ?\d* ?[:.]|<\|\w{1,40}\|>")
+NEXT_PARAGRAPH = re.compile(r"\n[ \t\r]*\n\s*(?=[^\s#])")
+TAKEN_BACK = re.compile(r"\b(?:wait|actually|no|sorry|correction|mistake|rather|instead)\b", re.IGNORECASE)
+LABEL = re.compile(r"(?:(?:the\s)?(?:final\s)?answer(?:\sis)?\s?[:=]?|[A-Za-z][A-Za-z ]{0,30}[:=])\s?", re.IGNORECASE)
+CUE = re.compile(
+    r"\banswers?\b[^.\n\d]{0,40}?\b(?:is|are)\b:?|\banswer(?:\*\*)?:(?=[^\n]{0,40}\d)|答案(?:是|为|為)?[:：]?",
+    re.IGNORECASE,
+)
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+FORMAT = re.compile(r"(?:\A|[\r\n])#### ([-+]?[0-9.,/]+)\s*\Z")
+FLOAT_DIGITS = 15  # a decimal with so many digits was computed in floating point, whose last digits are noise
+NOISE = Fraction(1, 10**12)
 
 
 def normalize(answer: str) -> str | None:
@@ -25,71 +39,149 @@ def normalize(answer: str) -> str | None:
 
     Returns None for a string that holds no single number. Idempotent: normalize(normalize(x)) == normalize(x).
     """
-    text = answer.strip().replace(MINUS, "-")
-    boxed = re.fullmatch(r"\\boxed\{(.*)\}\.?", text)
-    if boxed:
-        text = boxed.group(1)
-    text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)
-    text = re.sub(r"\\text\{[^{}]*\}", "", text)
-    text = re.sub(r"\\?[$%]|,", "", text).strip()
-    text = re.sub(r"\s*[A-Za-z][A-Za-z ]*\.?$", "", text)  # units: "12 apples"
-    text = text.rstrip(".").removeprefix("+").replace(" ", "")
-    if len(text) > MAX_DIGITS:
+    if len(answer) > MAX_LINE:
         return None
-    if fraction := FRACTION.fullmatch(text):
-        if int(fraction[2]) == 0:
-            return None
-        return str(Fraction(int(fraction[1]), int(fraction[2])))  # lowest terms; a whole number has no denominator
-    if not NUMBER.fullmatch(text):
-        return None
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        return None
-    plain = format(value, "f")
-    if "." in plain:
-        plain = plain.rstrip("0").rstrip(".")
-    return "0" if plain in ("-0", "") else plain
+    boxes = boxed(answer)
+    return parse(clean(boxes[-1] if boxes else answer))
 
 
 def extract_strict(response: str) -> str | None:
-    """The first `#### <number>`, normalized; None if the response has none."""
-    found = STRICT.search(response.replace(MINUS, "-"))
-    return normalize(found[1]) if found else None
+    """The number after `####`, normalized; None if there is none, or several that differ."""
+    claims = _claims(_before_next_question(response))
+    return claims[-1] if claims and len(set(claims)) == 1 else None
 
 
 def extract_flexible(response: str) -> str | None:
-    """The last number of the response, normalized; None if the response has none."""
-    for found in reversed(list(FLEXIBLE.finditer(response.replace(MINUS, "-")))):
-        answer = normalize(found[0])
-        if answer is not None:
-            return answer
-    return None
+    """The final number of a response in any of the usual forms, normalized; None if it has none or leaves a doubt."""
+    text = _before_next_question(response)
+    if claims := _claims(text):
+        return claims[-1] if len(set(claims)) == 1 else None
+    if boxes := boxed(text):
+        return _right_side(clean(boxes[-1]))
+    if tags := tagged(text):
+        answers = {_right_side(clean(tag)) or _last_number(tag) for tag in tags}
+        return answers.pop() if len(answers) == 1 else None
+    cue = None
+    for cue in CUE.finditer(text):  # noqa: B007  the last one
+        pass
+    return _first_number(text[cue.end() :]) if cue else _last_number(text)
+
+
+def boxed(text: str) -> list[str]:
+    """The contents of the last `\\boxed{...}` of a text that are closed, in order; of MAX_MARKERS at most."""
+    contents = []
+    for opening in list(re.finditer(r"\\f?boxed ?\{", text))[-MAX_MARKERS:]:
+        depth, start = 1, opening.end()
+        for brace in re.finditer("[{}]", text[start : start + MAX_LINE]):
+            depth += 1 if brace[0] == "{" else -1
+            if depth == 0:
+                contents.append(text[start : start + brace.start()])
+                break
+    return contents
+
+
+def tagged(text: str) -> list[str]:
+    """The contents of the `<answer>...</answer>` of a text, in order."""
+    pieces = (piece.partition("</answer>") for piece in text.split("<answer>")[1:])
+    return [content[:MAX_LINE].strip() for content, closed, _ in pieces if closed]
 
 
 def gold_answer(solution: str) -> str | None:
-    """The answer of a worked solution: the text after its last `#### `, normalized; None if it has none."""
+    """The answer of a worked solution: the text after its last `#### `, normalized; None if it has none.
+
+    A decimal comma is refused in a gold answer, since "10,6" may be a list.
+    """
     _, marker, tail = solution.rpartition("#### ")
-    return normalize(tail) if marker else None
+    return parse(clean(tail), decimal_comma=False) if marker and len(tail) <= MAX_LINE else None
 
 
 def is_correct(answer: str | None, gold: str | None) -> bool:
-    """True if an extracted answer equals the gold answer; both normalized. None is a wrong answer."""
+    """True if an extracted answer equals the gold answer; both normalized. None is a wrong answer.
+
+    Decimals that were computed in floating point are compared without their last digits.
+    """
     if answer is None:
         return False
     assert gold is not None  # check_rows refuses a problem without a gold answer
     if answer == gold:
         return True
-    return _as_fraction(answer) == _as_fraction(gold)  # 0.5 and 1/2
-
-
-def _as_fraction(answer: str) -> Fraction | str:
     try:
-        return Fraction(answer)
+        difference, value = Fraction(answer) - Fraction(gold), Fraction(gold)
     except (ValueError, ZeroDivisionError):
-        return answer
+        return False
+    noisy = any("." in text and sum(map(str.isdigit, text)) >= FLOAT_DIGITS for text in (answer, gold))
+    return difference == 0 or (noisy and abs(difference) <= NOISE * abs(value))
 
 
 def has_format(response: str) -> bool:
     """True if the response ends with its only `#### <number>` line, as the worked solutions do."""
-    return response.count("####") == 1 and re.search(r"(\A|\n)#### -?[0-9.,]+\s*\Z", response) is not None
+    if response.count(MARKER) != 1:
+        return False
+    line = FORMAT.search(response[-MAX_LINE:].replace("\u2212", "-"))
+    return line is not None and parse(line[1]) is not None
+
+
+def _before_next_question(response: str) -> str:
+    """The response without a question that the model asks itself after its answer."""
+    for found in NEXT_QUESTION.finditer(response):
+        if response[: found.start()].strip():
+            return response[: found.start()]
+    return response
+
+
+def _claims(text: str) -> list[str | None]:
+    """The answers that a text gives after `####` and does not take back, normalized; None for one that is no number."""
+    if MARKER not in text:
+        return []
+    pieces = text.split(MARKER)[1:]
+    if len(pieces) > MAX_MARKERS:
+        return [None]
+    claims: list[str | None] = []
+    for piece in pieces:
+        line = _answer_line(piece)
+        if line is None:
+            continue
+        claims.append(_right_side(line))
+        if NEXT_PARAGRAPH.search(piece):
+            break
+        if TAKEN_BACK.search(piece) and piece is not pieces[-1]:
+            claims.pop()
+    return claims
+
+
+def _answer_line(piece: str) -> str | None:
+    """The cleaned line after a marker without its label, "Answer: 18" -> "18"; None if it is a heading."""
+    lines = piece.lstrip("#").strip().split("\n", 2)
+    for line in lines[:2]:
+        line = clean(line[:MAX_LINE]).strip(" *_\t\r")
+        line = line[label.end() :] if (label := LABEL.match(line)) else line
+        if line.strip(" *_:,.") == "":
+            continue  # "#### Answer", and the number below it
+        boxes = boxed(line)
+        line = boxes[-1] if boxes else line
+        return line if re.match(r"[-+]?\s?[^\w\s]{0,2}\s?[-+]?\d|negative|minus", line) or "=" in line else None
+    return None
+
+
+def _right_side(line: str) -> str | None:
+    """The number that a line says, or that stands after its last equals sign."""
+    left, equals, right = line.rpartition("=")
+    if equals and parse(left) is not None and parse(left) != parse(right):
+        return None
+    return parse(right)
+
+
+def _first_number(text: str) -> str | None:
+    """The first number of a text; of a calculation, its result."""
+    text = clean(text[:MAX_LINE])
+    for run in number_runs(text):
+        if not run.operand:
+            return run.value
+        line = text[run.start :].partition("\n")[0]
+        return _right_side(line) if "=" in line else None
+    return next((str(WORDS.index(word)) for word in re.findall("[a-z]+", text.lower()) if word in WORDS), None)
+
+
+def _last_number(text: str) -> str | None:
+    runs = list(number_runs(clean(text[-TAIL:])))
+    return runs[-1].value if runs and not runs[-1].operand else None

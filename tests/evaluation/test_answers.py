@@ -1,3 +1,7 @@
+import json
+import random
+import time
+
 import pytest
 
 from evaluation.tasks.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct, normalize
@@ -39,9 +43,28 @@ def test_normalize(raw, expected):
         ("2+3=5\n#### 5", "5", "5"),
         ("#### 1,234", "1234", "1234"),
         ("The answer is 18.", None, "18"),
-        ("it is 3 or 4", None, "4"),
-        ("#### 5\n#### 6", "5", "6"),
-        ("#### \n5", None, "5"),
+        ("it is 3 or 4", None, None),
+        ("#### 5\n#### 6", None, None),
+        ("#### 5\n#### 5.0", "5", "5"),
+        ("#### 5 ... wait, #### 6", "6", "6"),
+        ("#### \n5", "5", "5"),
+        ("#### Answer: 18", "18", "18"),
+        ("#### 18\n\nQuestion: two and two?\n#### 4", "18", "18"),
+        ("#### 18\n\nTom has 5 apples.\n#### 5", "18", "18"),
+        ("#### 3/4 of them", None, None),
+        ("#### 5-10", None, None),
+        ("#### 10^3", "1000", "1000"),
+        ("#### 2.5 million", "2500000", "2500000"),
+        ("#### 1e999", None, None),
+        ("#### ٣٫٥", "3.5", "3.5"),
+        ("so \\boxed{\\frac{3}{4}} of 8", None, "3/4"),
+        ("<think>2+3</think><answer>5</answer>", None, "5"),
+        ("The answer is 4, as step 2 says.", None, "4"),
+        ("The answer: 3+4 = 7", None, "7"),
+        ("The answer is five.", None, "5"),
+        ("18. See question 4!", None, "18"),
+        ("7 - 5", None, None),
+        ("- 5 apples", None, "5"),
         ("no number", None, None),
         ("#### 18.00", "18", "18"),
         ("", None, None),
@@ -54,14 +77,16 @@ def test_extraction(response, strict, flexible):
     assert extract_flexible(response) == flexible
 
 
-def test_listing_many_numbers_does_not_earn_the_strict_answer():
+def test_listing_many_numbers_earns_nothing():
     response = "\n".join(f"#### {n}" for n in range(20))
-    assert [is_correct(extract_strict(response), str(n)) for n in range(20)].count(True) == 1
+    assert extract_strict(response) is None and extract_flexible(response) is None
 
 
 def test_correctness_compares_numbers():
     assert is_correct("18", "18") and is_correct("0.5", "1/2")
     assert not is_correct(None, "18") and not is_correct("-18", "18")
+    assert is_correct("119.69999999999999", "119.7") and not is_correct("119.69", "119.7")
+    assert not is_correct("1234567890123456", "1234567890123457")
 
 
 def test_gold_answers_of_gsm8k_solutions():
@@ -80,6 +105,11 @@ def test_gold_answers_of_gsm8k_solutions():
         ("5", False),
         ("#### 5\n#### 5", False),
         ("so #### 5", False),
+        ("#### .", False),
+        ("#### 1.2.3", False),
+        ("#### " + "9" * 70, False),
+        ("#### \u22125", True),
+        ("a\r#### 5", True),
     ],
 )
 def test_format(response, expected):
@@ -91,3 +121,79 @@ def test_hostile_responses_are_data():
         assert extract_strict(text) is None or len(extract_strict(text)) <= 64
         extract_flexible(text)
         has_format(text)
+
+
+DISPUTED = {  # (end of the input, gold): the verdicts of docs/grader.md that differ
+    ("\\frac{1}{3}$$\n\n", "18"),
+    ("is 5 + 5 = 10.\n", "5"),
+    ("13, 13, 14\n", "13"),
+    ("\\( (9+1) \\)", "10"),
+    ("Xxxxx xxx!] [Xxxx", "14{,}916"),
+}
+
+
+def cases(data_folder, *areas):
+    path = data_folder / "cases" / "grader.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["area"] in areas]
+
+
+def disputed(case) -> bool:
+    return any(case["input"].endswith(end) and case["gold"] == gold for end, gold in DISPUTED)
+
+
+@pytest.mark.parametrize("area, extract", [("strict", extract_strict), ("flexible", extract_flexible)])
+def test_collected_responses_get_a_careful_persons_verdict(data_folder, area, extract):
+    wrong = [
+        case
+        for case in cases(data_folder, area)
+        if is_correct(extract(case["input"]), normalize(case["gold"])) != (case["right"] == "correct")
+    ]
+    assert all(map(disputed, wrong)), [case for case in wrong if not disputed(case)]
+
+
+def test_collected_gold_answers_are_the_number_meant_or_refused(data_folder):
+    for case in cases(data_folder, "gold"):
+        gold = gold_answer(case["input"])
+        assert gold is None or gold == case["right"].removesuffix(" or refuse"), case
+
+
+def test_collected_texts_are_normalized_and_formats_told(data_folder):
+    for case in cases(data_folder, "normalise"):
+        assert str(normalize(case["input"])) == case["right"], case
+    for case in cases(data_folder, "format"):
+        assert f"has_format {has_format(case['input'])}" == case["right"], case
+
+
+PIECES = [
+    *"0123456789 .,-+$%/\\{}()[]=#:;^xek*\n\t\r'\"ab<>|",
+    *"\u00e9\u00bd\u00b2\uff15\u2212\u2013\u0663\u2009\u2030\u4e07",
+    "#### ", "\\boxed{", "\\frac{1}{2}", "the answer is ", "answer: ", "<answer>", "</answer>", " or ", " million",
+    "\\text{", "\nQuestion:", "wait",
+]  # fmt: skip
+
+
+def test_no_response_raises_and_an_answer_is_canonical():
+    rng = random.Random(0)
+    for _ in range(5000):
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 100)))
+        for answer in (extract_strict(text), extract_flexible(text), normalize(text)):
+            assert answer is None or normalize(answer) == answer, text
+        gold_answer(text), has_format(text)
+
+
+@pytest.mark.parametrize("piece", [*PIECES, "\n\t", "1,", "1 ", "\n \n", "a answer ", "#### 5 ab", "<|a", "( "])
+def test_the_time_of_a_grade_is_linear_in_the_length(piece):
+    def seconds(length: int) -> float:
+        text = (piece * length)[:length]
+        times = []
+        for _ in range(3):
+            started = time.process_time()
+            for grade in (extract_strict, extract_flexible, normalize, gold_answer, has_format):
+                grade(text)
+            times.append(time.process_time() - started)
+        return min(times)
+
+    assert seconds(200_000) < max(40 * seconds(20_000), 0.5)

@@ -1,0 +1,287 @@
+"""The text of an answer -> the number that it says, or none.
+
+The whole text has to be read. An answer of which only a beginning is a number ("5 or 6", "3:30") is no number, since a
+policy would otherwise be paid for hedging. Read are
+- digits of all scripts; thousands as 1,000, 1 000, 1'000 and 1,00,000; decimal points; a decimal comma where the comma
+  cannot stand for thousands
+- fractions, mixed numbers and their LaTeX; powers of ten; "2.5 million", "3 dozen", "18 dollars and 50 cents"
+- a currency before, and a unit or words after the number
+The time is linear in the length of a text, and a text of more than MAX_CHARACTERS is no number.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from fractions import Fraction
+from functools import lru_cache
+
+MAX_CHARACTERS = 200
+EXACT = Context(prec=4 * 64)
+MAX_DIGITS = 64  # a longer "number" is not an answer, and arithmetic on it only costs time
+
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"))
+SIGNS = str.maketrans(
+    {
+        "\u2212": "-",  # minus
+        "\u2013": "-",  # en dash
+        "\u2010": "-",
+        "\u2011": "-",
+        "\ufe63": "-",
+        "\uff0d": "-",
+        "\u066b": ".",  # Arabic decimal separator
+        "\u066c": ",",  # Arabic thousands separator
+        "\u2019": "'",
+        "\u2044": "/",
+        "\u2215": "/",
+        "\u3002": ".",
+        "\u2248": "≈",
+        "\u00d7": "×",
+        "\u00b7": "×",
+        "\u22c5": "×",
+    }
+)
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+SUPERSCRIPT = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+LATEX = [  # (pattern, replacement), in this order
+    (re.compile(r"\{,\}|,\\!\s?"), ","),
+    (re.compile(r"\\[dtc]?frac\s?(?:\{(-?\d+)\}|(\d))\s?(?:\{(\d+)\}|(\d))"), r" \1\2/\3\4 "),
+    (re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|operatorname)\s?\{([^{}]{0,80})\}"), r" \1 "),
+    (re.compile(r"\\(?:times|cdot)(?![a-z])"), " × "),
+    (re.compile(r"\\approx(?![a-z])"), " ≈ "),
+    (re.compile(r"\^\s?\{?\\circ\}?|\\degree(?![a-z])"), "°"),
+    (re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[()\[\]!]"), ""),
+    (re.compile(r"\\[,;: ]|~"), " "),
+    (re.compile(r"\\([$%#&])"), r"\1"),
+    (re.compile(r"\^\{(-?\d+)\}"), r"^\1"),
+    (re.compile(" {2,}"), " "),
+]
+
+GROUPED = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+"
+EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}"
+COMMA = r"\d+,\d{1,2}(?!\d)|0,\d+"
+PLAIN = rf"(?:{EUROPEAN}|(?:{GROUPED})(?![,\d])(?:\.\d+)?|{COMMA}|\d+(?:\.\d*)?|\.\d+)(?![\d,.]*\d)"
+POWER = r"(?:\s?[×x*]\s?10\s?\^\s?(?P<exponent>[-+]?\d{1,3})|[eE](?P<e>[-+]?\d{1,3}))"
+CURRENCY = r"(?:[$€£¥₹₩₽₺₫]|US\$|Rs\.?|USD|EUR|GBP)"
+NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)\s?{CURRENCY}?\s?(?P<inner>[-+]?)\s?"
+    rf"(?:(?:(?P<whole>\d+)\s)?(?P<top>\d+)\s?/\s?(?P<bottom>\d+)(?![\d,.]*\d)"
+    rf"|10\s?\^\s?(?P<ten>[-+]?\d{{1,3}})(?!\d)"
+    rf"|(?P<plain>{PLAIN}){POWER}?)"
+)
+MAGNITUDES = {
+    "k": 3, "K": 3, "M": 6, "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12,
+    "bn": 9, "万": 4, "萬": 4, "亿": 8, "億": 8,
+}  # fmt: skip
+MAGNITUDE = re.compile(r"(?:\s?(hundred|thousand|million|billion|trillion|dozen|bn|万|萬|亿|億)|([kKM]))(?![A-Za-z])")
+ATTACHED = re.compile(  # units that stand right after the number
+    r"(?:km|cm|mm|m|kg|g|mg|lbs?|oz|ml|mL|l|L|h|hrs?|mins?|s|secs?|mph|ft|in|yd|%|°[CF]?|[$€£¥₹¢]|¢|am|pm)(?![A-Za-z])"
+)
+CENTS = re.compile(r"\s?(?:dollars?|euros?|pounds?)? and (\d{1,2}) (?:cents?|pence)")
+WORD = r"(?:[^\W\d_]{2,}(?:[-'.][^\W\d_]+)*\.?|[mglLhs](?![^\W_]))"
+UNITS = re.compile(
+    rf"(?:\s*/?\s*(?:{WORD}|{CURRENCY}|[%°])(?:\s?\^?[23](?!\d))?|\s*\([^()\d]{{0,60}}\)|\s*[.!,;:](?!\d)|\s*\*\*|\s*\$)*\s*"
+)
+NO_UNIT = re.compile(
+    r"\b(?:and|or|to|through|plus|minus|times|over|pi|sqrt|half|quarter|third|squared|cubed|divided|point|of)\b",
+    re.IGNORECASE,
+)
+JOINT = re.compile(r"(?:\s?[,;:≈-]\s?|\s(?:or|and|to)\s|\s)(?=[-+]?[$€£¥]?\.?\d)")
+REFERENCE = re.compile(
+    r"\b(?:question|step|problem|part|case|example|figure|equation|section|option|number|line)\s?#?$", re.IGNORECASE
+)
+LEADING = re.compile(r"(?:negative|minus)\s+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Numbers in a text that stand together, as "1 000", "5 or 6" and "3:30" do."""
+
+    start: int
+    value: str | None  # the number that they say together; None if they say several
+    operand: bool  # an operator stands before or after it
+
+
+def clean(text: str) -> str:
+    """text with ASCII digits, signs and spaces, LaTeX fractions as a/b, and no mark-up around numbers."""
+    if NOT_ASCII.search(text):
+        text = SUPERSCRIPT.sub(lambda run: "^" + run[0].translate(SUPERSCRIPTS), text.translate(INVISIBLE))
+        text = NOT_ASCII.sub(_ascii, text.translate(SIGNS))
+    if "\\" in text or "{" in text or "~" in text:
+        for pattern, replacement in LATEX:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def _ascii(found: re.Match) -> str:
+    return _character(found[0])
+
+
+@lru_cache(maxsize=1 << 12)
+def _character(character: str) -> str:
+    """A digit, space, vulgar fraction or full-width letter in ASCII; any other character as it is."""
+    if character.isspace():
+        return "\n" if character in "\u2028\u2029\x85" else " "
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    if unicodedata.name(character, "").startswith("VULGAR FRACTION"):
+        top, slash, bottom = unicodedata.normalize("NFKD", character).partition("\u2044")
+        return f" {top}/{bottom}" if slash and bottom else character
+    if unicodedata.name(character, "").startswith("FULLWIDTH"):
+        return unicodedata.normalize("NFKC", character)
+    return character
+
+
+def parse(text: str, decimal_comma: bool = True) -> str | None:
+    """The number that the whole of a cleaned text says, canonical; None if it says none or leaves a doubt.
+
+    Canonical: an integer or decimal in plain digits without a trailing zero, or a fraction in lowest terms.
+    decimal_comma: whether "3,5" is 3.5, or none.
+    """
+    text = text.strip()
+    if len(text) > MAX_CHARACTERS:
+        return None
+    text = _unwrapped(text)
+    negative = False
+    if word := LEADING.match(text):
+        negative, text = True, text[word.end() :]
+    found = NUMBER.match(text)
+    if not found or (found["sign"] and found["inner"]):
+        return None
+    if not decimal_comma and found["plain"] and re.fullmatch(COMMA, found["plain"]):
+        return None
+    value = _value(found)
+    if value is None:
+        return None
+    value, rest = _with_suffix(value, text[found.end() :])
+    if value is None or rest is None or not UNITS.fullmatch(rest) or NO_UNIT.search(rest):
+        return None
+    if negative != ("-" in (found["sign"], found["inner"])):
+        value = -value
+    return written(value, fraction=found["bottom"] is not None)
+
+
+def _unwrapped(text: str) -> str:
+    """text without mark-up, quotes and signs of a formula around it; "(5)" is -5, as accountants write."""
+    text = text.strip("*_`\"' \t\r\n").rstrip(".!;,:")
+    while (len(text) > 1 and text[0] == "$" == text[-1]) or (text[:1] + text[-1:]) in ("{}", "**", "``"):
+        text = text[1:-1].strip()
+    if re.fullmatch(r"\(\s?[$€£]?\d[\d,.]*\)", text):
+        return "-" + text[1:-1].strip()
+    if text[:1] == "(" and text[-1:] == ")" and "(" not in text[1:]:
+        return text[1:-1].strip()
+    return text
+
+
+def _value(found: re.Match) -> Fraction | None:
+    if found["bottom"]:
+        if (
+            max(map(len, (found["top"], found["bottom"], found["whole"] or ""))) > MAX_DIGITS
+            or int(found["bottom"]) == 0
+        ):
+            return None
+        part = Fraction(int(found["top"]), int(found["bottom"]))
+        if found["whole"] is None:
+            return part
+        return int(found["whole"]) + part if part < 1 else None
+    if found["ten"]:
+        return _power_of_ten(int(found["ten"]))
+    digits = _point(found["plain"])
+    if len(digits) > MAX_DIGITS:
+        return None
+    exponent = int(found["exponent"] or found["e"] or 0)
+    scale = _power_of_ten(exponent)
+    return None if scale is None else Fraction(digits) * scale
+
+
+def _power_of_ten(exponent: int) -> Fraction | None:
+    return Fraction(10) ** exponent if abs(exponent) < MAX_DIGITS else None
+
+
+def _point(number: str) -> str:
+    """The digits of a number with a decimal point and no groups: "1.234,56" -> "1234.56", "1 000" -> "1000"."""
+    if re.fullmatch(EUROPEAN, number):
+        number = number.replace(".", "").replace(",", ".")
+    elif re.fullmatch(COMMA, number):
+        number = number.replace(",", ".")
+    return re.sub("[, ']", "", number)
+
+
+def _with_suffix(value: Fraction, rest: str) -> tuple[Fraction | None, str | None]:
+    """The value times a magnitude or plus cents, and the text after them; no text if the suffix makes it no number."""
+    if cents := CENTS.match(rest):
+        return value + Fraction(int(cents[1]), 100), rest[cents.end() :]
+    if magnitude := MAGNITUDE.match(rest):
+        name = magnitude[1] or magnitude[2]
+        value *= 12 if name == "dozen" else 10 ** MAGNITUDES[name]
+        rest = rest[magnitude.end() :]
+    elif unit := ATTACHED.match(rest):
+        rest = rest[unit.end() :]
+    elif re.match(r"[^\W\d_]{1,2}(?![^\W\d_])", rest) and not re.match(r"[^\x00-\x7f]", rest):
+        return value, None  # "2x", "4t", "3pi": a variable or a unit that is not known
+    return value, rest
+
+
+def written(value: Fraction, fraction: bool = False) -> str | None:
+    """The canonical text of a value; None if it has more than MAX_DIGITS digits. fraction: keep 1/2 as a fraction."""
+    if value.denominator == 1:
+        text = str(value.numerator)
+    elif fraction:
+        text = f"{value.numerator}/{value.denominator}"
+    else:  # made of decimal digits, so that the quotient ends
+        text = format(EXACT.divide(Decimal(value.numerator), Decimal(value.denominator)), "f")
+    return text if len(text) <= MAX_DIGITS + 2 else None
+
+
+def number_runs(text: str) -> Iterator[Run]:
+    """The numbers of a cleaned text, in order, without those in names ("m2", "2A") and references ("step 2")."""
+    position = 0
+    while found := NUMBER.search(text, position):
+        start = found.start() + _loose_sign(found)
+        parts, ends = [], [_end(text, found)]
+        joint = None
+        while following := (joint := JOINT.match(text, ends[-1])) and NUMBER.match(text, joint.end()):
+            parts.append(joint[0])
+            ends.append(_end(text, following))
+        position = max(ends[-1], position + 1)
+        before = text[max(start - 24, 0) : start]
+        if re.search(r"[\w.,:/^\\]$", before) or re.match(r"[A-Za-z_]", text[ends[-1] :]) or REFERENCE.search(before):
+            continue
+        after = text[ends[-1] : ends[-1] + 8]
+        operand = re.search(r"(?:[+×*/^÷]|[\w)]\s?-)\s?\(?$", before) or re.match(r"\s?[-+×*/^÷]\s?[\d(]", after)
+        yield Run(start, _together(text, start, ends, parts), operand is not None)
+
+
+def _loose_sign(found: re.Match) -> int:
+    """Characters before the number of a running text that are not its own: "- 5" may be the 5 of a list or of 7 - 5."""
+    loose = re.match(r"[-+]?\s", found[0])
+    return loose.end() if loose else 0
+
+
+def _end(text: str, found: re.Match) -> int:
+    """The position after a number and what changes its value or is its unit, as "k", "million" and "cm"."""
+    for suffix in (CENTS, MAGNITUDE, ATTACHED):
+        if match := suffix.match(text, found.end()):
+            return match.end()
+    return found.end()
+
+
+def _together(text: str, start: int, ends: list[int], joints: list[str]) -> str | None:
+    """What numbers that stand together say: one number, an exact one before its approximation, or one said twice."""
+    if (whole := parse(text[start : ends[-1]])) is not None or not joints:
+        return whole
+    starts = [start, *(end + len(joint) for end, joint in zip(ends, joints, strict=False))]
+    values = [parse(text[a:b]) for a, b in zip(starts, ends, strict=True)]
+    if (
+        all("≈" in joint for joint in joints)
+        or len(set(values)) == 1
+        or len({_fraction(value) for value in values}) == 1
+    ):
+        return values[0]
+    return None
+
+
+def _fraction(value: str | None) -> Fraction | None:
+    return None if value is None else Fraction(value)
