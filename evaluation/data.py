@@ -36,14 +36,18 @@ def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:
 
     splits = load_task(task)
     splits["text"] = unanswered_text(splits["demonstrations"], task.seed)
+
+    def asked(row: dict) -> str | list[dict]:
+        return row.get("messages") or prompt.prompt(row["question"])
+
     record = Record(out, "data", {"task": asdict(task), "prompt": asdict(prompt)}, threads=1, name="data")
     for split, rows in splits.items():
         write_jsonl(
             out / f"{split}.jsonl",
-            ({"id": f"{split}/{i}", "prompt": prompt.prompt(row["question"]), **row} for i, row in enumerate(rows)),
+            ({"id": f"{split}/{i}", "prompt": asked(row), **row} for i, row in enumerate(rows)),
         )
     for row in splits["demonstrations"][:8]:
-        record.sample(step=0, prompt=prompt.prompt(row["question"]), response=row["answer"])
+        record.sample(step=0, prompt=asked(row), response=row["answer"])
     record.log(0, {f"{split}_problems": len(rows) for split, rows in splits.items()})
     record.finish()
 

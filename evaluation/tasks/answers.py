@@ -47,13 +47,13 @@ def normalize(answer: str) -> str | None:
 
 def extract_strict(response: str) -> str | None:
     """The number after `####`, normalized; None if there is none, or several that differ."""
-    claims = _claims(_before_next_question(response))
+    claims = _claims(before_next_question(response))
     return claims[-1] if claims and len(set(claims)) == 1 else None
 
 
 def extract_flexible(response: str) -> str | None:
     """The final number of a response in any of the usual forms, normalized; None if it has none or leaves a doubt."""
-    text = _before_next_question(response)
+    text = before_next_question(response)
     if claims := _claims(text):
         return claims[-1] if len(set(claims)) == 1 else None
     if boxes := boxed(text):
@@ -92,7 +92,15 @@ def gold_answer(solution: str) -> str | None:
     A decimal comma is refused in a gold answer, since "10,6" may be a list.
     """
     _, marker, tail = solution.rpartition("#### ")
-    return parse(clean(tail), decimal_comma=False) if marker and len(tail) <= MAX_LINE else None
+    return gold_number(tail) if marker else None
+
+
+def gold_number(text: str) -> str | None:
+    """A gold answer's text, normalized; None if it holds no single number, or a decimal comma."""
+    if len(text) > MAX_LINE:
+        return None
+    boxes = boxed(text)
+    return parse(clean(boxes[-1] if boxes else text), decimal_comma=False)
 
 
 def is_correct(answer: str | None, gold: str | None) -> bool:
@@ -121,7 +129,7 @@ def has_format(response: str) -> bool:
     return line is not None and parse(line[1]) is not None
 
 
-def _before_next_question(response: str) -> str:
+def before_next_question(response: str) -> str:
     """The response without a question that the model asks itself after its answer."""
     for found in NEXT_QUESTION.finditer(response):
         if response[: found.start()].strip():

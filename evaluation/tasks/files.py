@@ -1,29 +1,51 @@
 """Rows in JSONL files, and values in JSON files."""
 
+import codecs
 import json
+import re
 from pathlib import Path
 
 from algos.pieces.settings import SettingsError
 
 
-def read_jsonl(path: str | Path) -> list[dict]:
+def read_jsonl(path: str | Path, encoding: str = "utf-8") -> list[dict]:
     """The objects of a JSONL file; SettingsError names the file and the line that holds no object."""
+    rows = []
+    for number, line in enumerate(re.split("\r\n|\n|\r", decoded(path, encoding)), 1):  # not at U+2028, as splitlines
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            line.encode() if "\\u" not in line else json.dumps(row, ensure_ascii=False).encode()
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"{path}, line {number}: not JSON ({error.msg}).") from None
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise SettingsError(f"{path}, line {number}: {half!r} is half of a character; take it out.") from None
+        if not isinstance(row, dict):
+            raise SettingsError(f"{path}, line {number}: expected one JSON object, got {type(row).__name__}.")
+        rows.append(row)
+    return rows
+
+
+def decoded(path: str | Path, encoding: str = "utf-8") -> str:
+    """The text of a file without a byte-order mark; SettingsError names the line that is in another encoding."""
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"{path}: no such file.")
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SettingsError(f"{path}, line {number}: not JSON ({error.msg}).") from None
-            if not isinstance(row, dict):
-                raise SettingsError(f"{path}, line {number}: expected one JSON object, got {type(row).__name__}.")
-            rows.append(row)
-    return rows
+    data = path.read_bytes()
+    for mark, marked in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"), (codecs.BOM_UTF8, encoding)):
+        if data.startswith(mark):
+            encoding = marked
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise SettingsError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not {encoding}; save the file as UTF-8."
+        ) from None
+    except LookupError:
+        raise SettingsError(f"{path}: no encoding is called {encoding!r}.") from None
 
 
 def write_jsonl(path: str | Path, rows) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from algos.pieces.settings import SettingsError, settings
 from evaluation.tasks.files import read_jsonl
-from evaluation.tasks.rows import check_rows
+from evaluation.tasks.rows import check_rows, distinct
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -37,12 +37,11 @@ def _rows(config: GSM8KConfig, split: str) -> list[dict]:
         path = Path(config.path) / f"{split}.jsonl"
         rows = read_jsonl(path)
         check_rows(rows, str(path))  # before shuffling, so that the message names the line
-        return rows
+        return distinct(rows, str(path))
     from datasets import load_dataset  # a slow import, which only downloads need
 
-    return [
-        dict(row) for row in load_dataset(config.hub_id, config.hub_config, split=split, revision=config.hub_revision)
-    ]
+    rows = load_dataset(config.hub_id, config.hub_config, split=split, revision=config.hub_revision)
+    return distinct([dict(row) for row in rows], f"{config.hub_id}, {split}")
 
 
 def _clean(row: dict) -> dict:

@@ -1,13 +1,16 @@
 """Checks of data rows and of the sizes of splits."""
 
+import json
+import sys
+
 from algos.pieces.settings import SettingsError
-from evaluation.tasks.answers import extract_strict, gold_answer, is_correct
+from evaluation.tasks.grader import Grader, grader_of
 
 
 def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
     """Raise SettingsError for an empty list, or the first row without a question or an answer.
 
-    gold: the answer must end in `#### <number>`, which graders need. Other training texts may end in any way.
+    gold: the row must have an answer that its grader can read. Other training texts may end in any way.
     """
     if not rows:
         raise SettingsError(f"{where} is empty; at least one problem is needed.")
@@ -16,17 +19,27 @@ def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
             if not isinstance(row.get(key), str) or not row[key].strip():
                 raise SettingsError(f"{where}, row {number}: {key!r} is missing or empty.")
         if gold:
-            _check_gold(row["answer"], f"{where}, row {number}")
+            _check_gold(row, f"{where}, row {number}")
 
 
-def _check_gold(solution: str, where: str) -> None:
-    answer = gold_answer(solution)
-    if answer is None:
-        raise SettingsError(f"{where}: the answer has no final line `#### <number>`: {solution[-60:]!r}.")
-    if not is_correct(extract_strict(solution), answer):
+def _check_gold(row: dict, where: str) -> None:
+    grader, solution = grader_of(row), row["answer"]
+    if not (golds := grader.gold(row)):
+        wanted = "no final line `#### <number>`" if grader == Grader() else f"no answer for extract: {grader.extract}"
+        raise SettingsError(f"{where}: the answer has {wanted}: {row.get('accepted', solution[-60:])!r}.")
+    if grader == Grader() and "accepted" not in row and not grader.correct(grader.strict(solution), golds):
         raise SettingsError(
             f"{where}: the strict grader does not accept the worked solution's own answer: {solution[-60:]!r}."
         )
+
+
+def distinct(rows: list[dict], where: str) -> list[dict]:
+    """The rows without repeated questions: the first of each is kept, and the number of the others is said."""
+    first = {json.dumps(row.get("question"), default=str): row for row in reversed(rows)}
+    kept = list(reversed(first.values()))
+    if len(kept) < len(rows):
+        print(f"{where}: {len(rows) - len(kept)} questions occur again; the first of each is kept.", file=sys.stderr)
+    return kept
 
 
 def all_given(sizes: dict[str, int | None], task: str) -> dict[str, int]:

@@ -15,7 +15,6 @@ from algos.training.config import RunConfig
 from algos.training.models.packing import Layout
 from algos.training.models.shared_pass import scores_and_logprobs
 from algos.training.rewards.rules import RULES, Response
-from evaluation.tasks.answers import gold_answer
 
 MISSING_END_SCORE = -1.0  # a truncated response is partial: the learned score of one is at most this (arXiv:2403.17031)
 STD_EPSILON = 1.0e-4  # of normalize_each, as in TRL
@@ -101,8 +100,7 @@ class Rewards:
                 tokens=count,
                 max_tokens=self.config.max_response_tokens,
                 truncated=cut,
-                gold=gold_answer(problem["answer"]),
-                solution=problem["answer"],
+                problem=problem,
                 prompt_end=end,
             )
             for text, count, cut, problem, end in zip(texts, tokens, truncated, problems, ends, strict=True)

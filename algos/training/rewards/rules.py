@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from rapidfuzz.distance import Levenshtein
 
 from algos.pieces.settings import one_of, settings
-from evaluation.tasks.answers import extract_strict, has_format, is_correct
+from evaluation.tasks.grader import Grader, grader_of
 
 SPACED = {"ARABIC", "BENGALI", "CYRILLIC", "DEVANAGARI", "GREEK", "HANGUL", "HEBREW", "LATIN", "TAMIL", "TELUGU"}
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN"}  # no spaces between words
@@ -49,9 +49,12 @@ class Response:
     tokens: int  # end-of-sequence included
     max_tokens: int  # the run's max_response_tokens
     truncated: bool  # the limit came before end-of-sequence
-    gold: str | None  # the problem's answer, normalized
-    solution: str  # its worked solution, `#### <answer>` included; "" if it has none
+    problem: dict  # its row: prompt, question, answer (the worked solution), and whatever else the task's rows hold
     prompt_end: str  # the last tokens of the prompt
+
+    @property
+    def grader(self) -> Grader:
+        return grader_of(self.problem)
 
     @property
     def opened(self) -> str:
@@ -67,12 +70,13 @@ class Response:
 
 def correctness(response: Response, settings: RewardSettings) -> float:
     """1 if the strict answer is the gold one, else 0. Training and evaluation share this grader."""
-    return float(response.gold is not None and is_correct(extract_strict(response.text), response.gold))
+    grader = response.grader
+    return float(grader.correct(grader.strict(response.text), grader.gold(response.problem)))
 
 
 def answer_format(response: Response, settings: RewardSettings) -> float:
-    """1 if the response ends with its only `#### <number>` line, right or wrong, else 0."""
-    return float(has_format(response.text))
+    """1 if the response ends with its only place for an answer (`#### <number>` by default), right or wrong; else 0."""
+    return float(response.grader.has_format(response.text))
 
 
 def think_format(response: Response, settings: RewardSettings) -> float:
@@ -126,9 +130,8 @@ def prose(text: str) -> str:
 
 
 def edit_similarity(response: Response, settings: RewardSettings) -> float:
-    """1 - edit distance / longer length, to the worked solution or, if there is none, to the gold answer."""
-    text, target = response.text.strip(), (response.solution or response.gold or "").strip()
-    return Levenshtein.normalized_similarity(text, target)
+    """1 - edit distance / longer length, to the worked solution."""
+    return Levenshtein.normalized_similarity(response.text.strip(), response.problem["answer"].strip())
 
 
 def repetition(response: Response, settings: RewardSettings) -> float:

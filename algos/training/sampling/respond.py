@@ -9,8 +9,8 @@ from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
 from algos.training.sampling.sampler import decode, sample
 from evaluation.tasks import check_rows
-from evaluation.tasks.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct
 from evaluation.tasks.files import read_jsonl
+from evaluation.tasks.grader import grader_of
 
 GREEDY = -1  # the `sample` number of the greedy response
 
@@ -76,18 +76,18 @@ def sampled(policy, tokenizer, problems: list[dict], samples: int, config, gener
 
 def graded(problem: dict, number: int, response: str, tokens: int, truncated: bool) -> dict:
     """One response's row: what it said, what was understood, and whether that is right."""
-    gold = gold_answer(problem["answer"])
-    strict, flexible = extract_strict(response), extract_flexible(response)
+    grader = grader_of(problem)
+    gold, strict, flexible = grader.gold(problem), grader.strict(response), grader.flexible(response)
     return {
         "problem": problem["id"],
         "sample": number,
         "response": response,
         "tokens": tokens,
         "truncated": truncated,
-        "format": has_format(response),
+        "format": grader.has_format(response),
         "strict": strict,
         "flexible": flexible,
-        "gold": gold,
-        "correct": is_correct(strict, gold),
-        "correct_flexible": is_correct(flexible, gold),
+        "gold": " | ".join(gold),
+        "correct": grader.correct(strict, gold),
+        "correct_flexible": grader.correct(flexible, gold),
     }

@@ -46,8 +46,8 @@ from algos.training.supervised.config import DistillationConfig
 from algos.training.supervised.examples import Step, Texts, as_batch, encode_examples, schedule
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks import check_rows
-from evaluation.tasks.answers import extract_strict, gold_answer, is_correct
 from evaluation.tasks.files import read_jsonl
+from evaluation.tasks.grader import grader_of
 
 
 def accumulate_gradients(
@@ -177,8 +177,9 @@ class Monitor:
         if step.on_policy:
             self.generated, self.generated_responses = self.generated + tokens, self.generated_responses + len(said)
             line["accuracy"] = sum(
-                is_correct(extract_strict(text), gold_answer(problem["answer"]))
+                grader.correct(grader.strict(text), grader.gold(problem))
                 for text, problem in zip(said, asked, strict=True)
+                for grader in [grader_of(problem)]
             ) / len(said)
         last = number == config.steps - 1 or (
             config.budget_tokens is not None and self.generated >= config.budget_tokens

@@ -44,16 +44,14 @@ from algos.training.supervised.examples import encode_examples
 from algos.training.supervised.rejection_sampling import accept
 from algos.training.supervised.sft import fit
 from algos.training.update.optimize import make_optimizer
-from evaluation.tasks.answers import gold_answer
 from evaluation.tasks.files import write_jsonl
+from evaluation.tasks.grader import grader_of
 
 
 def with_hint(problem: dict, hint: str) -> dict:
     """The problem asked with its gold answer behind the question, which the prompt must hold once (SettingsError)."""
     question, prompt = problem["question"], problem["prompt"]
-    gold = gold_answer(problem["answer"])
-    assert gold is not None  # check_rows refuses a problem without a gold answer
-    told = question + hint.replace("{answer}", gold)
+    told = question + hint.replace("{answer}", grader_of(problem).gold(problem)[0])
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     if sum(text.count(question) for text in texts) != 1:
         raise SettingsError(

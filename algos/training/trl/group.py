@@ -6,6 +6,7 @@ What remains different in TRL 1.12:
 - the logged loss of reinforce.py and rloo.py is that of a ratio of 1, which has the same gradient.
 """
 
+import json
 from typing import Any
 from unittest.mock import patch
 
@@ -55,9 +56,8 @@ def _make_trainer(work: Work, monitor: Monitor):
     else:
         kind, arguments, kl = RLOOTrainer, RLOOConfig(**rloo_arguments(config, work.out, work.device)), "kl_to_ref_k1"
 
-    def reward(prompts, completions, completion_ids, answer, **_):
-        problems = [{"prompt": p, "answer": a} for p, a in zip(prompts, answer, strict=True)]
-        return monitor.score(problems, completion_ids)
+    def reward(prompts, completions, completion_ids, problem, **_):
+        return monitor.score([json.loads(row) for row in problem], completion_ids)
 
     # TRL loads the reference policy from the folder that the policy's config names, if the KL coefficient is above 0
     with patch.object(work.policy.config, "_name_or_path", work.reference_path):
@@ -67,7 +67,9 @@ def _make_trainer(work: Work, monitor: Monitor):
             reward_funcs=reward,
             processing_class=work.tokenizer,
             optimizers=make_optimizer(work.policy, config.optimizer, config.steps * config.updates_per_step),
-            train_dataset=Dataset.from_list([{"prompt": r["prompt"], "answer": r["answer"]} for r in work.rows]),
+            train_dataset=Dataset.from_list(
+                [{"prompt": row["prompt"], "problem": json.dumps(row)} for row in work.rows]
+            ),
             callbacks=[step_logs(monitor, {**METRICS, "kl": kl})],
         )
 

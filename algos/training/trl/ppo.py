@@ -9,6 +9,7 @@ What remains different in TRL 1.12:
 - there are no micro-batches within a minibatch, so the peak memory is that of a whole minibatch.
 """
 
+from collections import defaultdict, deque
 from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -33,13 +34,20 @@ METRICS = {  # TRL's name -> the suite's name
 
 
 class RuleReward(nn.Module):
-    """TRL's PPO takes a reward module only: this one decodes and grades. The token ids of a prompt tell its problem."""
+    """TRL's PPO takes a reward module only: this one decodes and grades. The token ids of a prompt tell its problem.
+
+    Rows with the same prompt may have different answers: they are taken in the order of the rows, as TRL asks them.
+    """
 
     base_model_prefix = "backbone"
 
-    def __init__(self, monitor: Monitor, problem_by_prompt: dict[tuple[int, ...], dict]):
+    def __init__(self, monitor: Monitor, asked: list[tuple[list[int], dict]]):
+        """asked: token ids and row of every prompt, in the order of the responses; a prompt's group is adjacent."""
         super().__init__()
-        self.monitor, self.problem_by_prompt = monitor, problem_by_prompt
+        self.monitor = monitor
+        self.problems: dict[tuple[int, ...], deque[dict]] = defaultdict(deque)
+        for ids, row in asked:
+            self.problems[tuple(ids)].append(row)
         self.backbone, self.score = _Grader(self), nn.Identity()
         self.query_width = 0  # columns of the left-padded queries in the current rollout batch
 
@@ -53,7 +61,7 @@ class _Grader(nn.Module):
         owner = self.owner[0]
         width, problems, responses = owner.query_width, [], []
         for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
-            problems.append(owner.problem_by_prompt[tuple(ids[:width][mask[:width]].tolist())])
+            problems.append(owner.problems[tuple(ids[:width][mask[:width]].tolist())].popleft())
             responses.append(ids[width:][mask[width:]].tolist())
         rewards = torch.tensor(owner.monitor.score(problems, responses), device=input_ids.device)
         return SimpleNamespace(hidden_states=[rewards[:, None, None].expand(-1, input_ids.shape[1], 1).clone()])
@@ -70,7 +78,9 @@ def train_ppo(work: Work, monitor: Monitor) -> dict:
         raise SettingsError(
             f"trainer trl: the padding token {tokenizer.pad_token!r} occurs in prompts; TRL would mask it."
         )
-    reward = RuleReward(monitor, {tuple(ids): row for ids, row in zip(prompts, work.rows, strict=True)})
+    reward = RuleReward(
+        monitor, [asked for asked in zip(prompts, work.rows, strict=True) for _ in range(config.group_size)]
+    )
     optimizers = _make_optimizer(config, policy, critic)
     trainer = _make_trainer(
         work,

@@ -8,8 +8,9 @@ from algos.training.rewards.rules import RULES, Response, RewardSettings, script
 
 
 def response(text="", **known) -> Response:
-    rest = {"tokens": 5, "max_tokens": 20, "truncated": False, "gold": "5", "solution": "", "prompt_end": "Answer:\n"}
-    return Response(text, **{**rest, **known})
+    rest = {"tokens": 5, "max_tokens": 20, "truncated": False, "prompt_end": "Answer:\n"}
+    problem = {"answer": known.pop("solution", "2+3=5\n#### 5"), **known.pop("grader", {})}
+    return Response(text, **{**rest, "problem": problem, **known})
 
 
 def score(name: str, text="", settings=None, **known) -> float:
@@ -19,7 +20,14 @@ def score(name: str, text="", settings=None, **known) -> float:
 def test_correctness_and_format_are_apart():
     assert [score("correctness", t) for t in ("2+3=5\n#### 5", "#### 6", "5", "#### 5.0")] == [1, 0, 0, 1]
     assert [score("format", t) for t in ("2+3=5\n#### 5", "#### 6", "5", "#### 5 or so")] == [1, 1, 0, 0]
-    assert score("correctness", "", gold=None) == 0
+    assert score("correctness", "") == score("correctness", "#### 5", solution="no final line") == 0
+
+
+def test_correctness_and_format_follow_the_grader_of_the_row():
+    tags = {"extract": "tags"}
+    texts = ("<think>2+3</think><answer>5</answer>", "<answer>6</answer>", "#### 5")
+    assert [score("correctness", text, grader=tags) for text in texts] == [1, 0, 0]
+    assert [score("format", text, grader=tags) for text in texts] == [1, 1, 0]
 
 
 WELL_FORMED = "<think>a</think><answer>5</answer>"
@@ -92,8 +100,6 @@ def test_the_target_script_is_a_setting():
 def test_golden_edit_similarity():
     assert score("edit_similarity", "kitten", solution="sitting") == 1 - 3 / 7
     assert score("edit_similarity", " 2+3=5\n#### 5\n", solution="2+3=5\n#### 5") == 1
-    assert score("edit_similarity", "5", gold="5") == 1  # without a worked solution
-    assert score("edit_similarity", "", gold=None) == 1
     assert score("edit_similarity", "", solution="x") == 0
 
 
