@@ -18,13 +18,14 @@ from algos.training.models.shared_pass import drop_equal_backbone
 from algos.training.run import Inputs, Run, State
 from algos.training.sampling.engines import make_engine
 from algos.training.stage.record import Record
-from algos.training.update.offload import make_phases
+from algos.training.update import offload
 from algos.training.update.optimize import make_optimizer
 from algos.training.update.update import Learner
 from evaluation.tasks import check_rows
 from evaluation.tasks.files import read_jsonl
 
 Models = dict[str, tuple[Any, Any]]  # by name: (model, its optimizer or None)
+NO_REFERENCE = "--reference is given, but kl_coef is 0, so that nothing is compared with the reference."
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_problems(path: str, config: RunConfig) -> list[dict]:
     return problems
 
 
-def start_record(config: RunConfig, out: str, name: str, threads: int, device, warnings: list[str]) -> Record:
+def start_record(config: RunConfig, paths: Checkpoints, out: str, name: str, threads: int, device) -> Record:
     """The record of a run, by this project's trainer or by TRL's."""
     return Record(
         out,
@@ -63,9 +64,18 @@ def start_record(config: RunConfig, out: str, name: str, threads: int, device, w
         name=name,
         seed=config.seed,
         estimator=estimator(config.hparams),
-        warnings=warnings,
+        warnings=warnings(config, paths, device),
         device=str(device),
     )
+
+
+def warnings(config: RunConfig, paths: Checkpoints, device: torch.device) -> list[str]:
+    """What is possible but seldom meant, for the record. What depends on more than the settings is printed too."""
+    more = [offload.NO_EFFECT] if config.offload and not offload.worthwhile(device) else []
+    more += [NO_REFERENCE] if paths.own_reference and not config.hparams.needs_reference else []
+    for warning in more:
+        print(f"warning: {warning}")
+    return config.warnings() + more
 
 
 def make_run(config: RunConfig, paths: Checkpoints, problems: list[dict], device: torch.device) -> Run:
@@ -81,7 +91,7 @@ def make_run(config: RunConfig, paths: Checkpoints, problems: list[dict], device
         State.at_start(config, learner, state_generator, len(problems)),
         Inputs(problems, prompts, tokenizer, models, reward_model),
         engine,
-        make_phases(config, device, learner, reward_model),
+        offload.make_phases(config, device, learner, reward_model),
     )
 
 
@@ -90,7 +100,8 @@ def make_learner(config: RunConfig, paths: Checkpoints, device) -> tuple[Learner
     hparams = config.hparams
     check_critic_checkpoint(hparams, paths.critic)
     policy = load_policy(paths.policy, device, config.dtype)
-    reference = _other_reference(config, paths, device)
+    path = other_reference(config, paths)
+    reference = None if path is None else load_policy(path, device, config.dtype).requires_grad_(False)
     reward_model = load_reward_model(config, paths.reward_model, device)
     if reward_model is not None and hparams.needs_reference:
         drop_equal_backbone(reward_model, policy if reference is None else reference)
@@ -118,13 +129,16 @@ def make_learner(config: RunConfig, paths: Checkpoints, device) -> tuple[Learner
     return learner, models
 
 
-def _other_reference(config: RunConfig, paths: Checkpoints, device):
-    """The frozen reference of a run that has one from another checkpoint than the policy's; else None."""
+def other_reference(config: RunConfig, paths: Checkpoints) -> str | None:
+    """The checkpoint of a run's frozen reference, if it is another one than the policy's; else None.
+
+    Raises SettingsError unless it has the policy's tokenizer.
+    """
     if not (config.hparams.needs_reference and paths.own_reference):
         return None
     assert paths.reference is not None
     check_tokenizer(paths.reference, paths.policy, "reference")
-    return load_policy(paths.reference, device, config.dtype).requires_grad_(False)
+    return paths.reference
 
 
 def _frozen_start(config: RunConfig, paths: Checkpoints, policy, device):

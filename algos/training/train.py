@@ -30,9 +30,6 @@ from algos.training.stage.record import (
     stage_parser,
     use_threads,
 )
-from algos.training.update import offload
-
-NO_REFERENCE = "--reference is given, but kl_coef is 0, so that nothing is compared with the reference."
 
 
 def train(
@@ -54,7 +51,7 @@ def train(
     import_model(policy_path)  # so that the memory measured from here on is not that of code
     before = resident_bytes()
     run = make_run(config, paths, problems, device)
-    record = start_record(config, out, name, threads, device, warnings(config, paths, device))
+    record = start_record(config, paths, out, name, threads, device)
     repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm))
     run.engine.close()
     warn_if_budget_left(run)
@@ -90,15 +87,6 @@ def show(progress: Progress, run: Run, metrics: dict) -> None:
         accuracy=metrics["accuracy"].item(),
         **{"tokens/s": metrics["batch_tokens"] / metrics["step_seconds"]},
     )
-
-
-def warnings(config: RunConfig, paths: Checkpoints, device: torch.device) -> list[str]:
-    """What is possible but seldom meant, for the record. What depends on more than the settings is printed too."""
-    more = [offload.NO_EFFECT] if config.offload and not offload.worthwhile(device) else []
-    more += [NO_REFERENCE] if paths.own_reference and not config.hparams.needs_reference else []
-    for warning in more:
-        print(f"warning: {warning}")
-    return config.warnings() + more
 
 
 def warn_if_budget_left(run: Run) -> None:

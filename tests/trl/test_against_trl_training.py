@@ -23,7 +23,7 @@ from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
 from algos.training import experience, train
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import encode_prompt, load_policy, save_policy
+from algos.training.models.checkpoints import encode_prompt, load_policy, save_policy, train_tokenizer
 from algos.training.sampling import engines
 from algos.training.stage.config import OptimizerConfig
 from algos.training.trl import baseline as trl_baseline
@@ -207,3 +207,11 @@ def test_a_baseline_takes_a_reference_of_its_own_but_no_critic(files, tmp_path):
     assert kl["other"] > 0.1 and kl["start"] == pytest.approx(0, abs=1e-5)
     with pytest.raises(SettingsError, match=r"critic of the TRL baseline starts from the policy, got .*--critic"):
         trl_baseline.train(config, policy, prompts, str(tmp_path / "none"), critic_path=policy)
+
+
+def test_a_baseline_refuses_a_reference_with_other_tokens(files, tmp_path):
+    tokenizer = train_tokenizer(["something else"] * 3, 60)
+    save_policy(tiny_model(tokenizer, 1), tokenizer, tmp_path / "other")
+    paths = [str(path) for path in (files / "policy", files / "train.jsonl", tmp_path / "out")]
+    with pytest.raises(SettingsError, match=r"--reference: .*other must have the policy's tokenizer"):
+        trl_baseline.train(run("grpo_kl", "trl", "float32"), *paths, reference_path=str(tmp_path / "other"))

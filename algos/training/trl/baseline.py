@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from algos.pieces.settings import SettingsError
-from algos.training.assemble import read_problems, start_record
+from algos.training.assemble import Checkpoints, other_reference, read_problems, start_record
 from algos.training.config import RunConfig
 from algos.training.experience import prompt_schedule
 from algos.training.models.checkpoints import (
@@ -60,6 +60,8 @@ def train(
     _seed(config.seed)
     import_model(policy_path)
     before = resident_bytes()
+    paths = Checkpoints(policy_path, reference=reference_path)
+    reference = other_reference(config, paths) or policy_path
     tokenizer = load_tokenizer(policy_path)
     tokenizer.padding_side = "left"
     policy = load_policy(policy_path, device, loaded_dtype(config))
@@ -67,9 +69,9 @@ def train(
     rows = [problems[i] for chosen in prompt_schedule(len(problems), config) for i in chosen]
     for row in rows:
         encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)
-    record = start_record(config, out, name, threads, device, config.warnings())
+    record = start_record(config, paths, out, name, threads, device)
     monitor = Monitor(config, record, name, tokenizer, device, after_step)
-    work = Work(config, policy, policy_path, reference_path or policy_path, tokenizer, rows, out, device)
+    work = Work(config, policy, policy_path, reference, tokenizer, rows, out, device)
     models = RUNS[trainer_of(config).kind](work, monitor)
     monitor.progress.close()
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
