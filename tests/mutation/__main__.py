@@ -77,6 +77,8 @@ def tested(args) -> tuple[list[tuple[Mutant, Outcome]], list[Mutant], str]:
 def selected(args, root: Path) -> tuple[list[Mutant], list[Mutant]]:
     """Mutants to run, and equivalent ones."""
     chosen = [mutant for mutant in mutants(root) if fnmatch.fnmatch(mutant.name, args.only)]
+    if not chosen:
+        raise SystemExit(f"--only {args.only}: no mutant has such a name")
     return [m for m in chosen if not equivalent(m)][:: args.every], [m for m in chosen if equivalent(m)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mistakes import KINDS, refuses
+from mistakes import KINDS, PLANNED, refuses
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = {"__init__", "__main__", "describe", "settings"}  # tables, words, and the reading of settings
@@ -28,6 +28,10 @@ class Mutant:
     @property
     def diff(self) -> str:
         return f"- {self.before}\n+ {self.after}"
+
+    def holds(self, file: str, before: str, after: str) -> bool:
+        """Whether it is in this file, with these parts of its line before and after."""
+        return file == self.file and before in self.before and after in self.after
 
 
 def silent(node: ast.AST) -> bool:
@@ -89,6 +93,7 @@ def heading(statement: ast.AST) -> str:
 
 
 def mutants(root: Path = ROOT) -> list[Mutant]:
+    """All mutants. SystemExit if a planned mistake finds no line, or an excuse finds no mutant."""
     found: dict[tuple, Mutant] = {}
     for path in sorted([*(root / "algos").glob("*.py"), *(root / "algos" / "pieces").glob("*.py")]):
         if path.stem in SKIPPED:
@@ -108,7 +113,16 @@ def mutants(root: Path = ROOT) -> list[Mutant]:
                     found.setdefault(
                         (file, node.lineno, before, after), Mutant(file, node.lineno, name, before, after, mutated)
                     )
-    return [mutant for mutant in found.values() if mutant.before != mutant.after]
+    made = [mutant for mutant in found.values() if mutant.before != mutant.after]
+    idle = sorted(PLANNED - {mutant.kind for mutant in made})
+    idle += [
+        f"{file}: {before}"
+        for file, before, after, _ in EQUIVALENT
+        if not any(m.holds(file, before, after) for m in made)
+    ]
+    if idle:
+        raise SystemExit(f"nothing to mutate for: {'; '.join(idle)}")
+    return made
 
 
 ZERO = "the summands are 0 on padding already"
@@ -158,6 +172,6 @@ EQUIVALENT = (  # file, part of the line before, part of the line after, reason
 def equivalent(mutant: Mutant) -> str:
     """The reason why no test can tell this mutant from the original, or nothing."""
     for file, before, after, reason in EQUIVALENT:
-        if file == mutant.file and before in mutant.before and after in mutant.after:
+        if mutant.holds(file, before, after):
             return reason
     return ""

@@ -150,12 +150,11 @@ def test_file(name: str) -> str:
 
 
 def baseline(names: list[str]) -> dict[str, float]:
-    """Seconds of each test file without a mutant; what fails or is missing is left out, and said."""
+    """Seconds of each test file without a mutant; what fails is left out, and said. SystemExit if a file is missing."""
     seconds = {}
+    if missing := [test_file(name) for name in names if not Path(test_file(name)).exists()]:
+        raise SystemExit(f"no such test: {', '.join(missing)}")
     for name in names:
-        if not Path(test_file(name)).exists():
-            print(f"left out: {test_file(name)} does not exist")
-            continue
         outcome = Process(None, [[test_file(name)]], 600).wait()
         for module in outcome.modules:  # from now on every fork has them
             if module.split(".")[0] in ("torch", "numpy", "transformers", "tokenizers", "yaml", "pandas", "scipy"):

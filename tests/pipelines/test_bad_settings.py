@@ -49,6 +49,7 @@ REFUSED = [
     (settings("grpo", baseline="critic"), "baseline critic is GAE, which needs a critic: choose .* such as ppo"),
     (settings("ppo", baseline="group_mean"), "GAE needs a critic, got baseline group_mean: .* choose reinforce_pp or"),
     (settings("ppo", critic="none"), "critic: 'none' is unknown. Allowed: separate, shared"),
+    (settings("ppo", critic_head="deep"), "critic_head: 'deep' is unknown. Allowed: linear, mlp"),
     (settings("ppo", scale="group_std"), "scale must be none or whiten, got group_std"),
     (settings("ppo", critic_detach=True), "critic_detach is for critic shared"),
     (settings("ppo_shared", critic_init="fresh"), "critic shared .* got critic_init fresh"),
@@ -57,6 +58,7 @@ REFUSED = [
     (settings("ppo", value_coef=-1.0), "value_coef must be at least 0, got -1"),
     (settings("ppo", value_clip=0.0), "value_clip must be above 0, or null, got 0"),
     (settings("ppo", gamma=1.5), "gamma must be at most 1, got 1.5"),
+    (settings("ppo", gae_lambda=1.5), "gae_lambda must be at most 1, got 1.5"),
     (settings("ppo", gae_lambda_critic=-0.1), "gae_lambda_critic must be at least 0, or null, got -0.1"),
     (settings("ppo", critic_layers=4), "settings: critic_layers is 4, but models.base.layers is 3; at most that many"),
     (settings("ppo", critic_layers=0), "critic_layers must be above 0, or null, got 0"),
@@ -116,6 +118,8 @@ REFUSED = [
     (settings("grpo", dual_clip=1.0), "dual_clip must be above 1, or null, got 1"),
     (settings("grpo", clip_high=0.3, ratio_cap=1.2), r"ratio_cap must be at least 1 \+ clip_high = 1.3, .* got 1.2"),
     (settings("grpo", clip_low=-0.1), "clip_low must be at least 0, got -0.1"),
+    (settings("grpo", clip_high=-0.1), "clip_high must be at least 0, got -0.1"),
+    (settings("grpo", correction_low=-0.1), "correction_low must be at least 0, got -0.1"),
     (settings("cispo", is_max=0.5), "is_max must be at least 1, got 0.5"),
     (settings("sapo", tau_pos=0.0), "tau_pos must be above 0, got 0"),
     (settings("sapo", tau_neg=-1.0), "tau_neg must be above 0, got -1"),
@@ -130,7 +134,10 @@ REFUSED = [
     (settings("grpo", std_ddof=2), "std_ddof must be 0 or 1, got 2"),
     *(
         (settings("grpo", **{name: "mean"}), f"{name}: 'mean' is unknown. Allowed: ")
-        for name in ("baseline", "scale", "credit", "ratio", "aggregation", "keep", "correction")
+        for name in (
+            *("baseline", "scale", "credit", "ratio", "aggregation", "keep", "correction"),
+            *("kl_in", "kl_estimator", "kl_direction"),
+        )
     ),
     (settings("grpo", keep="mixed_groups"), "keep: 'mixed_groups' is a setting .* write dynamic_sampling: true"),
     (settings("grpo", keep="corect"), "keep: 'corect' is unknown. Did you mean 'correct'"),
@@ -138,6 +145,10 @@ REFUSED = [
     (settings("trpo", critic="shared"), "trpo needs critic separate, got shared"),
     (settings("trpo", max_kl=0.0), "max_kl must be above 0, got 0"),
     (settings("trpo", cg_damping=-1.0), "cg_damping must be at least 0, got -1"),
+    *(
+        (settings("trpo", **{name: 0}), f"{name} must be above 0, got 0")
+        for name in ("cg_iterations", "line_search_steps", "fisher_responses")
+    ),
     ({"algorithm": "trpo", "minibatches": 4}, "trpo makes one step per rollout batch: .* must be 1, got 1 and 4"),
     ({"algorithm": "trpo", "epochs": 2}, "trpo makes one step per rollout batch: .* must be 1, got 2 and 1"),
     # runs
