@@ -13,15 +13,24 @@ from lean import CPU, TOKENIZER, folder_of
 from tiny import tiny_model
 
 from algos.pieces.settings import SettingsError
+from algos.training import train as training
 from algos.training.assemble import Checkpoints, make_learner, make_run
 from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import build_model, import_model, load_policy, save_policy, train_tokenizer
 from algos.training.models.config import ModelConfig
+from algos.training.rewards import reward_model
+from algos.training.rewards.config import RewardModelConfig
 from algos.training.run import Run
 from algos.training.sampling.engines import RatioCanary
 from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import Phases
-from algos.training.train import train
+from algos.training.supervised import distillation, expert_iteration, sft
+from algos.training.supervised.config import (
+    DistillationConfig,
+    ExpertIterationConfig,
+    RejectionConfig,
+    SupervisedConfig,
+)
 from evaluation.tasks.files import read_jsonl, write_jsonl
 
 PROJECT = Path(__file__).parents[2]
@@ -130,7 +139,7 @@ def test_the_reference_may_be_another_checkpoint(folder, lora):
 
 
 def run_train(folder, config, **paths):
-    train(config, str(folder / "policy"), str(folder / "train.jsonl"), str(folder / "out"), **paths)
+    training.train(config, str(folder / "policy"), str(folder / "train.jsonl"), str(folder / "out"), **paths)
     return json.loads((folder / "out" / "run.json").read_text()), read_jsonl(folder / "out" / "metrics.jsonl")
 
 
@@ -178,6 +187,39 @@ def test_importing_a_models_code_reads_no_weights(folder):
     import_model(folder / "policy")
     with pytest.raises(SettingsError, match="cannot be read"):
         import_model(folder / "nothing")
+
+
+class Measured(Exception):
+    pass
+
+
+STAGES = {
+    training: lambda *files: training.train(config_of("grpo", rewards={"correctness": 1.0}), *files),
+    sft: lambda *files: sft.train(SupervisedConfig(0), *files),
+    expert_iteration: lambda *files: expert_iteration.train(
+        ExpertIterationConfig(RejectionConfig(0, prompts=4), SupervisedConfig(0)), *files
+    ),
+    distillation: lambda policy, prompts, out: distillation.train(
+        DistillationConfig(0, prompts_per_step=2), policy, policy, prompts, None, out
+    ),
+    reward_model: lambda policy, prompts, out: reward_model.train(RewardModelConfig(0), policy, out, out, "", 1),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_memory_is_measured_once_the_code_of_the_models_is_imported(folder, monkeypatch, stage):
+    for split in ("train", "held_out"):
+        write_jsonl(folder / f"{split}.jsonl", PROBLEMS)
+    imported = []
+
+    def measure():
+        raise Measured
+
+    monkeypatch.setattr(stage, "import_model", imported.append)
+    monkeypatch.setattr(stage, "resident_bytes", measure)
+    with pytest.raises(Measured):
+        STAGES[stage](str(folder / "policy"), str(folder / "train.jsonl"), str(folder))
+    assert str(folder / "policy") in imported
 
 
 def test_the_reported_peak_includes_the_policy(tmp_path):

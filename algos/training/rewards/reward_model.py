@@ -22,6 +22,7 @@ from algos.training.models.checkpoints import (
     ScalarModel,
     encode_prompt,
     encode_response,
+    import_model,
     load_tokenizer,
     resolve_device,
 )
@@ -128,6 +129,7 @@ def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device, 
 
 def train(config: RewardModelConfig, policy_path: str, data: str, out: str, name: str, threads: int) -> None:
     """Train on data/train.jsonl, measure on data/held_out.jsonl; writes checkpoint/ and the record into out."""
+    import_model(policy_path)
     rows, held_out = (read_jsonl(Path(data) / f"{split}.jsonl") for split in ("train", "held_out"))
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)

@@ -18,7 +18,6 @@ from algos import distillation
 from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import Batch, Totals, make_batch
 from algos.training.models.checkpoints import (
-    check_causal_lm,
     encode_prompt,
     import_model,
     load_policy,
@@ -222,7 +221,7 @@ def train(
     data_path: rows with prompt and answer where on_policy_share is below 1, else None.
     """
     for path in (student_path, teacher_path):
-        check_causal_lm(path)
+        import_model(path)
     problems, rows = read_texts(config, prompts_path, data_path)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
@@ -232,7 +231,6 @@ def train(
 
         trl_supervised.prepare(config, device)
         run = trl_supervised.fit_distillation
-    import_model(student_path)
     before = resident_bytes()
     tokenizer = load_tokenizer(student_path)
     student = load_policy(student_path, device, loaded_dtype(config))

@@ -19,7 +19,6 @@ import torch
 
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import (
-    check_causal_lm,
     import_model,
     load_policy,
     load_tokenizer,
@@ -121,12 +120,11 @@ def train(
 ) -> None:
     """All rounds; writes checkpoint/ (of the last round), accepted.jsonl (of all rounds) and the record."""
     sampling, training = config.sampling, config.training
-    check_causal_lm(policy_path)
+    import_model(policy_path)
     problems = draw_problems(prompts_path, sampling.prompts, sampling.seed, "settings.sampling.prompts")
     device = resolve_device(sampling.device)
     torch.manual_seed(training.seed)
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    import_model(policy_path)
     before = resident_bytes()
     tokenizer, policy = load_tokenizer(policy_path), load_policy(policy_path, device, training.dtype)
     record = Record(
@@ -155,7 +153,8 @@ def train(
         kept += [{"round": number, **row} for row in rows]
         for row in rows[:: max(len(rows) // 4, 1)][:4]:
             record.sample(step=number, prompt=row["prompt"], response=row["answer"], hinted=row["hinted"])
-        if config.restart:
+        if config.restart and number > 0:
+            policy = optimizer = scheduler = None  # else two policies would be in memory
             policy = load_policy(policy_path, device, training.dtype)
         optimizer, scheduler = make_optimizer(policy, training.optimizer, training.steps)
         steps: list[dict] = []

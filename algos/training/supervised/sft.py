@@ -15,7 +15,7 @@ from algos.pieces.masked import masked_sum
 from algos.pieces.settings import from_dict
 from algos.pieces.types import Totals
 from algos.training.models.checkpoints import (
-    check_causal_lm,
+    import_model,
     load_policy,
     load_tokenizer,
     resolve_device,
@@ -72,7 +72,7 @@ def train(
     config: SupervisedConfig, model_path: str, data_path: str, out: str, name: str = "", threads: int = 1
 ) -> None:
     """Fine-tune the model on the rows of data_path (prompt, answer); writes checkpoint/ and the record."""
-    check_causal_lm(model_path)
+    import_model(model_path)
     rows = read_jsonl(data_path)
     check_rows(rows, data_path, gold=False)
     device = resolve_device(config.device)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
-from algos.training.models.checkpoints import save_policy
+from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.sampling.respond import graded
 from algos.training.stage.config import OptimizerConfig
 from algos.training.supervised import expert_iteration
@@ -121,6 +122,23 @@ def test_restarting_trains_the_starting_model_in_every_round(monkeypatch, folder
         assert lines[-1]["prompts_never_solved"] == 0.5 and lines[-1]["generated_tokens"] == record["generated_tokens"]
         assert len(read_jsonl(out / "accepted.jsonl")) == 8 * settings["rounds"]
     assert weights["one"] == weights["restart"] != weights["continue"]
+
+
+def test_there_is_one_policy_in_memory_at_a_time(monkeypatch, folder):
+    """Round 0 trains the very policy that it sampled; a later one loads the starting model once the last is gone."""
+    loaded, alive = [], []
+
+    def load(*args):
+        alive.append(sum(policy() is not None for policy in loaded))
+        policy = load_policy(*args)
+        loaded.append(weakref.ref(policy))
+        return policy
+
+    monkeypatch.setattr(expert_iteration, "sampled", answering(table))
+    monkeypatch.setattr(expert_iteration, "load_policy", load)
+    config = expert_config(folder, rounds=3)
+    expert_iteration.train(config, str(folder / "student"), str(folder / "train.jsonl"), str(folder / "out"))
+    assert alive == [0, 0, 0]
 
 
 def test_a_round_without_anything_correct_stops(monkeypatch, folder):
