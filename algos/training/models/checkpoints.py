@@ -4,6 +4,7 @@ A model computes in the run's dtype. Saved weights have float32 or more: the mas
 
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from algos.training.update.optimize import master_of
 from evaluation.tasks.files import write_json
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
+A_MODEL = "a folder with config.json and safetensors weights, or a hub id"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -77,18 +79,23 @@ def build_model(config: ModelConfig, tokenizer, seed: int):
     )
 
 
+@contextmanager
+def readable(what: str, wanted: str):
+    """While it is open, what transformers cannot read raises SettingsError, which says what is wanted."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SettingsError(f"{what} cannot be read: {reason}. It must be {wanted}.") from None
+
+
 def check_causal_lm(path: str, revision: str | None = None) -> None:
     """Raise SettingsError unless path is a folder or hub id of a causal language model that transformers knows."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    try:
+    with readable(f"model {path!r}", A_MODEL):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"model {path!r} cannot be read: {str(error).splitlines()[0]} It must be a folder with "
-            "config.json and safetensors weights, or a hub id."
-        ) from None
     architectures = config.architectures or []
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not any(
         "CausalLM" in a or "LMHead" in a for a in architectures
@@ -100,10 +107,14 @@ def check_causal_lm(path: str, revision: str | None = None) -> None:
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None):
-    """The tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token."""
+    """The tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token.
+
+    Raises SettingsError if the checkpoint holds none, or one that could not end a response.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
+    with readable(f"the tokenizer of {str(path)!r}", "a folder with tokenizer.json, or a hub id"):
+        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise SettingsError(f"the tokenizer of {path} has no end-of-sequence token, so no response could ever end.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -119,9 +130,11 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
     from transformers import AutoModelForCausalLM
 
     check_causal_lm(str(path), revision)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(path), revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-    )
+    model: Any
+    with readable(f"model {str(path)!r}", A_MODEL):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        )
     model.to(device)
     without_dropout(model)
     probe = torch.arange(4, device=device)[None]
@@ -277,9 +290,10 @@ class ScalarModel(nn.Module):
         if not (path / "head.json").is_file():
             raise SettingsError(f"{path} holds no reward model: head.json is missing.")
         meta = json.loads((path / "head.json").read_text(encoding="utf-8"))
-        backbone = AutoModel.from_pretrained(
-            str(path), dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-        )
+        with readable(f"reward model {str(path)!r}", "a folder with config.json and safetensors weights"):
+            backbone = AutoModel.from_pretrained(
+                str(path), dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+            )
         model = cls(backbone, meta["head"], init_std=0.0)
         model.score.load_state_dict(load_file(path / "head.safetensors"))
         model.gain, model.offset = meta["gain"], meta["offset"]
