@@ -6,10 +6,10 @@ adds its objective. A study file may change any choice. Impossible combinations 
 """
 
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from algos.pieces import advantages as advantage_pieces
@@ -31,7 +31,8 @@ class Estimator:
     # advantages: baseline, scale, credit
     baseline: Baseline = "group_mean"  # what is subtracted from a response's reward
     scale: Scale = "none"  # what the difference is divided by; whiten, whiten_minibatch: over tokens
-    std_ddof: Literal[0, 1] = 1  # 1: sample standard deviation (TRL, verl, oat), 0: population; papers do not say
+    # 1: sample standard deviation (TRL, verl, oat), 0: population; papers do not say
+    std_ddof: Annotated[int, Field(ge=0, le=1)] = 1
     std_epsilon: NonNegativeFloat = 1.0e-6  # added to the standard deviation of a group or of the batch's rewards
     credit: Literal["response", "token"] = "response"  # token: a KL penalty counts from its token on
     # loss: ratio level and aggregation

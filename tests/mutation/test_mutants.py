@@ -33,7 +33,7 @@ def test_defaults_wherever_they_are_set(line, expected):
     [
         ("rank: PositiveInt | None = None", ["rank: int | None = None"]),
         ("dual_clip: Annotated[float, Field(gt=1)] | None = None", ["dual_clip: float | None = None"]),
-        ("std_ddof: Literal[0, 1] = 1", ["std_ddof: int = 1"]),
+        ("kl_in: Literal['loss', 'reward'] = 'loss'", ["kl_in: str = 'loss'"]),
         ("Scale = Literal['none', 'group_std']", ["Scale = str"]),
         ("whiten_rewards: bool = False", []),
     ],

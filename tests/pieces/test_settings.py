@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from dataclasses import FrozenInstanceError, asdict, field, fields, replace
 from typing import Literal
 
@@ -10,10 +11,16 @@ from pydantic import PositiveInt
 from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError, from_dict, json_schema, settings
 from algos.training.config import RunConfig
+from algos.training.models.config import ModelConfig
+from algos.training.rewards.rules import RewardSettings
+from algos.training.sampling.config import VllmConfig
 from algos.training.stage.config import OptimizerConfig
 from algos.training.supervised.config import SupervisedConfig
-from evaluation.tasks import TaskSettings
+from evaluation.config import EvaluationConfig
+from evaluation.tasks import TASKS, TaskSettings
 from evaluation.tasks.files import read_jsonl
+from pipelines.kinds import KINDS
+from pipelines.plan import SamplingSettings, StudySettings
 
 
 @settings
@@ -85,13 +92,17 @@ def test_the_json_schema_holds_types_limits_defaults_and_comments():
     assert schema["properties"]["kind"]["enum"] == ["loss", "reward"]
 
 
+REQUIRED = {  # of all sections
+    **{"algorithm": "grpo", "seed": 0, "name": "word_problems"},
+    **{"sampling": {"seed": 0}, "training": {"seed": 0}},
+    **{"study": "s", "task": {"name": "word_problems"}, "models": {}, "stages": {}, "seeds": [0]},
+}
 SECTIONS = (RunConfig, SupervisedConfig, TaskSettings, *(type(entry.defaults) for entry in ALGORITHMS.values()))
 
 
 @pytest.mark.parametrize("cls", dict.fromkeys(SECTIONS))
 def test_the_defaults_of_every_section_obey_its_own_schema(cls):
-    required = {"algorithm": "grpo", "seed": 0, "name": "word_problems"}
-    values = {key: value for key, value in required.items() if key in cls.__dataclass_fields__}
+    values = {name: REQUIRED[name] for name in json_schema(cls).get("required", ())}
     made = json.loads(json.dumps(asdict(from_dict(cls, values))))
     jsonschema.validate(made, json_schema(cls))
     with pytest.raises(jsonschema.ValidationError):
@@ -135,6 +146,23 @@ def test_a_part_of_a_nested_section_keeps_the_rest_of_that_sections_defaults():
 def test_every_mistake_is_named_with_its_place(values, message):
     with pytest.raises(SettingsError, match=message):
         from_dict(Outer, values, "outer")
+
+
+NESTED = (OptimizerConfig, RewardSettings, VllmConfig, ModelConfig, EvaluationConfig, StudySettings, SamplingSettings)
+EVERY = (*SECTIONS, *NESTED, *(kind.settings for kind in KINDS.values()), *(task.config for task in TASKS.values()))
+
+
+@pytest.mark.parametrize("cls", dict.fromkeys(EVERY))
+def test_a_whole_number_is_neither_true_nor_1_0(cls):
+    made = json_schema(cls)
+    given = {name: REQUIRED[name] for name in made.get("required", ())}
+    for name, schema in made["properties"].items():
+        if not re.search('"type": "integer"|"enum": .[0-9]', json.dumps(schema)):
+            continue
+        for value in (True, 1.0):
+            bad = {name: [value] if schema.get("type") == "array" else value}
+            with pytest.raises(SettingsError, match=rf"x\.{name}(\[0\])? must be a whole number(, or null)?, got "):
+                from_dict(cls, {**given, **bad}, "x")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ REFUSED = [
     (settings("grpo", target_kl=0.0), "target_kl must be above 0, or null, got 0"),
     (settings("grpo", entropy_coef=-1.0), "entropy_coef must be at least 0, got -1"),
     (settings("grpo", std_epsilon=-1.0), "std_epsilon must be at least 0, got -1"),
-    (settings("grpo", std_ddof=2), "std_ddof must be 0 or 1, got 2"),
+    (settings("grpo", std_ddof=2), "std_ddof must be at most 1, got 2"),
     *(
         (settings("grpo", **{name: "mean"}), f"{name}: 'mean' is unknown. Allowed: ")
         for name in (
