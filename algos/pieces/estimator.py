@@ -29,17 +29,22 @@ from algos.pieces.types import Objective, Totals
 @settings
 class Estimator:
     # advantages: baseline, scale, credit
+
     baseline: Baseline = "group_mean"  # what is subtracted from a response's reward
     scale: Scale = "none"  # what the difference is divided by; whiten, whiten_minibatch: over tokens
     # 1: sample standard deviation (TRL, verl, oat), 0: population; papers do not say
     std_ddof: Annotated[int, Field(ge=0, le=1)] = 1
     std_epsilon: NonNegativeFloat = 1.0e-6  # added to the standard deviation of a group or of the batch's rewards
     credit: Literal["response", "token"] = "response"  # token: a KL penalty counts from its token on
+
     # loss: ratio level and aggregation
+
     ratio: Level = "token"  # see algos/pieces/ratios.py
     aggregation: Aggregation = "seq-mean-token-mean"  # see algos/pieces/aggregation.py
     aggregation_length: PositiveInt | None = None  # constant of seq-mean-token-sum-norm; null: max_response_tokens
-    # KL to the frozen start
+
+    # KL to the frozen reference
+
     kl_coef: NonNegativeFloat = 0.0  # 0: no KL term and no reference
     kl_in: Literal["loss", "reward"] = "loss"
     kl_estimator: KLEstimator = "k3"  # k3+: value of k3, gradient of k2; full: whole vocabulary
@@ -47,15 +52,21 @@ class Estimator:
     kl_importance_weighted: bool = False  # KL loss times the token ratio: unbiased off-policy (arXiv:2512.02556)
     kl_target: PositiveFloat | None = None  # sequence KL that kl_coef is steered to (arXiv:1909.08593); null: none
     kl_horizon: PositiveInt = 10_000  # responses over which kl_coef is steered
+
     # exploration and trust
+
     entropy_coef: NonNegativeFloat = 0.0  # weight of the full-vocabulary entropy, as a bonus
     target_kl: PositiveFloat | None = None  # a batch's updates end once KL(old || new), k3, exceeds 1.5 times this
+
     # which responses count
+
     dynamic_sampling: bool = False  # draw prompts until all groups have right and wrong answers (DAPO)
     max_rounds: PositiveInt = 4  # dynamic sampling: rounds, after which groups of one kind fill the batch
     keep: Literal["all", "correct"] = "all"  # correct: only right responses count (RAFT)
     mask_truncated: bool = False  # leave responses that ran into the length limit out of the loss (DAPO's filtering)
-    # trainer against sampler, section 7 of the reference
+
+    # trainer against sampler
+
     correction: Correction = "none"  # see algos/pieces/correction.py
     correction_low: NonNegativeFloat = 0.5  # masks: weights below are dropped
     correction_high: float = 2.0  # masks: weights above are dropped; truncation: they are cut to this

@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses that pydantic checks, with every mistake named in one sentence.
 
 A study file is YAML and a stage gets its part as JSON; both end here. A field's type is its limit (`PositiveInt`,
-`Literal["loss", "reward"]`), and its comment is its description in the JSON schema. Light on purpose: no torch.
+`Literal["loss", "reward"]`), and its comments are its description in the JSON schema. Light on purpose: no torch.
 """
 
 import ast
@@ -9,9 +9,12 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import io
+import itertools
 import json
 import re
 import textwrap
+import tokenize
 import typing
 from typing import Annotated, Literal
 
@@ -173,17 +176,24 @@ class _WithComments(GenerateJsonSchema):
 
 
 def comments(cls) -> dict[str, str]:
-    """Field -> the comment behind it, in the class or the nearest base that has one."""
+    """Field -> its comments, in the class or the nearest base that has any: those beside it, then those right above.
+
+    A comment with an empty line below it is the heading of several fields, and no field's own.
+    """
     found: dict[str, str] = {}
     for base in cls.__mro__[-2::-1]:
         source = textwrap.dedent(inspect.getsource(base))
-        lines = source.encode().splitlines()
+        tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+        said = {token.start[0]: token.string.strip(" #") for token in tokens}
+        alone = {token.start[0] for token in tokens if token.line.lstrip().startswith("#")}
         statement = ast.parse(source).body[0]
         assert isinstance(statement, ast.ClassDef)
         for node in statement.body:
-            assert node.end_lineno is not None and node.end_col_offset is not None
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            behind = lines[node.end_lineno - 1][node.end_col_offset :].decode()
-            if isinstance(targets[0], ast.Name) and behind.strip():
-                found[targets[0].id] = behind.strip(" #")
+            assert node.end_lineno is not None
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            above = itertools.takewhile(alone.__contains__, range(node.lineno - 1, 0, -1))
+            beside = [line for line in range(node.lineno, node.end_lineno + 1) if line in said]
+            text = ". ".join(" ".join(said[line] for line in lines) for lines in (beside, sorted(above)) if lines)
+            if isinstance(target, ast.Name) and text:
+                found[target.id] = text
     return found

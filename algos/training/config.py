@@ -69,7 +69,9 @@ class RunConfig:
     critic_learning_rate: PositiveFloat | None = None  # null: the policy's
     device: str = "auto"  # auto: CUDA where there is one
     dtype: DType = "float32"  # of weights and activations; bfloat16: with float32 masters, gradients and moments
+
     # What makes a run smaller or faster. Figures: the default study's model and micro-batches, on one CPU core.
+
     gradient_checkpointing: bool = False  # policy, critic keep a layer's input alone: 1/13 of the bytes
     compile: bool = False  # torch.compile of all passes but sampling: 10 % off each, after minutes of compiling
     lora: LoraSettings | None = None  # train adapters alone, without a second model as reference; null: all weights

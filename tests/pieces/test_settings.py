@@ -37,9 +37,16 @@ class Outer:
     count: PositiveInt = 1  # how many: 1 é
     rate: float | None = None
     kind: Literal["loss", "reward"] = "loss"
-    pair: tuple[Literal["a", "b"], ...] = ()
+    # One of the two,
+    # or both.
+    pair: tuple[Literal["a", "b"], ...] = ()  # which letters
     other: Inner | None = None
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(
+        default_factory=dict,  # name -> weight
+    )
+
+    # what follows has a heading
+
     inner: Inner = field(default_factory=lambda: Inner(x=5.0))
 
 
@@ -88,7 +95,9 @@ def test_the_json_schema_holds_types_limits_defaults_and_comments():
         "title": "Count",
         "description": "how many heirs",
     }
-    assert json_schema(Outer)["properties"]["count"]["description"] == "how many: 1 é"
+    said = {name: part.get("description") for name, part in json_schema(Outer)["properties"].items()}
+    assert said["count"] == "how many: 1 é" and said["weights"] == "name -> weight"
+    assert said["pair"] == "which letters. One of the two, or both." and said["inner"] is None
     assert schema["properties"]["kind"]["enum"] == ["loss", "reward"]
 
 
