@@ -29,6 +29,7 @@ from algos.training.stage.record import (
     resident_bytes,
     stage_parser,
     use_threads,
+    warn_if_budget_left,
 )
 
 
@@ -54,7 +55,7 @@ def train(
     record = start_record(config, paths, out, name, threads, device)
     repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm))
     run.engine.close()
-    warn_if_budget_left(run)
+    warn_if_budget_left(config, "steps", run.state.generated_tokens)
     save_policy(run.state.learner.policy, run.inputs.tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=run.phases.total,
@@ -87,12 +88,6 @@ def show(progress: Progress, run: Run, metrics: dict) -> None:
         accuracy=metrics["accuracy"].item(),
         **{"tokens/s": metrics["batch_tokens"] / metrics["step_seconds"]},
     )
-
-
-def warn_if_budget_left(run: Run) -> None:
-    steps, budget, generated = run.config.steps, run.config.budget_tokens, run.state.generated_tokens
-    if budget is not None and generated < budget:
-        print(f"warning: {steps} steps generated {generated} of budget_tokens = {budget} tokens; raise steps")
 
 
 def keep_samples(record: Record, step: int, experience: Experience, problems: list[dict], most: int = 4) -> None:

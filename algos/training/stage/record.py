@@ -292,6 +292,15 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def warn_if_budget_left(config, limit: str, generated: int) -> None:
+    """Say so if a stage has generated fewer tokens than its budget; limit: the setting that has ended it, "steps"."""
+    if config.budget_tokens is not None and generated < config.budget_tokens:
+        print(
+            f"warning: {getattr(config, limit)} {limit} generated {generated} of budget_tokens = "
+            f"{config.budget_tokens} tokens; raise {limit}"
+        )
+
+
 def stage_parser(description: str) -> argparse.ArgumentParser:
     """The options that every stage's command has."""
     parser = argparse.ArgumentParser(description=description)

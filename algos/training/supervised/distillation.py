@@ -40,6 +40,7 @@ from algos.training.stage.record import (
     resident_bytes,
     stage_parser,
     use_threads,
+    warn_if_budget_left,
 )
 from algos.training.supervised.config import DistillationConfig
 from algos.training.supervised.examples import Step, Texts, as_batch, encode_examples, schedule
@@ -201,9 +202,7 @@ class Monitor:
 
     def close(self) -> None:
         self.progress.close()
-        budget = self.config.budget_tokens
-        if budget is not None and self.generated < budget:
-            print(f"warning: {self.steps} steps generated {self.generated} of {budget} budget_tokens; raise steps")
+        warn_if_budget_left(self.config, "steps", self.generated)
 
 
 def train(

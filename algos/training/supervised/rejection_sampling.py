@@ -14,7 +14,15 @@ from pathlib import Path
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import check_causal_lm
 from algos.training.sampling.respond import draw_problems, respond
-from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
+from algos.training.stage.record import (
+    Progress,
+    Record,
+    load_settings,
+    main_guard,
+    stage_parser,
+    use_threads,
+    warn_if_budget_left,
+)
 from algos.training.supervised.config import RejectionConfig
 from evaluation.tasks.files import write_jsonl
 
@@ -53,6 +61,7 @@ def main() -> None:
         )
     write_jsonl(Path(args.out) / "accepted.jsonl", rows)
     tokens = sum(row["tokens"] for row in responses)
+    warn_if_budget_left(config, "prompts", tokens)
     record.log(
         0,
         {

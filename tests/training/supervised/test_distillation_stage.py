@@ -188,4 +188,4 @@ def test_a_budget_of_generated_tokens_ends_the_run_after_the_step_that_reaches_i
     assert (folder / "out" / "checkpoint" / "model.safetensors").read_bytes() == weights
     assert "warning" not in capsys.readouterr().out
     run_distillation(folder, steps=1, budget_tokens=10_000)
-    assert "of 10000 budget_tokens; raise steps" in capsys.readouterr().out
+    assert "of budget_tokens = 10000 tokens; raise steps" in capsys.readouterr().out
