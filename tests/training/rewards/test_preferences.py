@@ -14,9 +14,10 @@ from algos.training.models.checkpoints import ScalarModel
 from algos.training.models.packing import Layout
 from algos.training.rewards.config import PreferenceConfig
 from algos.training.rewards.preferences import read_rows, rows_of_pairs
-from algos.training.rewards.reward_model import encode_rows, measure
+from algos.training.rewards.reward_model import encode_rows, measure, score_examples
 from evaluation.tasks.files import read_jsonl, write_jsonl
 
+CPU = torch.device("cpu")
 GOOD = {"prompt": "1+1?", "chosen": "2", "rejected": "3"}
 
 
@@ -69,8 +70,12 @@ def test_the_command_splits_a_file_of_pairs_by_prompt(tmp_path):
 def test_a_reward_model_is_measured_against_the_users_pairs_alone():
     tokenizer = tiny_tokenizer()
     model = ScalarModel(tiny_model(tokenizer, dtype=torch.float32).base_model, "linear", 0.5)
-    rows = [{"prompt": "1+1?", "responses": ["2", "3"], "pairs": [[0, 1]]}]
-    encoded = encode_rows(rows, tokenizer)
-    metrics = measure(model, rows, encoded, tokenizer.pad_token_id, torch.device("cpu"), Layout(share_prompts=False))
-    assert metrics["pair_accuracy_rater"] in (0.0, 0.5, 1.0) and "pair_accuracy_gold" not in metrics
-    assert metrics["held_out_prompts"] == metrics["held_out_pairs"] == 1
+    rows = [{"prompt": prompt, "responses": ["2", "3"]} for prompt in ("1+1?", "1-1=")]
+    encoded, layout = encode_rows(rows, tokenizer), Layout(share_prompts=False)
+    (low, high), other = (
+        score_examples(model, examples, tokenizer.pad_token_id, CPU, layout).argsort().tolist() for examples in encoded
+    )
+    rows[0]["pairs"], rows[1]["pairs"] = [[high, low]], [other, other, other[::-1]]
+    metrics = measure(model, rows, encoded, tokenizer.pad_token_id, CPU, layout)
+    assert metrics["pair_accuracy_rater"] == pytest.approx((1 + 1 / 3) / 2) and "pair_accuracy_gold" not in metrics
+    assert (metrics["held_out_prompts"], metrics["held_out_pairs"]) == (2, 4)

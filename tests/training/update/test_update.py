@@ -149,7 +149,9 @@ def folder(tmp_path):
     """A policy and a reward model on disk."""
     save_policy(tiny_model(TOKENIZER, 7, torch.float32), TOKENIZER, tmp_path / "policy")
     reward_model = tiny_model(TOKENIZER, 1, torch.float32).base_model
-    ScalarModel(reward_model, "linear", 0.5, torch.Generator().manual_seed(0)).save(tmp_path / "reward_model")
+    model = ScalarModel(reward_model, "linear", 0.5, torch.Generator().manual_seed(0))
+    model.gain, model.offset = 2.0, 0.25
+    model.save(tmp_path / "reward_model")
     return tmp_path
 
 
@@ -170,7 +172,8 @@ def test_critics_start_from_the_policy_from_nothing_or_from_the_reward_model(fol
     assert moved(fresh, other.state_dict())
     from_reward_model, _ = critic_of(folder, critic_init="reward_model")
     reward_model = ScalarModel.load(folder / "reward_model", torch.device("cpu"))
-    torch.testing.assert_close(from_reward_model.values(batch), token_values(reward_model, batch))
+    normalized = ((token_values(reward_model, batch) - 0.25) * 2.0).where(batch.response_mask, torch.zeros(()))
+    torch.testing.assert_close(from_reward_model.values(batch), normalized)
     assert from_reward_model.values(batch).abs().max() > 0
     for start in (critic, fresh):  # a head of zero: the first advantages are the rewards
         assert (start.values(batch) == 0).all()
