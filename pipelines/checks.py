@@ -1,16 +1,19 @@
 """Mistakes in a study, found before anything runs. Every message names the stage, the key, the value and the fix."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
+from algos.training.rewards.config import PreferenceConfig
 from pipelines.graph import Stage
 from pipelines.kinds import EVALUATED
 from pipelines.plan import Plan, without
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+SAMPLED_PAIRS = [f.name for f in fields(PreferenceConfig) if f.name not in ("seed", "held_out_share")]
 KL_SETTINGS = ("kl_estimator", "kl_in", "kl_direction", "kl_importance_weighted", "kl_target", "kl_horizon")
 
 
@@ -105,6 +108,13 @@ def _check_preferences(plan: Plan, stage: Stage, where: str) -> None:
         )
     if path is not None and not (isinstance(path, str) and Path(path).is_file()):
         raise SettingsError(f"{where}.path: there is no file {path!r}.")
+    written = plan.settings.stages[stage.varies or stage.name]
+    idle = [key for key in SAMPLED_PAIRS if key in written or key in (written.get("vary") or {})]
+    if path is not None and idle:
+        raise SettingsError(
+            f"{where}: {', '.join(idle)} without effect, as the pairs of `path` are read and not sampled; remove "
+            f"{'it' if len(idle) == 1 else 'them'}."
+        )
 
 
 def _check_unused_edges(plan: Plan, stage: Stage, where: str) -> None:

@@ -129,6 +129,24 @@ def test_mistakes_are_named_with_file_key_value_and_what_is_allowed(path, value,
     assert str(raised.value).startswith("studies/mine.yaml: ") and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ({"flip_share": 0.2}, r"stages\.mine: flip_share without effect, as the pairs of `path` are .*; remove it\."),
+        ({"prompts": 4, "responses": 4}, r"stages\.mine: prompts, responses without effect, .*; remove them\."),
+        ({"vary": {"flip_share": [0.1, 0.2]}}, r"stages\.mine-flip_share=0\.1: flip_share without effect, as the pai"),
+    ],
+)
+def test_settings_of_sampling_beside_pairs_of_ones_own_are_refused(tmp_path, extra, message):
+    (tmp_path / "pairs.jsonl").touch()
+    own = {"path": str(tmp_path / "pairs.jsonl"), "held_out_share": 0.5}
+    Study(small(mine={"kind": "preferences", **own}), "x")
+    like = {"like": "sampled", "from": None, **own}
+    Study(small(first=sft(), sampled={"kind": "preferences", "from": "first", "flip_share": 0.2}, mine=like), "x")
+    with pytest.raises(SettingsError, match=message):
+        Study(small(mine={"kind": "preferences", **own, **extra}), "x")
+
+
 def test_a_stage_with_other_seeds_than_the_stage_it_starts_from_is_refused():
     config = small(first=sft(seeds=[0, 1]), second=rl("first", seeds=[0, 2]))
     message = "stages.second.from: first has the seeds 0, 1, but second runs with seed 2; give first one seed, or the"
