@@ -32,7 +32,6 @@ def main() -> None:
     commands.add_parser("list", help="all algorithms and presets, each with its idea and its source")
     one = commands.add_parser("describe", help="an algorithm's equation and resolved hyperparameters")
     one.add_argument("name")
-    one.add_argument("--study", help="study file; NAME is then the name of a run of that study")
     args = parser.parse_args()
     try:
         print(list_algorithms() if args.command == "list" else describe(args.name))

@@ -66,7 +66,7 @@ def _special(hparams: Estimator) -> dict[str, object]:
     """Hyperparameters that most runs leave at their default: only the ones in use."""
     found: dict[str, object] = {}
     if hparams.kl_coef and hparams.kl_importance_weighted:
-        found["kl_times_ratio"] = hparams.kl_importance_weighted
+        found["kl_importance_weighted"] = hparams.kl_importance_weighted
     if hparams.kl_coef and hparams.kl_target is not None:
         found["kl_target"] = hparams.kl_target
     for name in ("entropy_coef", "target_kl", "dual_clip", "ratio_cap", "whiten_rewards", "value_warmup"):

@@ -111,7 +111,7 @@ class Batch:
     rewards: Tensor  # (B,) float32, one per response, its components already added up
     group_size: int
     old_logprobs: Tensor | None = None  # (B, T) float32, nats: policy at the start of the update, by the trainer
-    ref_logprobs: Tensor | None = None  # (B, T) float32, nats: frozen start; None without a KL term
+    ref_logprobs: Tensor | None = None  # (B, T) float32, nats: of the frozen reference; None without a KL term
     values: Tensor | None = None  # (B, T) float32, reward units: critic at rollout time; None without a critic
     returns: Tensor | None = None  # (B, T) float32, reward units: the critic's targets
     advantages: Tensor | None = None  # (B, 1) or (B, T) float32

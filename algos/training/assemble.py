@@ -118,7 +118,7 @@ def make_learner(config: RunConfig, paths: Checkpoints, device) -> tuple[Learner
         )
         models["critic"] = (learner.critic, learner.critic_optimizer)
     if hparams.needs_reference:
-        learner.reference = _frozen_start(config, paths, policy, device) if reference is None else reference
+        learner.reference = _starting_policy(config, paths, policy, device) if reference is None else reference
         if not isinstance(learner.reference, WithoutAdapters):
             models["reference"] = (learner.reference, None)
     if reward_model is not None:
@@ -141,7 +141,7 @@ def other_reference(config: RunConfig, paths: Checkpoints) -> str | None:
     return paths.reference
 
 
-def _frozen_start(config: RunConfig, paths: Checkpoints, policy, device):
+def _starting_policy(config: RunConfig, paths: Checkpoints, policy, device):
     """The policy as it starts: itself without its adapters, or loaded a second time."""
     if config.lora is not None:
         return WithoutAdapters(policy)

@@ -1,4 +1,4 @@
-"""(2-3) Prompts -> scored rollouts: plain sampling, DAPO's dynamic sampling, ReMax's greedy responses.
+"""Prompts -> scored rollouts: plain sampling, DAPO's dynamic sampling, ReMax's greedy responses.
 
 All generated tokens count in the budget, those of responses that are thrown away too.
 """

@@ -65,7 +65,7 @@ def sample_batches(
 
 @dataclass(frozen=True)
 class Policies:
-    """Logits (P, T, V) of the three policies of section 7 of the reference; by default all are the toy's."""
+    """Logits (P, T, V) of the three policies that a step tells apart; by default all are the toy's."""
 
     new: Tensor  # whose gradient is estimated
     old: Tensor  # the ratio's denominator

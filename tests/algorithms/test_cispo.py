@@ -1,4 +1,4 @@
-"""CISPO: section 4.6."""
+"""CISPO, by hand."""
 
 import pytest
 import torch

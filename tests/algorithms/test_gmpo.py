@@ -1,4 +1,4 @@
-"""GMPO: section 4.7."""
+"""GMPO, by hand."""
 
 import pytest
 import torch

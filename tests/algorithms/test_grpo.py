@@ -17,7 +17,7 @@ def run(a, advantages=A2, hparams=PLAIN):
     return lambda logprobs: loss_of(a, logprobs, advantages, hparams)[0]
 
 
-def test_golden_loss_and_gradient(a):  # reference, section 6: per token [[-1.2, -0.6, -1.125], [0.8, 1.1]]
+def test_golden_loss_and_gradient(a):  # per token [[-1.2, -0.6, -1.125], [0.8, 1.1]]
     loss, grad = gradient(run(a), a.new)
     assert loss.item() == pytest.approx(-0.0125, abs=1e-9)
     close(grad, [[0.0, -0.1, -0.1875], [0.0, 0.275, 0.0]], atol=1e-7)
@@ -38,7 +38,7 @@ def test_golden_loss_and_gradient_with_kl(a):
     close(grad, [[0.0015385, -0.1155556, -0.1867593], [-0.0078571, 0.2759091, 0.0]])
 
 
-def test_the_logged_kl_is_the_mean_over_tokens(a):  # section 5: k3 of Fixture A
+def test_the_logged_kl_is_the_mean_over_tokens(a):  # k3 of Fixture A
     _, metrics = loss_of(a, a.new, hparams=grpo.GRPOConfig(kl_coef=0.04))
     assert metrics["kl_loss"].item() == pytest.approx(0.2755849, abs=1e-6)
 

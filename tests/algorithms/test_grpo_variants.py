@@ -1,4 +1,4 @@
-"""Dr. GRPO, DAPO and Lite PPO: sections 4.3, 4.4 and 4.2. They are GRPO's objective with other choices."""
+"""Dr. GRPO, DAPO and Lite PPO: they are GRPO's objective with other choices."""
 
 from dataclasses import replace
 from types import SimpleNamespace

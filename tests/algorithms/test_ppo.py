@@ -69,7 +69,7 @@ def test_advantages_that_would_broadcast_silently_are_refused(a, shape):
 
 
 def test_the_penalty_by_hand(a):
-    """rho A: (1.3 + 0.6 + 1.125 - 0.7 - 1.1) / 5 = 0.245; rho - 1 - log rho: section 3.4's k3, 0.0434086.
+    """rho A: (1.3 + 0.6 + 1.125 - 0.7 - 1.1) / 5 = 0.245; rho - 1 - log rho: k3, 0.0434086.
 
     Gradient: -(rho A - b (rho - 1)) / 5.
     """

@@ -1,4 +1,4 @@
-"""REINFORCE and what differs from it in the baseline alone: section 3.1. sum log pi = -2.4332634, -1.8708027."""
+"""REINFORCE and what differs from it in the baseline alone. sum log pi = -2.4332634, -1.8708027."""
 
 from dataclasses import replace
 

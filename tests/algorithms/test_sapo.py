@@ -1,4 +1,4 @@
-"""SAPO: section 4.8."""
+"""SAPO, by hand."""
 
 from dataclasses import replace
 

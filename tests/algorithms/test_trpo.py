@@ -1,4 +1,4 @@
-"""TRPO: the step of section 3.3 and its line search, on a quadratic and on a categorical policy."""
+"""TRPO: the step and its line search, on a quadratic and on a categorical policy."""
 
 import pytest
 import torch

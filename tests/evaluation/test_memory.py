@@ -269,9 +269,6 @@ def test_logits_in_pieces_take_less_than_a_third():
     assert check.logits_bytes(2**24, 512) <= full / 3
 
 
-# the command
-
-
 def test_a_head_on_the_reference_is_measured_as_predicted():
     case = check.CASES["ppo, reference and reward model"].workload()
     workload = replace(case, head_on_reference=True)

@@ -13,8 +13,6 @@ from evaluation.memory import check, figure, text
 from evaluation.memory import closed_form as model
 from evaluation.memory import plan as memory
 
-# closed forms
-
 
 def run_command(monkeypatch, capsys, *arguments: str) -> str:
     monkeypatch.setattr("sys.argv", ["memory", *arguments])

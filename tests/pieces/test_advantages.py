@@ -1,4 +1,4 @@
-"""Baselines, scales and credit by hand: golden numbers of sections 3.1, 3.2, 3.4 and 4.2."""
+"""Baselines, scales and credit by hand."""
 
 from dataclasses import replace
 from types import SimpleNamespace

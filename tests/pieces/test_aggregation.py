@@ -1,4 +1,4 @@
-"""What weighs how much in an optimizer step: section 6."""
+"""What weighs how much in an optimizer step."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The clipped objective by hand: section 3.4, its four cases, and the optional dual and two-sided clip of 4.9."""
+"""The clipped objective by hand: its four cases, and the optional dual and two-sided clip."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Trainer against sampler: golden numbers of section 7, sampler [0.2, 0.1, 0.5] against trainer [0.3, 0.25, 0.4]."""
+"""Trainer against sampler: golden numbers of sampler [0.2, 0.1, 0.5] against trainer [0.3, 0.25, 0.4]."""
 
 import pytest
 import torch

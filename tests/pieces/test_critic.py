@@ -1,4 +1,4 @@
-"""The critic's loss, targets and explained variance: section 3.4."""
+"""The critic's loss, targets and explained variance."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Golden numbers of section 5: p = [0.5, 0.3, 0.2] against q = [0.25, 0.25, 0.5], and Fixture A.
+"""Golden numbers: p = [0.5, 0.3, 0.2] against q = [0.25, 0.25, 0.5], and Fixture A.
 
 Expectations are taken by enumerating the three tokens: row i of a batch of one-token responses is token i, weighted
 with its probability.
@@ -132,7 +132,7 @@ def test_golden_fixture_a(a):
     assert masked_mean(k3, a.mask, dim=1).mean().item() == pytest.approx(0.2471788, abs=1e-6)
 
 
-def test_golden_distance_to_the_old_policy(a):  # section 3.4; k1 and k3 are logged, see test_grpo
+def test_golden_distance_to_the_old_policy(a):  # k1 and k3 are logged, see test_grpo
     assert masked_mean(kl_k2(a.new, a.old, a.mask), a.mask).item() == pytest.approx(0.0479952, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The levels of the importance ratio: section 1's Fixture A and section 4.5."""
+"""The levels of the importance ratio, on Fixture A."""
 
 import pytest
 import torch

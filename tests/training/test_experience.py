@@ -1,4 +1,4 @@
-"""(2-3) Plain sampling, dynamic sampling and greedy baselines, with a policy whose answers are written down."""
+"""Plain sampling, dynamic sampling and greedy baselines, with a policy whose answers are written down."""
 
 from dataclasses import replace
 from itertools import count

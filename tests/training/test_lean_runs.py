@@ -87,7 +87,7 @@ def test_compiling_needs_a_compiler(monkeypatch):
         compile_passes(tiny_model(TOKENIZER).base_model, CPU)
 
 
-# adapters
+# all of them together, and what cannot be
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "ppo_shared"])

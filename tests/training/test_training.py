@@ -150,7 +150,7 @@ def test_an_unusable_device_is_refused_by_name():
         resolve_device("cuda:99")
 
 
-def test_golden_batch_metrics():  # Fixture A with the token rewards of section 3.4
+def test_golden_batch_metrics():  # Fixture A with a KL penalty in its token rewards
     a = fixture_a(0.0)
     rollouts = random_rollouts(TOKENIZER, [[5]], 2, [3, 2])
     batch = replace(
@@ -168,7 +168,7 @@ def test_golden_batch_metrics():  # Fixture A with the token rewards of section 
         "advantage_high": 1.0048312,
         "advantage_low": -1.2997974,
         "return_mean": 0.6186956,  # (1.0118490 + 1.0493147 + 1 + 0.0323144) / 5
-        "td_error": 0.2693999,  # lambda 0 of section 3.2: |-0.1|, 0.3693147, 0.4, |-0.2776856|, |-0.2|
+        "td_error": 0.2693999,  # lambda 0: |-0.1|, 0.3693147, 0.4, |-0.2776856|, |-0.2|
         "kl_to_ref_sequence": -0.4581454,  # old - ref: (log 1/2 + log 4/5) / 2
         "kl_to_ref_k1": -0.1832581,
         "response_tokens": 2.5,

@@ -26,7 +26,7 @@ class PreferenceConfig:
 
 @settings
 class RewardModelConfig:
-    """Bradley-Terry reward model on the cold-start backbone."""
+    """Bradley-Terry reward model on the backbone of a policy."""
 
     seed: int
     head: Literal["linear", "mlp"] = "linear"

@@ -1,4 +1,4 @@
-"""(2) What every engine can do: it turns prompts and a policy into rollouts with their log-probabilities."""
+"""What every engine can do: it turns prompts and a policy into rollouts with their log-probabilities."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

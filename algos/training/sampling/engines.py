@@ -1,4 +1,4 @@
-"""(2) The engines that sample: prompts and a policy -> rollouts with their log-probabilities.
+"""The engines that sample: prompts and a policy -> rollouts with their log-probabilities.
 
 TransformersEngine samples with the trainer's own model. vllm_engine.py samples with a copy of the model, which has to
 be synchronized after every update. Two canaries tell when the copy is stale: the fingerprint of the engine's weights,

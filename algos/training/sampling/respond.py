@@ -1,4 +1,4 @@
-"""(2) Graded responses of a checkpoint to problems: what preferences, rejection sampling and evaluation share."""
+"""Graded responses of a checkpoint to problems: what preferences, rejection sampling and evaluation share."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""(4-6) A rollout batch -> advantages -> losses -> optimizer steps, for the policy and, if there is one, the critic."""
+"""A rollout batch -> advantages -> losses -> optimizer steps, for the policy and, if there is one, the critic."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ class Learner:
     critic: Any = None  # SeparateCritic or SharedCritic
     critic_optimizer: Any = None
     critic_scheduler: Any = None
-    reference: Any = None  # frozen start
+    reference: Any = None  # frozen
     share_prompts: bool = False  # whether all models take rows in which responses share their prompt
 
     def layout(self, config: RunConfig) -> Layout:

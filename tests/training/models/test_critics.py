@@ -55,6 +55,3 @@ def test_a_critic_that_cannot_be_is_refused(folder):
     save_policy(tiny_model(tokenizer, 0, torch.float32), tokenizer, folder / "other")
     with pytest.raises(SettingsError, match=r"--critic: .*other must have the policy's tokenizer, but .* differ"):
         critic_of(folder, str(folder / "other"))
-
-
-# one pass for reward model and reference

@@ -164,6 +164,3 @@ def test_golden_entropy_and_its_gradient(batch):  # p = [0.5, 0.3, 0.2]: H = 1.0
     assert logprobs[0, 0].exp().item() == pytest.approx([0.5, 0.3, 0.2][small.response_ids[0, 0]], abs=1e-6)
     (entropies.sum() / batch.response_mask.sum()).backward()
     close(policy.logits.grad, [-0.1682529, 0.0522959, 0.1159570])
-
-
-# the loop

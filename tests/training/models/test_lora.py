@@ -104,9 +104,6 @@ def test_no_second_model_is_loaded_for_the_reference(folder):
     assert models["reward_model"][0].backbone is None  # that of the policy without its adapters
 
 
-# smaller critics
-
-
 def test_trpo_steps_with_adapters(loop):
     _, lines = loop("trpo", steps=2, minibatches=1, lora=LoraSettings(rank=4))
     assert all(line["grad_norm"] > 0 for line in lines)

@@ -76,7 +76,7 @@ def test_gradients_add_up_in_float32():
 
 @pytest.mark.parametrize("name, moments", [("adamw", 8), ("adafactor", 0)])
 def test_bytes_per_parameter(name, moments):
-    """Section 9.1: 2 for the weights, 4 for gradients, 4 for masters, 8 for AdamW's moments."""
+    """Bytes of a parameter: 2 for the weights, 4 for gradients, 4 for masters, 8 for AdamW's moments."""
     module = weight()
     optimizer, scheduler = make_optimizer(module, OptimizerConfig(name), 1)
     step(module, optimizer, scheduler)

@@ -91,6 +91,3 @@ def test_known_reference_log_probabilities_follow_the_groups():
     joined = Rollouts.join([rollouts.select_groups([1]), rollouts.select_groups([0])], TOKENIZER.pad_token_id)
     assert joined.ref_logprobs[:, 0].tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     assert Rollouts.join([rollouts, ROLLOUTS], TOKENIZER.pad_token_id).ref_logprobs is None
-
-
-# what is not needed, on the CPU

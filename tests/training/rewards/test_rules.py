@@ -1,4 +1,4 @@
-"""Rule rewards by hand and by their golden values (reference, sections 2.2 and 4.4)."""
+"""Rule rewards by hand and by their golden values."""
 
 import time
 

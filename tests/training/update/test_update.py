@@ -1,4 +1,4 @@
-"""(4-6) From a rollout batch to optimizer steps, on a tiny transformer: who moves, by what, and when it stops."""
+"""From a rollout batch to optimizer steps, on a tiny transformer: who moves, by what, and when it stops."""
 
 import copy
 from dataclasses import replace
