@@ -1,4 +1,4 @@
-"""Fixture A of the mathematical reference: one prompt, G = B = 2 responses, T = 3 tokens, one cell of padding."""
+"""Fixture A: one prompt, G = B = 2 responses, T = 3 tokens, one cell of padding."""
 
 from types import SimpleNamespace
 

@@ -99,7 +99,10 @@ OPTIMIZERS = {"adamw": _adamw, "adamw_8bit": _adamw_8bit, "adafactor": _adafacto
 
 
 def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """The factor on the learning rate at an optimizer step, counted from 0."""
+    """The factor on the learning rate at an optimizer step, counted from 0.
+
+    transformers.get_scheduler is not used: its warm-up begins at 0, so that its first optimizer step changes nothing.
+    """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
