@@ -13,7 +13,6 @@ from algos.training.trl.trainers import CRITIC, GROUP, LEAVE_ONE_OUT, Setting, l
 
 NO_VALUE_CLIP = 1.0e9  # a clip range that no value reaches
 NO_EFFECT_CLIP = 0.2  # for objectives without a clip: their ratio is 1, or TRL does not look at it
-SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 def translated(config: RunConfig, table: dict[str, Setting]) -> dict:
@@ -27,21 +26,14 @@ def translated(config: RunConfig, table: dict[str, Setting]) -> dict:
 
 
 def shared_arguments(config: RunConfig, out: str, device) -> dict:
-    """Options of transformers.TrainingArguments that all of TRL's trainers take."""
-    optimizer = config.optimizer
+    """Options of transformers.TrainingArguments that all of TRL's trainers take.
+
+    Those of optimizer and schedule are not among them: both are handed over as objects.
+    """
     return {
         "output_dir": str(Path(out) / "trl"),
         "seed": config.seed,
         "data_seed": config.seed,
-        "learning_rate": optimizer.learning_rate,
-        "lr_scheduler_type": SCHEDULERS[optimizer.schedule],
-        "warmup_steps": optimizer.warmup_steps,
-        "optim": "adamw_torch",
-        "adam_beta1": optimizer.adam_beta1,
-        "adam_beta2": optimizer.adam_beta2,
-        "adam_epsilon": optimizer.adam_epsilon,
-        "weight_decay": optimizer.weight_decay,
-        "max_grad_norm": optimizer.max_grad_norm or 0.0,
         "temperature": config.temperature,
         "gradient_checkpointing": config.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -71,6 +63,7 @@ def _sampling_arguments(config: RunConfig, out: str, device, micro: int) -> dict
         "max_completion_length": config.max_response_tokens,
         "max_steps": config.steps * config.minibatches * config.epochs,
         "logging_steps": config.minibatches * config.epochs,
+        "max_grad_norm": config.optimizer.max_grad_norm or 0.0,
         "shuffle_dataset": False,
         "epsilon": NO_EFFECT_CLIP,
         "epsilon_high": NO_EFFECT_CLIP,
