@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from algos.pieces import advantages as advantage_pieces
-from algos.pieces.critic import WithCritic, value_loss
+from algos.pieces import critic
+from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator, policy_loss
 from algos.pieces.kl import adapt_coefficient
 from algos.pieces.masked import masked_whiten
-from algos.pieces.types import Batch, Objective, Totals
+from algos.pieces.types import Batch, Objective
 
 Hparams = TypeVar("Hparams", bound=Estimator)
 
@@ -73,21 +75,12 @@ class Algorithm:
     preset_of: str = ""
     notes: tuple[str, ...] = ()
 
-    def loss(
-        self,
-        logprobs: Tensor,
-        old_logprobs: Tensor,
-        advantages: Tensor,
-        response_mask: Tensor,
-        hparams: Estimator,
-        totals: Totals,
-        ref_logprobs: Tensor | None = None,
-        **others: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def loss(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         """Policy loss of one micro-batch, and metrics that add up; see algos.pieces.estimator.policy_loss."""
-        return policy_loss(
-            self.objective, logprobs, old_logprobs, advantages, response_mask, hparams, totals, ref_logprobs, **others
-        )
+        return partial(policy_loss, self.objective)
+
+    value_loss = staticmethod(critic.value_loss)  # the critic's, and metrics that add up
 
     @torch.no_grad()
     def returns(self, batch: Batch, hparams: WithCritic) -> Tensor:
@@ -97,15 +90,3 @@ class Algorithm:
         assert batch.values is not None  # from_critic refuses a batch without values
         targets = advantages + batch.values
         return targets.where(batch.response_mask, targets.new_zeros(()))
-
-    def value_loss(
-        self,
-        values: Tensor,
-        old_values: Tensor,
-        returns: Tensor,
-        response_mask: Tensor,
-        hparams: WithCritic,
-        totals: Totals,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Critic loss of one micro-batch, and metrics that add up; see algos.pieces.critic.value_loss."""
-        return value_loss(values, old_values, returns, response_mask, hparams, totals)
