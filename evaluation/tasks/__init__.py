@@ -43,7 +43,7 @@ class TaskSettings:
     dev: PositiveInt | None = None
     test: PositiveInt | None = None
     demonstrations: PositiveInt | None = None  # worked solutions to train on
-    extract: Extract = "hash"  # where the answer of a response stands: #### n, \\boxed{}, <answer> tags, ...
+    extract: Extract = "hash"  # where the answer of a response stands: #### n, \boxed{}, <answer> tags, ...
     compare: Compare = "number"  # number: own code; math: formulas by Math-Verify; text: letter by letter
     settings: dict = field(default_factory=dict)  # the task's own; they may also stand beside these
 
