@@ -44,7 +44,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
     where = f"stages.{stage.name}"
     seeds = plan.seeds_of(stage.name)
     for key, kinds in (("threads", int), ("evaluate", bool)):
-        value = plan.common(stage, key)
+        value = stage.values.get(key)
         if value is not None and type(value) is not kinds:
             raise SettingsError(
                 f"{where}.{key} must be {'a whole number' if kinds is int else 'true or false'}, got {value!r}."

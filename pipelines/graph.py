@@ -3,16 +3,19 @@
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 
 from algos import ALGORITHMS
 from algos.pieces.settings import SettingsError, one_of
+from algos.training.config import RunConfig
 from pipelines.kinds import COMMON, KINDS, SPLITS, TRAINING_SPLITS
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-REPLACED = ("rewards",)  # a mapping that a stage writes anew; all other mappings are merged key by key
+# A mapping that a stage writes anew, and what it is where nothing is written; all others are merged key by key.
+REPLACED = {f.name: f.default_factory() for f in fields(RunConfig) if f.name == "rewards"}
+Setting = tuple[tuple[str, ...], object]  # the keys from the stage down to a value, and the value
 VALUE = re.compile(r"[\w.+-]+")  # of a varied setting, as a part of a stage's name
 
 
@@ -22,7 +25,7 @@ class Stage:
 
     name: str
     kind: str
-    values: dict  # its settings, over those of the stage that it is like
+    values: dict  # all its settings but those of the study: shared, of the stages that it is like, its own
     own: dict  # as it is written
     like: str | None
     varies: str | None  # the stage of the file whose `vary` makes this one
@@ -77,7 +80,7 @@ class Expansion:
     def _stage(self, name: str) -> Stage:
         parent, chosen = self.made.get(name, (name, {}))
         own = {k: v for k, v in self.written[parent].items() if k != "vary"}
-        values = self.values(name, ())
+        values = self._values(name)
         kind = values.pop("kind")
         values.pop("like", None)
         edges = {key: values.pop(key) for key in KINDS[kind].edges if values.get(key) is not None}
@@ -88,36 +91,43 @@ class Expansion:
                 raise SettingsError(f"stages.{name}.{key} must be the name of one stage or model, got {target!r}.")
         return Stage(name, kind, values, own, own.get("like"), parent if chosen else None, edges)
 
-    def values(self, name: str, seen: tuple[str, ...]) -> dict:
-        """All that a stage writes or takes over from the stage that it is like."""
+    def _values(self, name: str) -> dict:
+        """The settings of a stage: those of its kind, of its algorithm, of the stages that it is like, its own."""
+        kind, algorithm, written = self._chain(name, ())
+        values = copy.deepcopy(self.defaults.get(kind, {}))
+        for place, value in [*_brought(algorithm), *written]:
+            _set(values, place, value, f"stages.{self.made.get(name, (name,))[0]}")
+        return values
+
+    def _chain(self, name: str, seen: tuple[str, ...]) -> tuple[str, str | None, list[Setting]]:
+        """The kind and the algorithm of a stage, and what it and those that it is like write, the farthest first."""
         if name in seen:
             raise SettingsError(f"stages.{seen[0]}.like: a circle, {' -> '.join([*seen, name])}; remove one `like`.")
         parent, chosen = self.made.get(name, (name, {}))
         own = {k: v for k, v in self.written[parent].items() if k != "vary"}
         where = f"stages.{parent}"
-        shared: dict = {}
+        written: list[Setting] = []
         if "like" in own:
             self.known(own["like"], self.names, f"{where}.like")
-            shared = self.values(own["like"], (*seen, name))
-            if own.get("kind", shared["kind"]) != shared["kind"]:
+            kind, algorithm, written = self._chain(own["like"], (*seen, name))
+            if own.get("kind", kind) != kind:
                 raise SettingsError(
-                    f"{where}.kind is {own['kind']}, but {own['like']}, which it is like, is of kind {shared['kind']}; "
+                    f"{where}.kind is {own['kind']}, but {own['like']}, which it is like, is of kind {kind}; "
                     "remove kind."
                 )
         elif "kind" not in own:
             raise SettingsError(f"{where}: write `kind:`, one of {', '.join(KINDS)}, or `like:` and a stage.")
-        kind = own.get("kind", shared.get("kind"))
-        one_of(kind, KINDS, f"{where}.kind")
+        else:
+            kind = own["kind"]
+            one_of(kind, KINDS, f"{where}.kind")
+            algorithm = self.defaults.get(kind, {}).get("algorithm")
         for key in own:
-            if key not in KINDS[kind].keys:
-                one_of(key, KINDS[kind].keys, f"{where}, key")
-        result = merged(shared, own)
-        algorithm = result.get("algorithm", self.defaults.get(kind, {}).get("algorithm"))
+            one_of(key, KINDS[kind].keys, f"{where}, key")
+        algorithm = own.get("algorithm", algorithm)
         if kind == "rl":
             self._check_algorithm(algorithm, where)
-        for key, value in chosen.items():
-            _set(result, key, value, kind, algorithm, f"{where}.vary")
-        return result
+        varied = [(_place(key, kind, algorithm, f"{where}.vary"), value) for key, value in chosen.items()]
+        return kind, algorithm, [*written, *(((key,), value) for key, value in own.items()), *varied]
 
     @staticmethod
     def _check_algorithm(name: object, where: str) -> None:
@@ -142,18 +152,32 @@ def _shown(value: object, where: str) -> str:
     return text
 
 
-def _set(values: dict, key: str, value: object, kind: str, algorithm: str | None, where: str) -> None:
-    """Set a varied key: a setting of the stage, a dotted part of one, or a hyperparameter of its algorithm."""
+def _place(key: str, kind: str, algorithm: str | None, where: str) -> tuple[str, ...]:
+    """Where a varied key stands: a setting of the stage, a dotted part of one, or a hyperparameter of its algorithm."""
     allowed = [name for name in KINDS[kind].keys if name not in COMMON]
-    hparams = list(vars(ALGORITHMS[algorithm].defaults)) if kind == "rl" and algorithm is not None else []
+    hparams = list(vars(ALGORITHMS[algorithm].defaults)) if algorithm is not None else []
     first, *rest = key.split(".")
-    if not rest and first in hparams and first not in allowed:
-        first, rest = "settings", [first]
     one_of(first, [*allowed, *hparams], where)
-    for part in (first, *rest[:-1]) if rest else ():
-        values[part] = dict(values.get(part) or {})
-        values = values[part]
-    values[rest[-1] if rest else first] = value
+    return ("settings", first) if not rest and first not in allowed else (first, *rest)
+
+
+def _brought(algorithm: str | None) -> list[Setting]:
+    """The settings that an algorithm brings for its runs; its rewards are added to the shared ones."""
+    run = ALGORITHMS[algorithm].run if algorithm is not None else {}
+    rewards = [(("rewards", name), weight) for name, weight in run.get("rewards", {}).items()]
+    return [*(((key,), value) for key, value in run.items() if key != "rewards"), *rewards]
+
+
+def _set(values: dict, place: tuple[str, ...], value: object, where: str) -> None:
+    """Set the value at a place, which may lie within a mapping that nobody has written yet."""
+    *sections, last = place
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = dict(REPLACED.get(section, {}))
+        values = values[section]
+        if not isinstance(values, dict):
+            raise SettingsError(f"{where}: {section} must be a mapping, got {values!r}.")
+    values |= merged(values, {last: value})
 
 
 def check_names(models: dict, stages: dict) -> None:

@@ -6,14 +6,13 @@ from functools import cached_property
 
 from pydantic import PositiveFloat, PositiveInt
 
-from algos import ALGORITHMS
 from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.supervised.config import DistillationConfig
 from evaluation.config import EvaluationConfig, PromptSettings
 from evaluation.tasks import TaskSettings
-from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_names, merged
+from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_names
 from pipelines.kinds import COMMON, EVALUATED, KINDS
 
 FOLDER_NAME = re.compile(r"[\w.-]+")
@@ -132,8 +131,7 @@ class Plan:
         return {key: target for key, target in edges.items() if key not in unused}
 
     def seeds_of(self, name: str) -> list[int]:
-        stage = self.stages[name]
-        seeds = stage.values.get("seeds", self.seeds)
+        seeds = self.stages[name].values.get("seeds", self.seeds)
         if (
             not isinstance(seeds, (list, tuple))
             or not seeds
@@ -177,24 +175,17 @@ class Plan:
     def of_kind(self, kind: str) -> list[str]:
         return [name for name, stage in self.stages.items() if stage.kind == kind]
 
-    def common(self, stage: Stage, key: str):
-        return stage.values.get(key, self.settings.defaults.get(stage.kind, {}).get(key))
-
     def threads(self, name: str) -> int:
-        value = self.common(self.stages[name], "threads")
+        value = self.stages[name].values.get("threads")
         return 1 if value is None else value
 
     def values(self, name: str, seed: int) -> dict:
-        """Settings of a stage: those of the study, of its kind, of its algorithm, its own, its seed."""
+        """Settings of a stage: those of the study, its own, its seed."""
         stage = self.stages[name]
         kind = KINDS[stage.kind]
         placed = {key: getattr(self.settings, key) for key in PLACED}
         sampling = {key: getattr(self.settings.sampling, key) for key in SAMPLING}
-        shared = self.settings.defaults.get(stage.kind, {})
-        own = {k: v for k, v in merged(shared, {}).items() if k not in (*COMMON, *kind.edges, *kind.others)}
-        if stage.kind == "rl":
-            own = self._with_algorithm(own, stage)
-        own = merged(own, {k: v for k, v in stage.values.items() if k not in (*COMMON, *kind.others)})
+        own = {k: v for k, v in stage.values.items() if k not in (*COMMON, *kind.others)}
         if stage.kind == "expert_iteration":
             return {
                 **own,
@@ -203,13 +194,6 @@ class Plan:
             }
         names = kind.keys
         return {**{k: v for k, v in {**placed, **sampling}.items() if k in names}, **own, "seed": seed}
-
-    def _with_algorithm(self, shared: dict, stage: Stage) -> dict:
-        """The settings that an algorithm brings for its runs, over the shared ones; its rewards are added to theirs."""
-        run = dict(ALGORITHMS[stage.values.get("algorithm", shared.get("algorithm"))].run)
-        if "rewards" in run:
-            run["rewards"] = {**shared.get("rewards", {"correctness": 1.0}), **run["rewards"]}
-        return merged(shared, run)
 
     def parsed(self, name: str, seed: int):
         """The settings object of a stage."""

@@ -102,6 +102,24 @@ def test_a_varied_stage_may_leave_settings_without_effect():
     assert Study(config, "x").resolved("many-kl_coef=0", 0)["settings"]["kl_coef"] == 0
 
 
+def test_a_varied_reward_leaves_the_others_as_they_are():
+    varied = {"vary": {"rewards.format": [0.0, 0.1]}}
+    config = small(
+        shared=rl(**varied),  # its rewards come from the defaults of rl
+        own=rl(rewards={"edit_similarity": 0.5}, **varied),
+        preset=rl(algorithm="dapo", **varied),
+        next={"like": "shared-rewards.format=0.1", "algorithm": "dapo"},
+    )
+    study = Study(config, "x")
+    assert study.resolved("shared-rewards.format=0.0", 0)["rewards"] == {"correctness": 1.0, "format": 0.0}
+    assert study.resolved("shared-rewards.format=0.1", 0)["rewards"] == {"correctness": 1.0, "format": 0.1}
+    assert study.resolved("own-rewards.format=0.1", 0)["rewards"] == {"edit_similarity": 0.5, "format": 0.1}
+    added = {"correctness": 1.0, "overlong": 1.0, "format": 0.1}
+    assert study.resolved("preset-rewards.format=0.1", 0)["rewards"] == study.resolved("next", 0)["rewards"] == added
+    del config["defaults"]["rl"]["rewards"]
+    assert Study(config, "x").resolved("preset-rewards.format=0.1", 0)["rewards"] == added
+
+
 def test_edges_of_rl_lead_to_reference_critic_and_reward_model():
     config = changed("stages/ppo_rm/reference", "base")
     config["stages"]["ppo_rm"]["critic"] = "grpo"
