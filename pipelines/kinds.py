@@ -39,10 +39,14 @@ class Kind:
         return "checkpoint" in self.makes
 
     @property
+    def shared(self) -> list[str]:
+        """The keys that all stages of this kind may share."""
+        return [*(f.name for f in fields(self.settings) if f.name != "seed"), "threads"]
+
+    @property
     def keys(self) -> list[str]:
         """All keys that a stage of this kind may have."""
-        own = [f.name for f in fields(self.settings) if f.name != "seed"]
-        return [*COMMON, *self.edges, *own, *self.others]
+        return [*dict.fromkeys([*COMMON, *self.edges, *self.shared, *self.others])]
 
 
 FROM = {"from": Edge(POLICIES, "--from")}

@@ -88,9 +88,8 @@ class Plan:
         check_names(self.settings.models, self.settings.stages)
         for kind, values in self.settings.defaults.items():
             one_of(kind, KINDS, "defaults, key")
-            allowed = [key for key in KINDS[kind].keys if key not in COMMON or key == "threads"]
             for key in values:
-                one_of(key, allowed, f"defaults.{kind}, key")
+                one_of(key, KINDS[kind].shared, f"defaults.{kind}, key")
         expansion = Expansion(self.settings.stages, self.settings.defaults)
         self.stages = expansion.stages()
         for stage in self.stages.values():
