@@ -33,7 +33,7 @@ class Stage:
 
 
 def merged(shared: dict, own: dict) -> dict:
-    """own over shared, mapping by mapping; null in own leaves a value out, whatever is shared."""
+    """own over shared, mapping by mapping; null in own stands in place of whatever is shared."""
     result = copy.deepcopy(shared)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)

@@ -6,7 +6,8 @@ from functools import cached_property
 
 from pydantic import PositiveFloat, PositiveInt
 
-from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings
+from algos import ALGORITHMS
+from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings, without_nulls
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.supervised.config import DistillationConfig
@@ -130,7 +131,8 @@ class Plan:
         return {key: target for key, target in edges.items() if key not in unused}
 
     def seeds_of(self, name: str) -> list[int]:
-        seeds = self.stages[name].values.get("seeds", self.seeds)
+        seeds = self.stages[name].values.get("seeds")
+        seeds = self.seeds if seeds is None else seeds
         if (
             not isinstance(seeds, (list, tuple))
             or not seeds
@@ -179,20 +181,21 @@ class Plan:
         return 1 if value is None else value
 
     def values(self, name: str, seed: int) -> dict:
-        """Settings of a stage: those of the study, its own, its seed."""
+        """Settings of a stage: those of the study, its own, its seed. A null that cannot be is left out."""
         stage = self.stages[name]
         kind = KINDS[stage.kind]
         placed = {key: getattr(self.settings, key) for key in PLACED}
         sampling = {key: getattr(self.settings.sampling, key) for key in SAMPLING}
         own = {k: v for k, v in stage.values.items() if k not in (*COMMON, *kind.others)}
         if stage.kind == "expert_iteration":
-            return {
-                **own,
-                "sampling": {**placed, **sampling, **(own.get("sampling") or {}), "seed": seed},
-                "training": {**placed, **(own.get("training") or {}), "seed": seed},
-            }
+            own["sampling"] = {**placed, **sampling, **(own.get("sampling") or {}), "seed": seed}
+            own["training"] = {**placed, **(own.get("training") or {}), "seed": seed}
+            return without_nulls(kind.settings, own)
         names = kind.keys
-        return {**{k: v for k, v in {**placed, **sampling}.items() if k in names}, **own, "seed": seed}
+        own = {**{k: v for k, v in {**placed, **sampling}.items() if k in names}, **own, "seed": seed}
+        if isinstance(own.get("settings"), dict):  # of an algorithm
+            own["settings"] = without_nulls(type(ALGORITHMS[own["algorithm"]].defaults), own["settings"])
+        return without_nulls(kind.settings, own)
 
     def parsed(self, name: str, seed: int):
         """The settings object of a stage."""

@@ -28,7 +28,7 @@ def study_schema() -> dict:
     for name, kind in KINDS.items():
         definitions[f"stage_{name}"] = _closed(_stage_properties(kind, definitions))
         definitions[f"defaults_{name}"] = _closed(
-            _settings(kind.settings, definitions) | {"threads": COMMON["threads"]}
+            _or_null(_settings(kind.settings, definitions) | {"threads": COMMON["threads"]})
         )
     anything = {key: value for name in KINDS for key, value in definitions[f"stage_{name}"]["properties"].items()}
     definitions["stage_like"] = _closed(anything)
@@ -46,7 +46,8 @@ def _settings(cls: type, definitions: dict) -> dict:
     """The properties of a settings class but the seed; the classes within it become definitions."""
     schema = json_schema(cls)
     for name, part in schema.get("$defs", {}).items():
-        definitions[name] = _without_seed(part)
+        part = _without_seed(part)
+        definitions[name] = {**part, "properties": _or_null(part["properties"])}
     return _without_seed(schema)["properties"]
 
 
@@ -62,7 +63,20 @@ def _without_seed(schema: dict) -> dict:
 def _stage_properties(kind: Kind, definitions: dict) -> dict:
     edges = {key: {"type": "string", "description": f"from {', '.join(e.sources)}"} for key, e in kind.edges.items()}
     common = {key: value for key, value in COMMON.items() if key in kind.keys}
-    return common | edges | _settings(kind.settings, definitions)
+    return _or_null(common | edges | _settings(kind.settings, definitions)) | {"like": COMMON["like"]}
+
+
+def _or_null(properties: dict) -> dict:
+    """The same properties, each of which may be null: it removes what is shared."""
+    made = {}
+    for name, schema in properties.items():
+        if "$ref" in schema:
+            schema = {"anyOf": [schema, {"type": "null"}]}
+        elif isinstance(schema.get("type"), str):
+            names = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+            schema = {**schema, "type": [schema["type"], "null"], **names}
+        made[name] = schema
+    return made
 
 
 def _closed(properties: dict) -> dict:

@@ -114,6 +114,26 @@ def _filled(cls, values: dict) -> dict:
     return filled
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
+def without_nulls(cls, values: dict) -> dict:
+    """values without the nulls of fields that cannot be null, so that these fields keep their own defaults."""
+    kept = {}
+    for key, value in values.items():
+        hint = _hints(cls).get(key)
+        parts = typing.get_args(hint)
+        if value is None and hint is not None and type(None) not in parts:
+            continue
+        section = next((part for part in (hint, *parts) if dataclasses.is_dataclass(part)), None)
+        if isinstance(value, dict) and section is not None:
+            value = without_nulls(section, value)
+        elif isinstance(value, dict) and typing.get_origin(hint) is dict:  # name -> number
+            value = {name: number for name, number in value.items() if number is not None}
+        kept[key] = value
+    return kept
+
+
 def _sentence(cls, error: ValidationError, where: str = "") -> str:
     """The first of pydantic's mistakes, unknown keys before all others, as one sentence."""
     mistake = min(error.errors(include_url=False), key=lambda m: m["type"] != "unexpected_keyword_argument")

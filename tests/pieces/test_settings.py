@@ -9,7 +9,7 @@ import pytest
 from pydantic import PositiveInt
 
 from algos import ALGORITHMS
-from algos.pieces.settings import SettingsError, from_dict, json_schema, settings
+from algos.pieces.settings import SettingsError, from_dict, json_schema, settings, without_nulls
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.rewards.rules import RewardSettings
@@ -61,6 +61,13 @@ def test_values_and_defaults():
     got = from_dict(Outer, {"name": "a", "rate": 1, "weights": {"w": 2}, "pair": ["b", "a"]})
     assert got == Outer("a", 1, 1.0, pair=("b", "a"), weights={"w": 2.0}, inner=Inner(5.0, 2.0))
     assert isinstance(got.rate, float)
+
+
+def test_a_null_is_left_out_unless_the_field_can_be_null():
+    values = {"name": "a", "count": None, "rate": None, "other": {"x": None, "y": 1.0}, "inner": None, "extra": None}
+    values["weights"] = {"v": 1.0, "w": None}
+    kept = {"name": "a", "rate": None, "other": {"y": 1.0}, "extra": None, "weights": {"v": 1.0}}
+    assert without_nulls(Outer, values) == kept
 
 
 def test_numbers_arrive_bit_for_bit():

@@ -34,3 +34,12 @@ def test_an_editor_marks_what_the_settings_refuse(stage, key, value):
     config = copy.deepcopy(SMOKE)
     config["stages"][stage][key] = value
     assert list(VALIDATOR.iter_errors(config))
+
+
+def test_an_editor_allows_null_which_removes_a_shared_value():
+    config = copy.deepcopy(SMOKE)
+    removed = {"steps": None, "trainer": None, "seeds": None, "reference": None, "vllm": None}
+    config["stages"]["again"] = {"like": "grpo", **removed, "optimizer": {"name": None, "learning_rate": None}}
+    assert list(VALIDATOR.iter_errors(config)) == []
+    config["stages"]["again"]["like"] = None
+    assert list(VALIDATOR.iter_errors(config))

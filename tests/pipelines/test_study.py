@@ -202,6 +202,31 @@ def test_a_stage_may_leave_out_the_adapters_that_the_others_share():
     assert from_dict(RunConfig, resolved, "x").lora == study.parsed("grpo", 0).lora
 
 
+def test_null_removes_a_shared_value_so_that_the_fields_own_default_holds():
+    config = copy.deepcopy(SMOKE)
+    config["defaults"]["rl"] |= {"threads": 2, "reward_clip": 5.0, "temperature": 0.5}
+    config["defaults"]["rl"]["optimizer"] |= {"max_grad_norm": 0.5, "weight_decay": 0.1}
+    config["stages"]["one"] = rl(seeds=[3], settings={"clip_low": 0.1, "dual_clip": 2.0}, evaluate=False)
+    removed = {key: None for key in ("steps", "seeds", "threads", "evaluate", "rewards", "reward_clip", "temperature")}
+    nulls = {"max_grad_norm": None, "weight_decay": None}
+    settings = {"clip_low": None, "dual_clip": None}
+    config["stages"]["two"] = {"like": "one", **removed, "optimizer": nulls, "settings": settings}
+    config["stages"]["rounds"] = {"like": "expert_iteration", "sampling": {"responses": None}, "hint": None}
+    config["stages"]["whole"] = {"like": "one", "optimizer": None, "settings": None}
+    config["stages"]["varied"] = {"like": "one", "vary": {"rewards.format": [None, 0.1], "clip_low": [None]}}
+    study = Study(config, "x")
+    two, plain = study.parsed("two", 0), RunConfig("grpo", 0)
+    assert [getattr(two, key) for key in ("steps", "rewards", "temperature")] == [30, {"correctness": 1.0}, 1.0]
+    assert two.reward_clip is None and two.optimizer.max_grad_norm is None and two.optimizer.weight_decay == 0.0
+    assert two.hparams.clip_low == plain.hparams.clip_low and two.hparams.dual_clip is None
+    assert two.optimizer.learning_rate == 1.0e-4 and study.seeds_of("two") == [0] and study.threads("two") == 1
+    assert "two" in study.evaluated and "one" not in study.evaluated
+    assert study.parsed("rounds", 0).sampling.responses == 4 and study.parsed("rounds", 0).hint is None
+    assert study.parsed("whole", 0).optimizer == plain.optimizer and study.parsed("whole", 0).hparams == plain.hparams
+    varied = study.parsed("varied-rewards.format=null-clip_low=null", 0)
+    assert varied.rewards == {"correctness": 1.0} and varied.hparams.clip_low == plain.hparams.clip_low
+
+
 def test_a_study_may_name_the_engine_for_all_stages_but_the_trl_baselines():
     config = copy.deepcopy(SMOKE)
     config["defaults"]["rl"] |= {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}
