@@ -118,9 +118,13 @@ def _check_preferences(plan: Plan, stage: Stage, where: str) -> None:
 
 
 def _check_unused_edges(plan: Plan, stage: Stage, where: str) -> None:
-    """Refuse an edge that a stage writes itself and that has no effect; one that it takes over is left out."""
+    """Refuse an edge that a stage writes itself and that has no effect; one that it takes over is left out.
+
+    An edge of a stage that varies needs to have an effect in one of the stages that `vary` makes.
+    """
+    family = [s.name for s in plan.stages.values() if s is stage or (stage.varies and s.varies == stage.varies)]
     for key in stage.edges:
-        if key in stage.own and key not in plan.edges(stage.name):
+        if key in stage.own and not any(key in plan.edges(name) for name in family):
             raise SettingsError(f"{where}.{key}: without effect, as {_why_unused(plan, stage, key)}; remove it.")
 
 

@@ -26,7 +26,7 @@ class Stage:
     name: str
     kind: str
     values: dict  # all its settings but those of the study: shared, of the stages that it is like, its own
-    own: dict  # as it is written
+    own: dict  # as it is written, and what `vary` sets
     like: str | None
     varies: str | None  # the stage of the file whose `vary` makes this one
     edges: dict[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Expansion:
 
     def _stage(self, name: str) -> Stage:
         parent, chosen = self.made.get(name, (name, {}))
-        own = {k: v for k, v in self.written[parent].items() if k != "vary"}
+        own = {k: v for k, v in self.written[parent].items() if k != "vary"} | chosen
         values = self._values(name)
         kind = values.pop("kind")
         values.pop("like", None)

@@ -120,6 +120,31 @@ def test_a_varied_reward_leaves_the_others_as_they_are():
     assert Study(config, "x").resolved("preset-rewards.format=0.1", 0)["rewards"] == added
 
 
+@pytest.mark.parametrize(
+    "own, key, values, edge",
+    [
+        (rl(reference="student"), "kl_coef", [0.0, 0.1], "reference"),
+        (rl(algorithm="ppo", critic="student"), "critic_init", ["fresh", "policy"], "critic"),
+        (
+            {"kind": "distillation", "from": "base", "teacher": "base", "data": "text"},
+            "on_policy_share",
+            [1.0, 0.5],
+            "data",
+        ),
+    ],
+)
+def test_an_edge_of_a_stage_that_varies_needs_one_of_its_stages_to_use_it(own, key, values, edge):
+    study = Study(small(many={**own, "vary": {key: values}}), "x")
+    assert [edge in study.edges(name) for name in study.stages] == [False, True]
+    with pytest.raises(SettingsError, match=rf"stages\.many-{key}={values[0]}\.{edge}: without effect"):
+        Study(small(many={**own, "vary": {key: values[:1]}}), "x")
+
+
+def test_a_varied_edge_needs_an_effect():
+    with pytest.raises(SettingsError, match=r"stages\.many-reference=base\.reference: without effect, as kl_coef is 0"):
+        Study(small(many=rl(vary={"reference": ["base", "student"]})), "x")
+
+
 def test_edges_of_rl_lead_to_reference_critic_and_reward_model():
     config = changed("stages/ppo_rm/reference", "base")
     config["stages"]["ppo_rm"]["critic"] = "grpo"
