@@ -123,7 +123,7 @@ class Expansion:
             algorithm = self.defaults.get(kind, {}).get("algorithm")
         for key in own:
             one_of(key, KINDS[kind].keys, f"{where}, key")
-        algorithm = own.get("algorithm", algorithm)
+        algorithm = chosen.get("algorithm", own.get("algorithm", algorithm))
         if kind == "rl":
             self._check_algorithm(algorithm, where)
         varied = [(_place(key, kind, algorithm, f"{where}.vary"), value) for key, value in chosen.items()]

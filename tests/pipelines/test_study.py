@@ -67,6 +67,22 @@ def test_like_copies_all_settings_and_what_stands_beside_it_is_the_change():
     assert study.resolved("second_rl", 0) == own and study.edges("second_rl") == {"from": "rejection_sft"}
 
 
+def test_vary_may_choose_the_algorithm_and_what_it_brings_for_its_runs():
+    config = small(
+        many={"kind": "rl", "from": "base", "vary": {"algorithm": ["grpo", "dapo", "ppo_as_trl"], "kl_coef": [0.1]}},
+        written={"like": "many-algorithm=grpo-kl_coef=0.1", "algorithm": "ppo_as_trl"},
+    )
+    study = Study(config, "x")
+    made = [f"many-algorithm={name}-kl_coef=0.1" for name in ("grpo", "dapo", "ppo_as_trl")]
+    assert [*study.stages] == [*made, "written"] and len({study.folder(name, 0) for name in study.stages}) == 4
+    grpo, dapo, ppo = (study.parsed(name, 0) for name in made)
+    assert [run.algorithm for run in (grpo, dapo, ppo)] == ["grpo", "dapo", "ppo_as_trl"]
+    assert dapo.rewards == {"correctness": 1.0, "overlong": 1.0} and grpo.rewards == {"correctness": 1.0}
+    assert (grpo.epochs, grpo.minibatches, ppo.epochs, ppo.minibatches) == (1, 4, 4, 1)
+    assert ppo.hparams.value_coef == 0.1 and {run.hparams.kl_coef for run in (grpo, dapo, ppo)} == {0.1}
+    assert study.parsed("written", 0) == ppo
+
+
 def test_an_edge_that_a_like_stage_does_not_use_is_left_out():
     config = changed("stages/again", {"like": "ppo_rm", "rewards": {"correctness": 1.0}, "reward_clip": None})
     study = Study(config, "x")

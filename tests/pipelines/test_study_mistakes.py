@@ -96,6 +96,8 @@ MISTAKES = [
     ("stages/grpo_kl/vary", {"kl_coeff": [0.1]}, "stages.grpo_kl.vary: 'kl_coeff' is unknown. Did you mean 'kl_coef'"),
     ("stages/grpo_kl/vary", {"kl_coef": 0.1}, "stages.grpo_kl.vary.kl_coef must be a list of at least one value"),
     ("stages/grpo_kl/vary", {"kl_coef": []}, "stages.grpo_kl.vary.kl_coef must be a list of at least one value"),
+    ("stages/grpo_kl/vary", {"algorithm": ["grop"]}, "stages.grpo_kl: algorithm: 'grop' is unknown. Did you mean"),
+    ("stages/grpo_kl/vary", {"algorithm": ["grpo"], "gae_lambda": [1]}, "grpo_kl.vary: 'gae_lambda' is unknown"),
     ("stages/grpo_kl/vary", {}, "stages.grpo_kl.vary must be a mapping of settings to lists"),
     ("stages/grpo_kl/vary", {"kl_coef": [0.1, 0.1]}, "stages.grpo_kl.vary makes grpo_kl-kl_coef=0.1 twice; two stages"),
     ("stages/grpo_kl/vary", {"kl_coef": ["a b"]}, "a varied value is a number, .* or a plain word, got 'a b'"),
