@@ -47,7 +47,7 @@ class Expansion:
     def __init__(self, written: dict[str, dict], defaults: dict[str, dict]):
         self.written, self.defaults = written, defaults
         self.made = {name: made for parent in written for name, made in self._made(parent).items()}
-        self.families = {name for name, stage in written.items() if stage.get("vary") is not None}
+        self.families = [name for name, stage in written.items() if stage.get("vary") is not None]
         self.names = [name for parent in written for name in self._members(parent)]
 
     def _members(self, parent: str) -> list[str]:

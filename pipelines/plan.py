@@ -188,8 +188,9 @@ class Plan:
         sampling = {key: getattr(self.settings.sampling, key) for key in SAMPLING}
         own = {k: v for k, v in stage.values.items() if k not in (*COMMON, *kind.others)}
         if stage.kind == "expert_iteration":
-            own["sampling"] = {**placed, **sampling, **(own.get("sampling") or {}), "seed": seed}
-            own["training"] = {**placed, **(own.get("training") or {}), "seed": seed}
+            for key, shared in (("sampling", placed | sampling), ("training", placed)):
+                part = {} if own.get(key) is None else own[key]
+                own[key] = {**shared, **part, "seed": seed} if isinstance(part, dict) else part
             return without_nulls(kind.settings, own)
         names = kind.keys
         own = {**{k: v for k, v in {**placed, **sampling}.items() if k in names}, **own, "seed": seed}

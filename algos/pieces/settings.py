@@ -51,7 +51,7 @@ class SettingsError(ValueError):
 
 def one_of(value: object, allowed, where: str) -> None:
     """Raise SettingsError unless value is among the allowed names; suggests the nearest one."""
-    if value not in allowed:
+    if value not in [*allowed]:  # a list, as a value of YAML need not be hashable
         raise SettingsError(_unknown(value, allowed, where))
 
 

@@ -268,6 +268,12 @@ def test_null_removes_a_shared_value_so_that_the_fields_own_default_holds():
     assert varied.rewards == {"correctness": 1.0} and varied.hparams.clip_low == plain.hparams.clip_low
 
 
+@pytest.mark.parametrize("removed", [{"rewards": None}, {}])
+def test_an_algorithms_rewards_are_added_to_the_default_where_no_others_are_shared(removed):
+    config = {**small(one=rl(algorithm="dapo")), "defaults": {"rl": removed}}
+    assert Study(config, "x").parsed("one", 0).rewards == {"correctness": 1.0, "overlong": 1.0}
+
+
 def test_a_study_may_name_the_engine_for_all_stages_but_the_trl_baselines():
     config = copy.deepcopy(SMOKE)
     config["defaults"]["rl"] |= {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}

@@ -66,6 +66,15 @@ MISTAKES = [
     ("stages/expert_iteration/hint", "so", r"stages.expert_iteration: hint must contain \{answer\} once"),
     ("stages/student_gkd/betta", 1.0, "'betta' is unknown. Did you mean 'beta'"),
     ("stages/student_gkd/beta", 1.5, r"stages.student_gkd.beta must be at most 1, got 1.5"),
+    # a value of another form
+    ("stages/grpo/kind", ["rl"], r"stages.grpo.kind: \['rl'\] is unknown. .*Allowed: distillation"),
+    ("stages/trl_grpo/like", ["grpo"], r"stages.trl_grpo.like: \['grpo'\] is unknown"),
+    ("stages/grpo/algorithm", ["grpo"], r"stages.grpo: algorithm: \['grpo'\] is unknown"),
+    ("stages/grpo/algorithm", {}, "stages.grpo: algorithm: {} is unknown. Allowed: "),
+    ("stages/expert_iteration/sampling", 5, "stages.expert_iteration.sampling must be a mapping, got 5"),
+    ("stages/expert_iteration/training", [], r"stages.expert_iteration.training must be a mapping, got \[\]"),
+    ("stages/dapo", rl(algorithm="dapo", like="grpo", rewards=3), "stages.dapo.rewards must be a mapping, got 3"),
+    ("stages/many", rl(rewards=3, vary={"rewards.format": [0.1]}), "stages.many: rewards must be a mapping, got 3"),
     # edges
     (
         "stages/grpo/from",
