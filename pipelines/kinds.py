@@ -1,4 +1,4 @@
-"""The kinds of stages: the settings of each, the edges that it may have, and what it makes."""
+"""The kinds of stages: the settings of each, and the edges that it may have."""
 
 from dataclasses import dataclass, field, fields
 
@@ -11,9 +11,10 @@ from algos.training.supervised.config import (
     SupervisedConfig,
 )
 
-SPLITS = ("train", "demonstrations", "text", "dev", "test")
-TRAINING_SPLITS = ("train", "demonstrations", "text")  # the others are there to measure with
-POLICIES = ("model", "sft", "rl", "expert_iteration", "distillation")  # what holds a language model
+TRAINING_SPLITS = ("train", "demonstrations", "text")
+SPLITS = (*TRAINING_SPLITS, "dev", "test")  # the last two are there to measure with
+EVALUATED = ("sft", "rl", "expert_iteration", "distillation")  # make a language model
+POLICIES = ("model", *EVALUATED)  # hold one
 COMMON = ("kind", "like", "vary", "seeds", "evaluate", "threads")  # keys of a stage that are no settings
 
 
@@ -30,13 +31,8 @@ class Edge:
 class Kind:
     settings: type
     edges: dict[str, Edge]
-    makes: tuple[str, ...]  # files and folders in the folder of each seed
     prompts: bool = True  # whether it reads the train problems
     others: tuple[str, ...] = field(default=())  # keys of the stage that are neither settings nor edges
-
-    @property
-    def has_checkpoint(self) -> bool:
-        return "checkpoint" in self.makes
 
     @property
     def shared(self) -> list[str]:
@@ -51,21 +47,9 @@ class Kind:
 
 FROM = {"from": Edge(POLICIES, "--from")}
 KINDS = {
-    "sft": Kind(
-        SupervisedConfig,
-        FROM | {"data": Edge(("split", "rejection_sampling"), "--data")},
-        ("checkpoint",),
-        prompts=False,
-    ),
-    "preferences": Kind(
-        PreferenceConfig,
-        {"from": Edge(POLICIES, "--from", required=False)},
-        ("train.jsonl", "held_out.jsonl"),
-        others=("path",),
-    ),
-    "reward_model": Kind(
-        RewardModelConfig, FROM | {"data": Edge(("preferences",), "--data")}, ("checkpoint",), prompts=False
-    ),
+    "sft": Kind(SupervisedConfig, FROM | {"data": Edge(("split", "rejection_sampling"), "--data")}, prompts=False),
+    "preferences": Kind(PreferenceConfig, {"from": Edge(POLICIES, "--from", required=False)}, others=("path",)),
+    "reward_model": Kind(RewardModelConfig, FROM | {"data": Edge(("preferences",), "--data")}, prompts=False),
     "rl": Kind(
         RunConfig,
         FROM
@@ -74,10 +58,9 @@ KINDS = {
             "reference": Edge(POLICIES, "--reference", required=False),
             "critic": Edge(POLICIES, "--critic", required=False),
         },
-        ("checkpoint",),
     ),
-    "rejection_sampling": Kind(RejectionConfig, FROM, ("accepted.jsonl",)),
-    "expert_iteration": Kind(ExpertIterationConfig, FROM, ("accepted.jsonl", "checkpoint")),
+    "rejection_sampling": Kind(RejectionConfig, FROM),
+    "expert_iteration": Kind(ExpertIterationConfig, FROM),
     "distillation": Kind(
         DistillationConfig,
         FROM
@@ -85,7 +68,5 @@ KINDS = {
             "teacher": Edge(POLICIES, "--teacher"),
             "data": Edge(("split", "rejection_sampling"), "--data", required=False),
         },
-        ("checkpoint",),
     ),
 }
-EVALUATED = tuple(name for name, kind in KINDS.items() if kind.has_checkpoint and name != "reward_model")

@@ -44,9 +44,10 @@ def _stage(study: Plan, name: str, indent: str, label: str) -> tuple[str, str, i
     folders = [study.folder(name, seed) for seed in seeds]
     if name in study.evaluated:  # one job for all seeds, finished with the last
         folders.append(f"{study.results}/stages/{name}/evaluation/seed{seeds[-1]}")
-    what = stage.values.get("algorithm", "")
+    config = study.parsed(name, seeds[0])
+    what = getattr(config, "algorithm", "")
     others = [f"{key} {target}" for key, target in study.edges(name).items() if key != "from"]
-    others += ["by TRL"] if stage.values.get("trainer") == "trl" else []
+    others += ["by TRL"] if getattr(config, "trainer", "own") == "trl" else []
     facts = "  ".join(filter(None, [stage.kind, what, f"seeds {','.join(map(str, seeds))}", *others]))
     if name not in study.needed:
         return f"{indent}{label}", f"{facts}  not run: nothing needs it", 0, 0

@@ -10,6 +10,7 @@ import sys
 from algos.pieces.settings import SettingsError
 from evaluation.config import figures_of
 from pipelines import digests
+from pipelines.kinds import SPLITS
 from pipelines.study import load
 
 try:

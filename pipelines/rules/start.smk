@@ -33,7 +33,7 @@ def tokenizer_option(wildcards):
 
 rule data:
     output:
-        expand("{data}/{split}.jsonl", data=[DATA], split=["train", "dev", "test", "demonstrations", "text"]),
+        expand("{data}/{split}.jsonl", data=[DATA], split=SPLITS),
         record(DATA),
     params:
         task=task,

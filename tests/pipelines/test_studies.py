@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from project import PROJECT, STUDY, copy_project, planned, snakemake
+from studies import FILES
 from tiny import tiny_model, tiny_tokenizer
 
 from evaluation.tasks.files import read_jsonl
 from pipelines.study import load
 
-STUDIES = sorted(path.name for path in (PROJECT / "pipelines/studies").glob("*.yaml"))
-FILES = ["pipelines/config.yaml", *(f"pipelines/studies/{name}" for name in STUDIES)]
+PATHS = [str(path.relative_to(PROJECT)) for path in FILES]
 TASK = yaml.safe_load((PROJECT / STUDY).read_text())["task"] | {"train": 60, "dev": 4, "test": 6}
 TAUGHT = {
     "steps": 120,
@@ -100,7 +100,7 @@ def chat_model(folder) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize("path", PATHS)
 def test_every_study_file_is_planned(path):
     run = snakemake(PROJECT, "-n", "--nolock", study=path)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
@@ -110,7 +110,7 @@ def test_every_study_file_is_planned(path):
     assert done or int(jobs["evaluate"]) == len(study.evaluated)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != STUDY])  # the smoke study runs as it is
+@pytest.mark.parametrize("path", [path for path in PATHS if path != STUDY])  # the smoke study runs as it is
 def test_every_study_runs_with_tiny_models(path, tmp_path):
     if "engines" in path and find_spec("vllm") is None:
         pytest.skip("the study engines needs vLLM")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from itertools import pairwise
 
 import pytest
@@ -198,6 +199,16 @@ def test_the_tree_shows_every_stage_below_its_start_and_counts_jobs_and_what_is_
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"status": "finished"}))
     assert "1 of them done" in tree(study) and "[1 of 2 done]" in tree(study)
+
+
+def test_the_tree_names_algorithm_and_trainer_wherever_they_are_written():
+    config = small(one={"kind": "rl", "from": "base"}, two={"like": "one", "trainer": "trl"})
+    config["defaults"]["rl"] |= {"algorithm": "grpo"}
+    config["stages"]["one"]["settings"] = {"std_epsilon": 1.0e-4}
+    assert re.findall(r" (one|two) +rl  (.*?)  \[", tree(Study(config, "x"))) == [
+        ("one", "grpo  seeds 0"),
+        ("two", "grpo  seeds 0  by TRL"),
+    ]
 
 
 # ---- settings
