@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from algos.pieces.settings import SettingsError, from_dict
-from algos.training.models.checkpoints import load_policy, load_tokenizer, resolve_device
+from algos.training.models.checkpoints import load_policy, resolve_device
+from algos.training.models.tokens import load_tokenizer
 from algos.training.sampling.respond import GREEDY, sampled
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.config import EvaluationConfig

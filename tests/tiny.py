@@ -3,8 +3,9 @@
 import torch
 
 from algos.pieces.types import Rollouts
-from algos.training.models.checkpoints import build_model, train_tokenizer
+from algos.training.models.checkpoints import build_model
 from algos.training.models.config import ModelConfig
+from algos.training.models.tokens import train_tokenizer
 
 TEXTS = ["Question: Mia has 7 apples. Mia finds 5 more.\nAnswer:\n", "7+5=12\n12-3=9\n#### 9", "0123456789+-*=#"]
 

@@ -9,12 +9,13 @@ import torch
 from algos.describe import estimator
 from algos.pieces.settings import SettingsError
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import ScalarModel, encode_prompts, load_policy, load_tokenizer
+from algos.training.models.checkpoints import ScalarModel, load_policy
 from algos.training.models.critics import SeparateCritic, check_critic_checkpoint, check_tokenizer, make_critic
 from algos.training.models.lora import WithoutAdapters, add_adapters
 from algos.training.models.packing import shares_prompts
 from algos.training.models.passes import compile_passes, recompute_activations
 from algos.training.models.shared_pass import drop_equal_backbone
+from algos.training.models.tokens import encode_prompts, load_tokenizer
 from algos.training.run import Inputs, Run, State
 from algos.training.sampling.engines import make_engine
 from algos.training.stage.record import Record

@@ -13,11 +13,7 @@ from algos.pieces.settings import from_dict
 from algos.training.assemble import Checkpoints, make_run, read_problems, start_record
 from algos.training.config import RunConfig
 from algos.training.experience import Experience
-from algos.training.models.checkpoints import (
-    import_model,
-    resolve_device,
-    save_policy,
-)
+from algos.training.models.checkpoints import import_model, resolve_device, save_policy
 from algos.training.run import Run
 from algos.training.stage.record import (
     Progress,

@@ -13,7 +13,8 @@ import torch
 
 from algos.pieces.settings import from_dict
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
+from algos.training.models.checkpoints import load_policy, resolve_device
+from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.sampling.sampler import sample
 from algos.training.update.needs import sampler_gives_old_logprobs
 from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, timed

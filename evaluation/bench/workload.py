@@ -14,7 +14,8 @@ from unittest.mock import patch
 import torch
 
 from algos.pieces.settings import from_dict
-from algos.training.models.checkpoints import encode_prompts, load_tokenizer, save_policy, train_tokenizer
+from algos.training.models.checkpoints import save_policy
+from algos.training.models.tokens import encode_prompts, load_tokenizer, train_tokenizer
 from evaluation.config import PromptSettings
 from evaluation.memory.closed_form import QWEN, model_config, shape_config
 from evaluation.tasks import TaskSettings, load_task

@@ -12,7 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.checkpoints import encode_prompts, load_policy, load_tokenizer
+from algos.training.models.checkpoints import load_policy
+from algos.training.models.tokens import encode_prompts, load_tokenizer
 from algos.training.sampling.sampler import sample
 from algos.training.stage.record import Record
 from evaluation.bench import command, gpu, output, parts, steps, switches

@@ -16,8 +16,9 @@ from algos.pieces.settings import SettingsError
 from algos.training import train as training
 from algos.training.assemble import Checkpoints, make_learner, make_run
 from algos.training.config import LoraSettings, RunConfig
-from algos.training.models.checkpoints import build_model, import_model, load_policy, save_policy, train_tokenizer
+from algos.training.models.checkpoints import build_model, import_model, load_policy, save_policy
 from algos.training.models.config import ModelConfig
+from algos.training.models.tokens import train_tokenizer
 from algos.training.rewards import reward_model
 from algos.training.rewards.config import RewardModelConfig
 from algos.training.run import Run

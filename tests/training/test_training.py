@@ -11,14 +11,8 @@ from tiny import random_rollouts, tiny_model, tiny_tokenizer
 from algos import ppo
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Totals, make_batch
-from algos.training.models.checkpoints import (
-    ScalarModel,
-    check_causal_lm,
-    load_policy,
-    load_tokenizer,
-    resolve_device,
-    save_policy,
-)
+from algos.training.models.checkpoints import ScalarModel, check_causal_lm, load_policy, resolve_device, save_policy
+from algos.training.models.tokens import load_tokenizer
 from algos.training.rewards.preferences import preference_row
 from algos.training.rewards.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
 from algos.training.stage.config import OptimizerConfig

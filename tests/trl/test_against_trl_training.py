@@ -23,7 +23,8 @@ from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
 from algos.training import experience, train
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import encode_prompt, load_policy, save_policy, train_tokenizer
+from algos.training.models.checkpoints import load_policy, save_policy
+from algos.training.models.tokens import encode_prompt, train_tokenizer
 from algos.training.sampling import engines
 from algos.training.stage.config import OptimizerConfig
 from algos.training.trl import baseline as trl_baseline

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from algos.pieces.settings import SettingsError, from_dict
-from algos.training.models.checkpoints import build_model, load_policy, load_tokenizer, save_policy, train_tokenizer
+from algos.training.models.checkpoints import build_model, load_policy, save_policy
 from algos.training.models.config import ModelConfig
+from algos.training.models.tokens import load_tokenizer, train_tokenizer
 from algos.training.stage.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import read_jsonl
 

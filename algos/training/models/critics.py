@@ -5,15 +5,9 @@ from torch import Tensor, nn
 
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Batch
-from algos.training.models.checkpoints import (
-    ScalarModel,
-    check_causal_lm,
-    fresh_backbone,
-    load_tokenizer,
-    place_head,
-    scalar_head,
-)
+from algos.training.models.checkpoints import ScalarModel, check_causal_lm, fresh_backbone, place_head, scalar_head
 from algos.training.models.logprobs import head_values, hidden_states
+from algos.training.models.tokens import load_tokenizer
 
 FRESH_SEED = 1 << 20  # far from the seeds of base models, so that no fresh critic has the weights of a base model
 

@@ -18,15 +18,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from algos.pieces.settings import from_dict
-from algos.training.models.checkpoints import (
-    ScalarModel,
-    encode_prompt,
-    encode_response,
-    import_model,
-    load_tokenizer,
-    resolve_device,
-)
+from algos.training.models.checkpoints import ScalarModel, import_model, resolve_device
 from algos.training.models.packing import Layout, shares_prompts
+from algos.training.models.tokens import encode_prompt, encode_response, load_tokenizer
 from algos.training.rewards.config import RewardModelConfig
 from algos.training.stage.record import (
     Phases,

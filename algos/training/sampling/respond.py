@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.checkpoints import encode_prompt, load_policy, load_tokenizer, resolve_device
+from algos.training.models.checkpoints import load_policy, resolve_device
+from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.sampling.sampler import decode, sample
 from evaluation.tasks import check_rows
 from evaluation.tasks.files import read_jsonl

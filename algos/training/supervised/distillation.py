@@ -17,16 +17,10 @@ import torch
 from algos import distillation
 from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import Batch, Totals, make_batch
-from algos.training.models.checkpoints import (
-    encode_prompt,
-    import_model,
-    load_policy,
-    load_tokenizer,
-    resolve_device,
-    save_policy,
-)
+from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
 from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
+from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.sampling.sampler import decode_ids, sample
 from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import (

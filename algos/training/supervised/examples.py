@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from algos.pieces.types import Batch, Rollouts, make_batch
-from algos.training.models.checkpoints import encode_prompt, encode_response
+from algos.training.models.tokens import encode_prompt, encode_response
 from algos.training.supervised.config import DistillationConfig, SupervisedConfig
 
 Example = tuple[list[int], list[int]]  # token ids of a prompt and of its response

@@ -18,13 +18,8 @@ from pathlib import Path
 import torch
 
 from algos.pieces.settings import SettingsError, from_dict
-from algos.training.models.checkpoints import (
-    import_model,
-    load_policy,
-    load_tokenizer,
-    resolve_device,
-    save_policy,
-)
+from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
+from algos.training.models.tokens import load_tokenizer
 from algos.training.sampling.respond import draw_problems, sampled
 from algos.training.stage.record import (
     Phases,

@@ -14,15 +14,10 @@ import torch
 from algos.pieces.masked import masked_sum
 from algos.pieces.settings import from_dict
 from algos.pieces.types import Totals
-from algos.training.models.checkpoints import (
-    import_model,
-    load_policy,
-    load_tokenizer,
-    resolve_device,
-    save_policy,
-)
+from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
 from algos.training.models.logprobs import token_logprobs
 from algos.training.models.packing import Layout, shares_prompts
+from algos.training.models.tokens import load_tokenizer
 from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import (
     Phases,

@@ -12,14 +12,8 @@ from algos.pieces.settings import SettingsError
 from algos.training.assemble import Checkpoints, other_reference, read_problems, start_record
 from algos.training.config import RunConfig
 from algos.training.experience import prompt_schedule
-from algos.training.models.checkpoints import (
-    encode_prompt,
-    import_model,
-    load_policy,
-    load_tokenizer,
-    resolve_device,
-    save_policy,
-)
+from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
+from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import component_memory, peak_memory, resident_bytes
 from algos.training.trl.check import check

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import encode_prompt
+from algos.training.models.tokens import encode_prompt
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.sampling.sampler import decode_ids
 from algos.training.stage.record import Phases, Progress, Record

@@ -20,7 +20,8 @@ from torch import nn
 import algos.training.trl.without_vllm  # noqa: F401
 from algos.pieces.settings import SettingsError
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import ScalarModel, encode_prompt, load_policy
+from algos.training.models.checkpoints import ScalarModel, load_policy
+from algos.training.models.tokens import encode_prompt
 from algos.training.trl.common import Work, silence
 from algos.training.trl.monitor import Monitor, scoring_only, step_logs
 from algos.training.trl.options import ppo_arguments

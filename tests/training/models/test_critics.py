@@ -7,8 +7,9 @@ from tiny import tiny_model
 
 from algos.pieces.settings import SettingsError
 from algos.training.assemble import Checkpoints
-from algos.training.models.checkpoints import load_policy, save_policy, train_tokenizer
+from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.models.critics import make_critic
+from algos.training.models.tokens import train_tokenizer
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from algos import ALGORITHMS
 from algos.pieces.types import make_batch
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import (
-    ScalarModel,
-)
+from algos.training.models.checkpoints import ScalarModel
 from algos.training.models.critics import SeparateCritic, SharedCritic
 from algos.training.models.logprobs import in_micro_batches, token_logprobs, token_values
 from algos.training.models.packing import Layout, shared_row, shares_prompts

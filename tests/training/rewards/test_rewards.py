@@ -9,7 +9,8 @@ from tiny import TEXTS, random_rollouts, tiny_model, tiny_tokenizer
 
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import ScalarModel, encode_prompt, train_tokenizer
+from algos.training.models.checkpoints import ScalarModel
+from algos.training.models.tokens import encode_prompt, train_tokenizer
 from algos.training.rewards.rewards import Rewards, RunningStd, combine, component_metrics
 from algos.training.rewards.rules import RewardSettings
 

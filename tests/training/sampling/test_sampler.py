@@ -9,11 +9,9 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import make_batch
-from algos.training.models.checkpoints import (
-    encode_prompt,
-)
 from algos.training.models.logprobs import token_logprobs
 from algos.training.models.packing import shares_prompts
+from algos.training.models.tokens import encode_prompt
 from algos.training.sampling.sampler import decode, sample
 
 TOKENIZER = tiny_tokenizer()

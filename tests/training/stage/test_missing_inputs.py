@@ -10,7 +10,8 @@ from lean import TOKENIZER, folder_of
 from tiny import tiny_model
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.checkpoints import load_policy, load_tokenizer, save_policy
+from algos.training.models.checkpoints import load_policy, save_policy
+from algos.training.models.tokens import load_tokenizer
 from algos.training.stage.record import Record
 from evaluation.tasks.files import write_jsonl
 

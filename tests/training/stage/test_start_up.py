@@ -8,7 +8,7 @@ import pytest
 from tiny import TEXTS, tiny_tokenizer
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.checkpoints import encode_prompt, encode_prompts
+from algos.training.models.tokens import encode_prompt, encode_prompts
 from algos.training.stage.record import start_up_seconds
 from evaluation.statistics import student
 

@@ -11,8 +11,9 @@ from tiny import gradients, random_rollouts, tiny_model, tiny_tokenizer
 from algos import distillation
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import make_batch
-from algos.training.models.checkpoints import save_policy, train_tokenizer
+from algos.training.models.checkpoints import save_policy
 from algos.training.models.logprobs import token_logits
+from algos.training.models.tokens import train_tokenizer
 from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import Phases
 from algos.training.supervised import distillation as distill

