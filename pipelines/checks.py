@@ -31,13 +31,15 @@ def _check_model(plan: Plan, name: str, values: dict) -> None:
     tokenizer = values.get("tokenizer")
     model = from_dict(ModelConfig, without(values, "tokenizer"), where)
     _check_path(model.path, f"{where}.path")
+    if model.gguf is not None and not Path(model.gguf).is_file():
+        raise SettingsError(f"{where}.gguf: there is no file {model.gguf!r}.")
     if tokenizer is not None:
         others = [other for other in plan.settings.models if other != name]
         one_of(tokenizer, others, f"{where}.tokenizer")
         if "tokenizer" in plan.settings.models[tokenizer]:
             raise SettingsError(f"{where}.tokenizer: {tokenizer} takes its own from another model; name that one.")
-        if model.path is not None:
-            raise SettingsError(f"{where}.tokenizer: a model with a path has its own tokenizer; remove this key.")
+        if not model.built:
+            raise SettingsError(f"{where}.tokenizer: a model that is loaded has its own tokenizer; remove this key.")
 
 
 def _check_stage(plan: Plan, stage: Stage) -> None:
@@ -87,7 +89,7 @@ def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
         )
     layers = getattr(config.hparams, "critic_layers", None)
     start = from_dict(ModelConfig, without(plan.settings.models[plan.origin(stage.name)], "tokenizer"), "models")
-    if layers is not None and "critic" not in plan.edges(stage.name) and not start.path and layers > start.layers:
+    if layers is not None and "critic" not in plan.edges(stage.name) and start.built and layers > start.layers:
         raise SettingsError(
             f"{where}.settings: critic_layers is {layers}, but models.{plan.origin(stage.name)}.layers is "
             f"{start.layers}; at most that many."

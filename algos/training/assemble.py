@@ -14,8 +14,8 @@ from algos.training.models.critics import SeparateCritic, check_critic_checkpoin
 from algos.training.models.lora import WithoutAdapters, add_adapters
 from algos.training.models.packing import shares_prompts
 from algos.training.models.passes import compile_passes, recompute_activations
-from algos.training.models.shared_pass import drop_equal_backbone
 from algos.training.models.tokens import encode_prompts, load_tokenizer
+from algos.training.rewards.shared_pass import drop_equal_backbone
 from algos.training.run import Inputs, Run, State
 from algos.training.sampling.engines import make_engine
 from algos.training.stage.record import Record

@@ -7,29 +7,13 @@ By hand:
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from algos.pieces.settings import SettingsError, from_dict
-from algos.training.models.checkpoints import build_model, load_policy, save_policy
+from algos.training.models.checkpoints import build_model, save_policy
 from algos.training.models.config import ModelConfig
+from algos.training.models.imports import import_model
 from algos.training.models.tokens import load_tokenizer, train_tokenizer
 from algos.training.stage.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import read_jsonl
-
-
-def load_hub_or_folder(config: ModelConfig):
-    """The model and tokenizer of config.path. Raises SettingsError if they end a response with different tokens."""
-    assert config.path is not None
-    model = load_policy(config.path, torch.device("cpu"), revision=config.revision)
-    tokenizer = load_tokenizer(config.path, config.revision)
-    stops = model.generation_config.eos_token_id
-    first = stops[0] if isinstance(stops, list) else stops
-    if first is not None and first != tokenizer.eos_token_id:
-        raise SettingsError(
-            f"{config.path}: its turns end with {tokenizer.convert_ids_to_tokens(first)!r}, but its tokenizer's "
-            f"end-of-sequence is {tokenizer.eos_token!r}; set eos_token in the tokenizer's config."
-        )
-    return model, tokenizer
 
 
 def tokenizer_for(config: ModelConfig, texts: str, checkpoint: str | None):
@@ -44,15 +28,16 @@ def tokenizer_for(config: ModelConfig, texts: str, checkpoint: str | None):
 
 def make(config: ModelConfig, name: str, seed: int, texts: str, checkpoint: str | None):
     """The model and its tokenizer, as the settings say."""
-    if config.path is None:
+    if config.built:
         tokenizer = tokenizer_for(config, texts, checkpoint)
         return build_model(config, tokenizer, seed), tokenizer
     if checkpoint is not None:
-        raise SettingsError(f"{name}.path: a loaded model has its own tokenizer; leave out the other one.")
+        raise SettingsError(f"{name}: a loaded model has its own tokenizer; leave out the other one.")
+    chat = any(not isinstance(row["prompt"], str) for row in read_jsonl(texts))
     try:
-        return load_hub_or_folder(config)
+        return import_model(config, chat)
     except SettingsError as error:
-        raise SettingsError(f"{name}.path: {error}") from None
+        raise SettingsError(f"{name}: {config.path or config.gguf or config.package}: {error}") from None
 
 
 def main() -> None:

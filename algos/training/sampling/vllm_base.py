@@ -10,6 +10,7 @@ import torch
 
 from algos.pieces.types import Rollouts
 from algos.training.models.lora import merged
+from algos.training.models.tokens import end_ids
 from algos.training.sampling.engine import Engine, Sampling, StaleWeights
 from algos.training.sampling.fingerprint import differing, fingerprint
 
@@ -32,7 +33,7 @@ class VllmEngine(Engine):
         self.compare(policy)
         self.forget()
         seeds = torch.randint(SEEDS, (len(prompts),), generator=generator, device=generator.device).tolist()
-        requests = [request(self.tokenizer.eos_token_id, sampling, seed) for seed in seeds]
+        requests = [request(end_ids(self.tokenizer), sampling, seed) for seed in seeds]
         groups = self.generate(prompts, requests)
         self.rest()
         responses = [response for group in groups for response in group]
@@ -77,7 +78,7 @@ def weights(policy) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor.detach()) for name, tensor in merged(policy, dict(policy.named_parameters())).items()]
 
 
-def request(eos_token_id: int, sampling: Sampling, seed: int) -> dict:
+def request(ends: list[int], sampling: Sampling, seed: int) -> dict:
     """vLLM's SamplingParams for one prompt. End-of-sequence is a stop token like any other: vLLM then returns it."""
     return {
         "n": sampling.group_size,
@@ -87,7 +88,7 @@ def request(eos_token_id: int, sampling: Sampling, seed: int) -> dict:
         "logprobs": 0,  # of the sampled token alone
         "detokenize": False,
         "ignore_eos": True,
-        "stop_token_ids": [eos_token_id],
+        "stop_token_ids": ends,
     }
 
 
@@ -110,5 +111,5 @@ def as_rollouts(
     ids[mask] = torch.tensor([token for row, _ in responses for token in row])
     if sampling.temperature > 0:
         logprobs[mask] = torch.tensor([logprob for _, row in responses for logprob in row])
-    truncated = torch.tensor([row[-1] != tokenizer.eos_token_id for row, _ in responses])
+    truncated = torch.tensor([row[-1] not in end_ids(tokenizer) for row, _ in responses])
     return Rollouts(prompts, sampling.group_size, *(x.to(device) for x in (ids, mask, logprobs, truncated)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from algos.training.config import RunConfig
-from algos.training.models.tokens import encode_prompt
+from algos.training.models.tokens import encode_prompt, end_ids
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.sampling.sampler import decode_ids
 from algos.training.stage.record import Phases, Progress, Record
@@ -32,7 +32,7 @@ class Monitor:
         """Rewards of one rollout batch, by the grader of the suite's own runs; keeps the metrics of the batch."""
         start = time.perf_counter()
         texts = decode_ids(self.tokenizer, responses)
-        truncated = [self.tokenizer.eos_token_id not in ids for ids in responses]
+        truncated = [not set(end_ids(self.tokenizer)) & set(ids) for ids in responses]
         prompts = [encode_prompt(self.tokenizer, problem["prompt"]) for problem in problems]
         seen = self.rewards.responses(texts, [len(ids) for ids in responses], truncated, problems, prompts)
         rewards, components = self.rewards.grade(seen, self.config.group_size)

@@ -11,10 +11,10 @@ from algos.pieces.types import Rollouts, make_batch
 from algos.training.assemble import Checkpoints, make_learner
 from algos.training.models.checkpoints import ScalarModel, load_policy
 from algos.training.models.packing import shares_prompts
-from algos.training.models.shared_pass import drop_equal_backbone
 from algos.training.rewards import reward_model
 from algos.training.rewards.config import RewardModelConfig
 from algos.training.rewards.rewards import Rewards
+from algos.training.rewards.shared_pass import drop_equal_backbone
 from algos.training.stage.record import component_memory
 from algos.training.update.update import prepare
 from evaluation.tasks.files import write_jsonl
