@@ -72,6 +72,9 @@ class Plan:
             models = {name: {"path": value} if isinstance(value, str) else value for name, value in models.items()}
             config = {**config, "models": models}
         self.settings = from_dict(StudySettings, config, "the study")
+        for section in ("models", "stages"):
+            if not getattr(self.settings, section):
+                raise SettingsError(f"{section} must name at least one, got {{}}.")
         self.config = config
         self.name, self.seeds = self.settings.study, list(self.settings.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

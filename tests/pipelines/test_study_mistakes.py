@@ -29,6 +29,8 @@ MISTAKES = [
     ("models/base/hidden_size", 33, "models.base: hidden_size must be a multiple"),
     ("models/student/tokenizer", "bass", "models.student.tokenizer: 'bass' is unknown. Did you mean 'base'"),
     ("models/base/tokenizer", "student", "models.(base|student).tokenizer: .* takes its own from another model"),
+    ("models", {}, "models must name at least one, got {}"),
+    ("stages", {}, "stages must name at least one, got {}"),
     ("models/train", {}, "models.train: this is the name of a split"),
     ("models/Base", {}, "models.Base: a name is lower-case letters, digits and _"),
     # stages, kinds and defaults
