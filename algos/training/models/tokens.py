@@ -14,7 +14,7 @@ def readable(what: str, wanted: str):
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].rstrip(" .:")
         raise SettingsError(f"{what} cannot be read: {reason}. It must be {wanted}.") from None
 
 
@@ -47,6 +47,8 @@ def load_tokenizer(path: str | Path, revision: str | None = None):
 
     with readable(f"the tokenizer of {str(path)!r}", "a folder with tokenizer.json, or a hub id"):
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there is no file
+            raise ValueError("its files are missing")
     if tokenizer.eos_token_id is None:
         raise SettingsError(f"the tokenizer of {path} has no end-of-sequence token, so no response could ever end.")
     set_ends(tokenizer, _stops(path, revision))
