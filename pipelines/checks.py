@@ -6,8 +6,9 @@ from pathlib import Path
 
 from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
-from algos.training.models.config import ModelConfig
+from algos.training.models.config import LINEAR_LAYERS, ModelConfig
 from algos.training.rewards.config import PreferenceConfig
+from algos.training.supervised.config import DistillationConfig
 from pipelines.graph import Stage
 from pipelines.kinds import EVALUATED
 from pipelines.plan import Plan, without
@@ -24,6 +25,11 @@ def check(plan: Plan) -> None:
     plan.evaluation()
     for stage in plan.stages.values():
         _check_stage(plan, stage)
+    if not plan.evaluated:
+        raise SettingsError(
+            "stages: none is evaluated, so that the report would be empty; add one of kind "
+            f"{' or '.join(EVALUATED)}, or remove `evaluate: false`."
+        )
 
 
 def _check_model(plan: Plan, name: str, values: dict) -> None:
@@ -40,6 +46,11 @@ def _check_model(plan: Plan, name: str, values: dict) -> None:
             raise SettingsError(f"{where}.tokenizer: {tokenizer} takes its own from another model; name that one.")
         if not model.built:
             raise SettingsError(f"{where}.tokenizer: a model that is loaded has its own tokenizer; remove this key.")
+    elif plan.settings.prompt.chat and model.built:
+        raise SettingsError(
+            f"{where}: prompt.chat needs a chat template, which the tokenizer of a model that is built here does not "
+            "have; give the model a `path` or another model's `tokenizer`, or set prompt.chat to false."
+        )
 
 
 def _check_stage(plan: Plan, stage: Stage) -> None:
@@ -56,12 +67,15 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
     if stage.values.get("evaluate") is not None and stage.kind not in EVALUATED:
         raise SettingsError(f"{where}.evaluate: a stage of kind {stage.kind} is never evaluated; remove this key.")
     config = plan.parsed(stage.name, seeds[0])
-    _check_trainer(plan, config, where)
+    _check_trainer(plan, stage, config, where)
     if isinstance(config, RunConfig):
         _check_rl(plan, stage, config, where)
+    if isinstance(config, DistillationConfig):
+        _check_distillation(stage, config, where)
     if stage.kind == "preferences":
         _check_preferences(plan, stage, where)
     _check_unused_edges(plan, stage, where)
+    _check_tokenizers(plan, stage, where)
     for key, target in plan.edges(stage.name).items():
         for seed in seeds if target in plan.stages else ():
             plan.seed_of(target, seed, f"{where}.{key}", stage.name)
@@ -69,7 +83,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
         _check_sizes(plan, config, where)
 
 
-def _check_trainer(plan: Plan, config, where: str) -> None:
+def _check_trainer(plan: Plan, stage: Stage, config, where: str) -> None:
     if getattr(config, "trainer", "own") != "trl":
         return
     from algos.training.trl import baseline, supervised
@@ -78,6 +92,11 @@ def _check_trainer(plan: Plan, config, where: str) -> None:
         (baseline.check if isinstance(config, RunConfig) else supervised.check)(config)
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from None
+    if "critic" in plan.edges(stage.name):
+        raise SettingsError(
+            f"{where}: trainer trl: the critic of the TRL baseline starts from the policy; write `critic: null`, or "
+            "leave the TRL baseline out."
+        )
 
 
 def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
@@ -87,18 +106,45 @@ def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
             f"{where}.settings: {', '.join(idle)} without effect, as kl_coef is 0: there is no KL term and no "
             "reference; set kl_coef above 0, or remove what has no effect."
         )
-    layers = getattr(config.hparams, "critic_layers", None)
-    start = from_dict(ModelConfig, without(plan.settings.models[plan.origin(stage.name)], "tokenizer"), "models")
-    if layers is not None and "critic" not in plan.edges(stage.name) and start.built and layers > start.layers:
-        raise SettingsError(
-            f"{where}.settings: critic_layers is {layers}, but models.{plan.origin(stage.name)}.layers is "
-            f"{start.layers}; at most that many."
-        )
     if config.needs_reward_model and "reward_model" not in stage.edges:
         named = [name for name, other in plan.stages.items() if other.kind == "reward_model"]
         raise SettingsError(
             f"{where}: it needs a reward model; write `reward_model:` and a stage of that kind. There are: "
             f"{', '.join(named) or 'none'}."
+        )
+    _check_critic(plan, stage, config.hparams, where)
+    model = plan.model(plan.origin(stage.name))
+    if config.lora is not None and model["path"] is None:
+        for target in config.lora.targets:
+            one_of(target, LINEAR_LAYERS, f"{where}.lora.targets")
+
+
+def _check_critic(plan: Plan, stage: Stage, hparams, where: str) -> None:
+    """Refuse a separate critic that cannot be made from the checkpoint that it begins with."""
+    edges = plan.edges(stage.name)
+    if getattr(hparams, "critic_init", None) == "reward_model":
+        name = edges["reward_model"]
+        head = plan.parsed(name, plan.seeds_of(name)[0]).head
+        if head != hparams.critic_head:
+            raise SettingsError(
+                f"{where}.settings: critic_head is {hparams.critic_head}, but the critic begins as {name}, whose head "
+                f"is {head}; make them equal."
+            )
+    layers = getattr(hparams, "critic_layers", None)
+    origin = plan.origin(edges.get("critic", stage.edges["from"]))
+    model = plan.model(origin)
+    if layers is not None and model["path"] is None and layers > model["layers"]:
+        raise SettingsError(
+            f"{where}.settings: critic_layers is {layers}, but models.{origin}.layers is {model['layers']}; at most "
+            "that many."
+        )
+
+
+def _check_distillation(stage: Stage, config: DistillationConfig, where: str) -> None:
+    if config.on_policy_share < 1 and "data" not in stage.edges:
+        raise SettingsError(
+            f"{where}: on_policy_share is {config.on_policy_share:g}, and the other steps need given responses; write "
+            "`data:`, or set on_policy_share to 1."
         )
 
 
@@ -138,6 +184,24 @@ def _why_unused(plan: Plan, stage: Stage, key: str) -> str:
         "reference": "kl_coef is 0, so that there is no reference",
         "critic": "there is no separate critic that begins as a policy",
     }[key]
+
+
+def _check_tokenizers(plan: Plan, stage: Stage, where: str) -> None:
+    """Refuse a second model to whom a token id means something else than to the policy.
+
+    Models that are built here have equal tokenizers where the sizes of their vocabularies are equal, as all tokenizers
+    are trained on the same text. A loaded model's tokenizer is known to the stage alone.
+    """
+    for key, target in plan.edges(stage.name).items():
+        if key not in ("reward_model", "reference", "critic", "teacher"):
+            continue
+        owners = [plan.tokenizer_owner(plan.origin(name)) for name in (stage.edges["from"], target)]
+        own, other = map(plan.model, owners)
+        if own["path"] is None and other["path"] is None and own["vocab_size"] != other["vocab_size"]:
+            raise SettingsError(
+                f"{where}.{key}: {target} has the tokenizer of models.{owners[1]}, but {stage.name} has that of "
+                f"models.{owners[0]}; give both models one `tokenizer`."
+            )
 
 
 def _check_sizes(plan: Plan, config, where: str) -> None:

@@ -220,6 +220,10 @@ class Plan:
         """The model whose tokenizer this one takes."""
         return self.settings.models[name].get("tokenizer")
 
+    def tokenizer_owner(self, name: str) -> str:
+        """The model whose tokenizer this one has: another one's, or its own."""
+        return self.tokenizer_of(name) or name
+
     @cached_property
     def parsed_evaluation(self) -> EvaluationConfig:
         shared = {key: getattr(self.settings, key) for key in PLACED}

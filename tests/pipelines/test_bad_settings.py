@@ -61,6 +61,10 @@ REFUSED = [
     (settings("ppo", gae_lambda=1.5), "gae_lambda must be at most 1, got 1.5"),
     (settings("ppo", gae_lambda_critic=-0.1), "gae_lambda_critic must be at least 0, or null, got -0.1"),
     (settings("ppo", critic_layers=4), "settings: critic_layers is 4, but models.base.layers is 3; at most that many"),
+    (
+        {"algorithm": "ppo", "critic": "student", "settings": {"critic_layers": 3}},
+        "settings: critic_layers is 3, but models.student.layers is 2; at most that many",
+    ),
     (settings("ppo", critic_layers=0), "critic_layers must be above 0, or null, got 0"),
     ({"algorithm": "ppo", "critic": "/no/such"}, "stages.x.critic: '/no/such' is unknown. Allowed: "),
     ({"algorithm": "grpo", "critic": "base"}, "stages.x.critic: without effect, as there is no separate critic"),

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from studies import PIPELINES, REMOVED, changed, rl, sft, small
+from studies import PIPELINES, REMOVED, SMOKE, changed, rl, sft, small
 
 from algos.pieces.settings import SettingsError
 from pipelines.study import Study, load
@@ -120,7 +120,21 @@ MISTAKES = [
     ("stages/trl_ppo/settings", {"clip_high": 0.3}, "stages.trl_ppo: .*TRL's PPO has one clip range"),
     ("stages/ppo/settings/gae_lambda", 0.95, "stages.trl_ppo: .*only with gae_lambda 1 and gamma 1, got 0.95"),
     ("stages/grpo/settings/std_epsilon", 1.0e-6, "stages.trl_grpo: .*TRL's std_epsilon is fixed"),
+    ("stages/ppo/critic", "base", "stages.trl_ppo: trainer trl: the critic of the TRL .* write `critic: null`"),
     ("stages/trl_student_gkd/temperature", 0.9, "stages.trl_student_gkd: trainer trl: .*got 0.9"),
+    # what a stage would refuse at its start, after all that it follows from
+    (
+        "stages/student_gkd/data",
+        REMOVED,
+        "stages.student_gkd: on_policy_share is 0.5, .* given responses; write `data:`",
+    ),
+    ("prompt", {"chat": True}, "models.base: prompt.chat needs a chat template, .* or set prompt.chat to false"),
+    (
+        "stages/ppo_rm/settings",
+        {"critic_init": "reward_model", "critic_head": "mlp"},
+        "stages.ppo_rm.settings: critic_head is mlp, but the critic begins as reward_model, whose head is linear; make",
+    ),
+    ("stages/grpo/lora", {"targets": ["query"]}, "stages.grpo.lora.targets: 'query' is unknown. .*down_proj, .*v_proj"),
     # more problems than there are
     ("stages/preferences/prompts", 5000, "stages.preferences: prompts is 5000, but task.train is 120"),
     ("stages/accepted/prompts", 121, "stages.accepted: prompts is 121, but task.train is 120"),
@@ -156,11 +170,46 @@ def test_mistakes_are_named_with_file_key_value_and_what_is_allowed(path, value,
 def test_settings_of_sampling_beside_pairs_of_ones_own_are_refused(tmp_path, extra, message):
     (tmp_path / "pairs.jsonl").touch()
     own = {"path": str(tmp_path / "pairs.jsonl"), "held_out_share": 0.5}
-    Study(small(mine={"kind": "preferences", **own}), "x")
+    Study(small(first=sft(), mine={"kind": "preferences", **own}), "x")
     like = {"like": "sampled", "from": None, **own}
-    Study(small(first=sft(), sampled={"kind": "preferences", "from": "first", "flip_share": 0.2}, mine=like), "x")
+    sampled = {"kind": "preferences", "from": "first", "prompts": 60, "flip_share": 0.2}
+    Study(small(first=sft(), sampled=sampled, mine=like), "x")
     with pytest.raises(SettingsError, match=message):
         Study(small(mine={"kind": "preferences", **own, **extra}), "x")
+
+
+OTHER = {**SMOKE["models"]["base"], "vocab_size": 200}  # a tokenizer of its own
+
+
+@pytest.mark.parametrize(
+    "stage, edge, target",
+    [
+        ("ppo_rm", "reference", "other"),
+        ("ppo_rm", "critic", "other_sft"),
+        ("ppo_rm", "reward_model", "other_rm"),
+        ("student_gkd", "teacher", "other_sft"),
+    ],
+)
+def test_a_second_model_with_another_tokenizer_is_refused(stage, edge, target, tmp_path):
+    config = changed("models/other", OTHER)
+    config["stages"] |= {"other_sft": sft("other"), "other_rm": {"like": "reward_model", "from": "other"}}
+    config["stages"][stage][edge] = target
+    message = f"stages.{stage}.{edge}: {target} has the tokenizer of models.other, but {stage} has that of models.base;"
+    with pytest.raises(SettingsError, match=message):
+        Study(config, "x")
+    for other in ({**OTHER, "vocab_size": 160}, {**OTHER, "tokenizer": "base"}, str(tmp_path)):
+        config["models"]["other"] = other  # the same tokenizer; or a loaded one, which the stage compares
+        Study(config, "x")
+
+
+def test_chat_takes_models_with_a_tokenizer_from_elsewhere(tmp_path):
+    Study(changed("models/base", str(tmp_path)) | {"prompt": {"chat": True}}, "x")  # the student has the base's
+
+
+@pytest.mark.parametrize("stages", [{}, {"only": sft(evaluate=False)}])
+def test_a_study_that_evaluates_nothing_is_refused(stages):
+    with pytest.raises(SettingsError, match="stages: none is evaluated, so that the report would be empty; add one"):
+        Study(small(**stages), "x")
 
 
 def test_a_stage_with_other_seeds_than_the_stage_it_starts_from_is_refused():

@@ -4,6 +4,8 @@ from pydantic import PositiveFloat, PositiveInt
 
 from algos.pieces.settings import settings
 
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a model built here
+
 
 @settings
 class ModelConfig:

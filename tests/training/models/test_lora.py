@@ -9,6 +9,7 @@ from algos.pieces.settings import SettingsError, from_dict
 from algos.training.assemble import Checkpoints, make_learner
 from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import load_policy, save_policy
+from algos.training.models.config import LINEAR_LAYERS
 from algos.training.models.logprobs import token_logprobs
 from algos.training.models.lora import WithoutAdapters, add_adapters
 from algos.training.stage.config import OptimizerConfig
@@ -81,6 +82,11 @@ def test_checkpoints_have_the_adapters_merged(tmp_path, dtype):
     torch.testing.assert_close(
         token_logprobs(loaded, batch_of(), 1.0)[0], token_logprobs(exact, batch_of(), 1.0)[0], atol=1e-4, rtol=1e-4
     )
+
+
+def test_the_layers_of_models_that_are_built_here_are_those_that_adapters_find():
+    adapters = {name.split(".")[-4] for name, _ in adapted().named_parameters() if ".lora_A" in name}
+    assert adapters == set(LINEAR_LAYERS)
 
 
 def test_unknown_targets_are_refused_with_the_models_layers():
