@@ -100,8 +100,7 @@ def _check_trainer(plan: Plan, stage: Stage, config, where: str) -> None:
 
 
 def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
-    idle = [key for key in KL_SETTINGS if key in (stage.own.get("settings") or {})]
-    if idle and config.hparams.kl_coef == 0 and stage.varies is None:
+    if idle := _idle_kl(plan, stage):
         raise SettingsError(
             f"{where}.settings: {', '.join(idle)} without effect, as kl_coef is 0: there is no KL term and no "
             "reference; set kl_coef above 0, or remove what has no effect."
@@ -117,6 +116,20 @@ def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
     if config.lora is not None and model["path"] is None:
         for target in config.lora.targets:
             one_of(target, LINEAR_LAYERS, f"{where}.lora.targets")
+
+
+def _family(plan: Plan, stage: Stage) -> list[str]:
+    """The stages that the `vary` of a stage makes, itself among them; itself alone without one."""
+    return [s.name for s in plan.stages.values() if s is stage or (stage.varies and s.varies == stage.varies)]
+
+
+def _idle_kl(plan: Plan, stage: Stage) -> list[str]:
+    """The settings of a KL that a stage writes or varies where neither it nor a stage that varies with it has a KL."""
+    written = plan.settings.stages[stage.varies or stage.name]
+    own = {*(written.get("settings") or {}), *(key.removeprefix("settings.") for key in written.get("vary") or {})}
+    if any(plan.parsed(name, plan.seeds_of(name)[0]).hparams.kl_coef for name in _family(plan, stage)):
+        return []
+    return [key for key in KL_SETTINGS if key in own]
 
 
 def _check_critic(plan: Plan, stage: Stage, hparams, where: str) -> None:
@@ -170,9 +183,8 @@ def _check_unused_edges(plan: Plan, stage: Stage, where: str) -> None:
 
     An edge of a stage that varies needs to have an effect in one of the stages that `vary` makes.
     """
-    family = [s.name for s in plan.stages.values() if s is stage or (stage.varies and s.varies == stage.varies)]
     for key in stage.edges:
-        if key in stage.own and not any(key in plan.edges(name) for name in family):
+        if key in stage.own and not any(key in plan.edges(name) for name in _family(plan, stage)):
             raise SettingsError(f"{where}.{key}: without effect, as {_why_unused(plan, stage, key)}; remove it.")
 
 

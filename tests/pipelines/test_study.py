@@ -113,10 +113,26 @@ def test_vary_makes_a_stage_for_each_combination_that_others_may_name():
     assert study.resolved("one", 0)["settings"]["kl_coef"] == 0.0  # the stage that others are like stays as it is
 
 
-def test_a_varied_stage_may_leave_settings_without_effect():
-    config = small(one=rl("base", settings={"kl_estimator": "k2", "kl_coef": 0.1}))
-    config["stages"]["many"] = {"like": "one", "vary": {"kl_coef": [0, 0.1]}}
-    assert Study(config, "x").resolved("many-kl_coef=0", 0)["settings"]["kl_coef"] == 0
+def test_settings_of_a_kl_beside_vary_may_be_idle_where_a_stage_of_the_family_has_a_kl():
+    study = Study(small(many=rl(settings={"kl_estimator": "k2"}, vary={"kl_coef": [0, 0.1]})), "x")
+    both = [study.resolved(f"many-kl_coef={value}", 0)["settings"] for value in ("0", "0.1")]
+    assert [(made["kl_coef"], made["kl_estimator"]) for made in both] == [(0, "k2"), (0.1, "k2")]
+    study = Study(small(many=rl(settings={"kl_coef": 0.1}, vary={"kl_estimator": ["k1", "k3"]})), "x")
+    assert study.resolved("many-kl_estimator=k1", 0)["settings"]["kl_estimator"] == "k1"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"vary": {"kl_estimator": ["k1", "k3"]}},
+        {"vary": {"settings.kl_estimator": ["k1", "k3"]}},
+        {"vary": {"clip_low": [0.1, 0.2]}, "settings": {"kl_estimator": "k1"}},
+    ],
+)
+def test_varied_settings_of_a_kl_are_refused_where_no_stage_of_the_family_has_one(own):
+    message = r"stages\.many-[^ ]*\.settings: kl_estimator without effect, as kl_coef is 0"
+    with pytest.raises(SettingsError, match=message):
+        Study(small(many=rl(**own)), "x")
 
 
 def test_a_varied_reward_leaves_the_others_as_they_are():
