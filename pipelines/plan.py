@@ -77,8 +77,8 @@ class Plan:
                 raise SettingsError(f"{section} must name at least one, got {{}}.")
         self.config = config
         self.name, self.seeds = self.settings.study, list(self.settings.seeds)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise SettingsError(f"seeds must be different whole numbers, at least one, got {self.seeds}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise SettingsError(f"seeds must be different whole numbers from 0, at least one, got {self.seeds}.")
         if self.settings.results is None and not FOLDER_NAME.fullmatch(self.name):
             raise SettingsError(f"study: {self.name!r} is no name of a folder; choose another, or write `results:`.")
         self.results = self.settings.results or f"results/{self.name}"
@@ -142,7 +142,7 @@ class Plan:
             or any(type(seed) is not int or seed < 0 for seed in seeds)
             or len(set(seeds)) < len(seeds)
         ):
-            raise SettingsError(f"stages.{name}.seeds must be a list of different whole numbers, got {seeds!r}.")
+            raise SettingsError(f"stages.{name}.seeds must be a list of different whole numbers from 0, got {seeds!r}.")
         return list(seeds)
 
     def seed_of(self, target: str, seed: int, where: str, stage: str) -> int:

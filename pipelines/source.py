@@ -9,6 +9,7 @@ from algos.pieces.settings import SettingsError
 
 Lines = dict[tuple[str, ...], int]  # the keys from the top of a file down to a value -> the line of the last key
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *anchor`
+KEYS = yaml.constructor.SafeConstructor()  # what YAML reads a key as: `on` as True
 
 
 def read(path: str | Path) -> tuple[dict, Lines]:
@@ -40,7 +41,7 @@ def _visit(node: yaml.Node, keys: tuple[str, ...], lines: Lines, path: str) -> N
     for key, value in node.value:
         if key.tag == MERGE:
             continue
-        place, line = (*keys, key.value), key.start_mark.line + 1
+        place, line = (*keys, str(KEYS.construct_object(key))), key.start_mark.line + 1
         if place in lines and place[:-1] == keys:
             raise SettingsError(
                 f"{path}, line {line}: the key {'.'.join(place)!r} stands in line {lines[place]} already; "
@@ -56,7 +57,7 @@ def refuse_keys_that_are_no_text(values: object, where: str = "the study") -> No
         for key, value in values.items():
             if not isinstance(key, str):
                 raise SettingsError(f"{where}: the key {key!r} is no text; put it in quotes or choose another name.")
-            refuse_keys_that_are_no_text(value, key)
+            refuse_keys_that_are_no_text(value, key if where == "the study" else f"{where}.{key}")
 
 
 def located(message: str, source: str, lines: Lines, inherited: dict[str, list[tuple[str, ...]]]) -> str:
@@ -68,22 +69,25 @@ def located(message: str, source: str, lines: Lines, inherited: dict[str, list[t
     words = re.findall(r"[^\s:,;'\"`\[\]]+", message.removeprefix("the study"))
     place: tuple[str, ...] = ()
     if words and words[0].startswith("stages."):
-        name = max((n for n in inherited if words[0].startswith(f"stages.{n}")), key=len, default=None)
+        name = max((n for n in inherited if f"{words[0]}.".startswith(f"stages.{n}.")), key=len, default=None)
         if name is not None:
-            rest = [*words[0][len(f"stages.{name}") :].strip(".").split("."), *words[1:6]]
-            own = ("stages", name)
-            found = [_descend(start, rest, lines) for start in (own, *inherited[name])]
-            place = max(found, key=lambda keys: (keys in lines, len(keys)))
+            rest = [words[0].removeprefix(f"stages.{name}").strip("."), *words[1:6]]
+            starts = [("stages", name), *inherited[name]]
+            found = [(_descend(start, rest, lines), start) for start in starts]
+            place, _ = max(found, key=lambda pair: (pair[0] in lines, len(pair[0]) - len(pair[1])))
             return f"{_file(source, lines, place)}: {message}"
     place = _descend((), words[:6], lines)
     return f"{_file(source, lines, place)}: {message}"
 
 
 def _descend(place: tuple[str, ...], words: list[str], lines: Lines) -> tuple[str, ...]:
-    """The deepest key below a place that the words name in order."""
+    """The deepest key below a place that the words name in order; a key may hold dots, as those of `vary` do."""
     for word in words:
-        for part in (word.rstrip("."),) if (*place, word) in lines else word.rstrip(".").split("."):
-            place = (*place, part) if (*place, part) in lines else place
+        parts = word.rstrip(".").split(".")
+        while parts:
+            taken = next((n for n in range(len(parts), 0, -1) if (*place, ".".join(parts[:n])) in lines), 0)
+            place = (*place, ".".join(parts[:taken])) if taken else place
+            parts = parts[taken or 1 :]
     return place
 
 

@@ -11,7 +11,8 @@ MISTAKES = [
     # the study
     ("seedz", [0], "the study, key: 'seedz' is unknown. Did you mean 'seed"),
     ("seeds", [], "seeds must be different whole numbers"),
-    ("seeds", [0, 0], r"seeds must be different whole numbers, at least one, got \[0, 0\]"),
+    ("seeds", [0, 0], r"seeds must be different whole numbers from 0, at least one, got \[0, 0\]"),
+    ("seeds", [-1], r"seeds must be different whole numbers from 0, at least one, got \[-1\]"),
     ("seeds", "0", "seeds must be .*'0'"),
     ("seeds", [0.0], r"seeds.* must be .*got .*0\.0"),
     ("task", REMOVED, "task is missing"),
@@ -230,6 +231,12 @@ def test_a_stage_with_other_seeds_than_the_stage_it_starts_from_is_refused():
         ("seed: 0\n", "sede: 0\n", "sede: 0"),
         ("hidden_size: 32", "hidden_size: 33", "base: {"),
         ("vary: {kl_coef: [0.01, 0.1]}", "vary: {kl_coef: [0.01, -0.1]}", "grpo_kl: {"),  # of the stage that varies
+        ("{kl_coef: [0.01, 0.1]}", "{kl_coef: [0.1],\n optimizer.adam_beta1: [2.0]}", "optimizer.adam_beta1"),
+        ("{kl_coef: [0.01, 0.1]}", "{kl_coef: [0.1],\n optimizer.adam_beta1: 0.9}", "optimizer.adam_beta1"),
+        ("{kl_coef: [0.01, 0.1]}", "{kl_coef: [0.01, 0.1]},\n steps: 0", "steps: 0"),  # beside vary
+        ("seeds: [0]\n", "seeds: [-1]\n", "seeds: [-1]"),  # of the study, not of the first stage that has them
+        ("clip_low: 0.03,", "\n on: true,", "on: true"),  # a key that is no text
+        ("clip_low: 0.03,", "\n 12: true,", "12: true"),
     ],
 )
 def test_a_message_names_the_line_that_is_wrong(tmp_path, written, wrong, line):
@@ -258,6 +265,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
 def test_a_key_that_yaml_reads_as_a_truth_value_is_named():
     with pytest.raises(SettingsError, match="stages: the key True is no text"):
         Study(yaml.safe_load("study: x\nstages: {on: {kind: rl}}"), "x")
+    with pytest.raises(SettingsError, match=r"stages\.one\.settings: the key 1 is no text"):
+        Study(yaml.safe_load("study: x\nstages: {one: {settings: {1: 2}}}"), "x")
 
 
 def test_gsm8k_without_its_files_is_refused():
