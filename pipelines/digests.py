@@ -1,4 +1,4 @@
-"""Digests of the files that define an algorithm, a reward or a task: who uses one runs again when it is edited."""
+"""Digests of the files of an algorithm, a reward or a task, and of the user's own: an edit runs again what uses it."""
 
 import ast
 import hashlib
@@ -9,23 +9,43 @@ from pathlib import Path
 from algos import FILES
 from algos.training.config import RunConfig
 from algos.training.rewards.rules import RULES
-from evaluation.tasks import TASKS
+from algos.training.supervised.config import DistillationConfig
+from evaluation.tasks import TASKS, TaskSettings
 
 
-def of_run(config: RunConfig) -> str:
+def of_run(config: RunConfig | DistillationConfig) -> str:
     """Of the algorithm's own file with those that it builds on in algos/, and of the files of its rewards."""
+    if isinstance(config, DistillationConfig):
+        return _digest(_with_siblings("algos.distillation"))
     rules = {Path(inspect.getfile(RULES[name].score)) for name in config.rewards if name in RULES}
     return _digest(algorithm_files(config.algorithm) | rules)
 
 
-def of_task(name: str) -> str:
-    return _digest({Path(inspect.getfile(TASKS[name].load))})
+def of_task(task: TaskSettings) -> str:
+    """Of the task's own file, and of the user's files that it reads."""
+    return _digest({Path(inspect.getfile(TASKS[task.name].load)), *getattr(task.config, "files", ())})
+
+
+def of_file(path: str | None) -> str:
+    """Of a file of the user's own; empty without one."""
+    return "" if path is None else _digest({Path(path)})
+
+
+def of_folder(path: str | None) -> str:
+    """Of a model's folder: names, sizes and times of its files, as weights are large; empty for a hub id or None."""
+    files = sorted(Path(path).rglob("*")) if path is not None else []
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16] if facts else ""
 
 
 def algorithm_files(name: str) -> set[Path]:
-    """The file that defines an algorithm, and those next to it that it imports: dapo.py and grpo.py for dapo."""
+    return _with_siblings(FILES[name].partition(":")[0])
+
+
+def _with_siblings(module: str) -> set[Path]:
+    """The file of a module, and those next to it that it imports: dapo.py and grpo.py for algos.dapo."""
     found: set[Path] = set()
-    waiting = [FILES[name].partition(":")[0]]
+    waiting = [module]
     while waiting:
         path = Path(find_spec(waiting.pop()).origin)
         if path not in found:

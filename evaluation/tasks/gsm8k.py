@@ -23,13 +23,17 @@ class GSM8KConfig:
     hub_revision: str | None = None  # a commit of the dataset, so that the same rows are loaded next year
 
     def __post_init__(self):
-        if self.path is not None:
-            for name in ("train.jsonl", "test.jsonl"):
-                if not (Path(self.path) / name).is_file():
-                    raise SettingsError(
-                        f"path: {Path(self.path) / name} does not exist; it must be a folder with "
-                        "train.jsonl and test.jsonl, one object with question and answer a line."
-                    )
+        for file in self.files:
+            if not file.is_file():
+                raise SettingsError(
+                    f"path: {file} does not exist; it must be a folder with train.jsonl and test.jsonl, one object "
+                    "with question and answer a line."
+                )
+
+    @property
+    def files(self) -> list[Path]:
+        """The user's own files."""
+        return [] if self.path is None else [Path(self.path) / f"{split}.jsonl" for split in ("train", "test")]
 
 
 def _rows(config: GSM8KConfig, split: str) -> list[dict]:

@@ -43,16 +43,22 @@ class OwnRowsConfig:
     # spaces and punctuation
 
     def __post_init__(self):
-        if self.hub_id is not None:
-            return
-        for key in ("train", "test", "dev", "demonstrations"):
-            path = getattr(self, key)
-            if path is None:
-                continue
+        for key, path in self._given.items():
             if Path(path).suffix not in FORMATS:
                 raise ValueError(f"{key}: {path!r} must end in {', '.join(FORMATS)}, or hub_id must name its dataset")
             if not Path(path).is_file():
                 raise ValueError(f"{key}: {path} does not exist")
+
+    @property
+    def _given(self) -> dict[str, str]:
+        """The files by split; none where the rows come from the hub."""
+        splits = {} if self.hub_id else {key: getattr(self, key) for key in ("train", "test", "dev", "demonstrations")}
+        return {key: path for key, path in splits.items() if path is not None}
+
+    @property
+    def files(self) -> list[Path]:
+        """The user's own files."""
+        return [Path(path) for path in self._given.values()]
 
 
 def load(config: OwnRowsConfig, sizes: dict[str, int | None], seed: int) -> dict[str, list[dict]]:

@@ -1,6 +1,11 @@
 # Preference pairs from a policy or from a file; a reward model from them
 
 
+def pairs(wildcards):
+    """A digest of a user's own pairs. Editing their file makes the stage again."""
+    return digests.of_file(STUDY.stages[wildcards.stage].values.get("path"))
+
+
 rule preferences:
     input:
         sources,
@@ -20,6 +25,7 @@ rule preferences:
         name=name,
         settings=settings,
         edges=edges,
+        files=pairs,
         out=out,
     message:
         "Make the preference pairs {wildcards.stage}, seed {wildcards.seed}"

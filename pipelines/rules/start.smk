@@ -10,11 +10,16 @@ def prompt(wildcards):
 
 
 def task_code(wildcards):
-    return digests.of_task(STUDY.settings.task.name)
+    return digests.of_task(STUDY.settings.task)
 
 
 def model_settings(wildcards):
     return as_json(STUDY.model(wildcards.model))
+
+
+def model_files(wildcards):
+    """A digest of the folder of a user's own model. A change in it loads the model again."""
+    return digests.of_folder(STUDY.model(wildcards.model)["path"])
 
 
 def model_out(wildcards):
@@ -57,6 +62,7 @@ rule model:
         f"{MODEL}/build.log",
     params:
         settings=model_settings,
+        files=model_files,
         tokenizer=tokenizer_option,
         seed=STUDY.settings.seed,
         out=model_out,

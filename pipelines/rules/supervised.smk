@@ -98,6 +98,7 @@ rule distillation:
         name=name,
         settings=settings,
         edges=edges,
+        code=code,
         out=out,
     message:
         "Distill into {wildcards.stage}, seed {wildcards.seed}"

@@ -202,13 +202,18 @@ def test_a_changed_cold_start_runs_what_follows_from_it(own):
     [
         ("algos/gspo.py", {"rl": 2, "evaluate": 2}),  # gspo and its TRL baseline
         ("algos/training/rewards/rules.py", {"rl": len(RUNS) - 1}),  # ppo_rm has the learned reward alone
+        ("algos/distillation.py", {"distillation": 2, "evaluate": 2}),  # student_gkd and its TRL baseline
         ("algos/dapo.py", {}),  # an algorithm that the study does not use
     ],
 )
 def test_an_edited_file_of_an_algorithm_or_a_reward_runs_again_what_uses_it(own, file, jobs):
     (own / file).write_text((own / file).read_text() + "\n# edited\n")
     plan = planned(own)
-    assert {rule: plan.get(rule) for rule in jobs} == jobs and ("rl" in plan) == bool(jobs)
+    assert (
+        {rule: plan.get(rule) for rule in jobs} == jobs
+        and ("rl" in plan) == ("rl" in jobs)
+        and bool(plan) == bool(jobs)
+    )
     assert ("data" not in plan and "sft" not in plan) or "rules.py" in file
 
 
