@@ -40,12 +40,36 @@ def _rate(run: RunConfig) -> dict:
     return {"learning_rate": run.optimizer.learning_rate}
 
 
+def only_shape(study: Study, name: str) -> dict:
+    """The shape of the models of a stage. Raises SettingsError if they are not all of the policy's."""
+    origin = study.origin(name)
+    for key, target in study.edges(name).items():
+        other = study.origin(target)
+        if _shape(study, other) != _shape(study, origin):
+            raise SettingsError(
+                f"STAGE: all models of a stage are taken to be of one shape, but the {key} of {name} descends from "
+                f"models.{other}, and its policy from models.{origin}; choose another stage."
+            )
+    return _shape(study, origin)
+
+
+def _shape(study: Study, model: str) -> dict:
+    """The settings of a model, with the vocabulary of the model whose tokenizer it takes."""
+    values, owner = study.model(model), study.tokenizer_of(model)
+    if owner is None:
+        return values
+    from evaluation.memory.closed_form import config_of
+
+    config = config_of(from_dict(ModelConfig, study.model(owner), "model"))
+    return {**values, "vocab_size": config.get_text_config().vocab_size}
+
+
 def memory(study: Study, name: str, prompt_tokens: int | None) -> str:
     """The predicted peak of a stage; prompts as long as the stage admits, unless it is said how long they are."""
     from evaluation.memory.text import settings_report
 
     run = rl_stage(study, name)
-    model = from_dict(ModelConfig, study.model(study.origin(name)), "model")
+    model = from_dict(ModelConfig, only_shape(study, name), "model")
     frozen = False
     if "reward_model" in study.edges(name):
         reward_model = study.edges(name)["reward_model"]
@@ -59,7 +83,7 @@ def bench(study: Study, name: str, words: list[str]) -> None:
     from evaluation.bench import command, parts
 
     args, run = command.arguments(words), study.resolved(name, study.seeds_of(name)[0])
-    model = study.model(study.origin(name))
+    model = only_shape(study, name)
     with TemporaryDirectory(prefix="bench-") as scratch:
         made = parts.Bench(Path(scratch), run=run, runs=_runs(study), task=study.task(), model=model)
         made.steps, made.threads, made.device_name, made.toy = args.steps, args.threads, args.device, args.toy

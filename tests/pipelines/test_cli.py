@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from studies import SMOKE, changed, rl, small
 
 from algos import ALGORITHMS
 from algos.__main__ import main
@@ -91,6 +93,34 @@ def test_the_memory_of_a_stage_is_predicted_from_the_study(monkeypatch, capsys):
     assert ask(monkeypatch, "memory", DEFAULT, "ppo_rm", "--prompt-tokens", "60") == 0
     page = capsys.readouterr().out
     assert page.startswith(f"ppo_rm of {DEFAULT}, prompts of 60 tokens\n") and "reward_model" in page.replace(" ", "_")
+
+
+def written(config: dict, folder: Path) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.mark.parametrize("edge", ["critic", "reference", "reward_model"])
+def test_the_memory_of_models_of_two_shapes_is_refused(edge, monkeypatch, capsys, tmp_path):
+    config = changed(f"stages/ppo_rm/{edge}", "other")
+    config["stages"]["other"] = {"like": "reward_model" if edge == "reward_model" else "cold_start", "from": "student"}
+    path = written(config, tmp_path)
+    assert ask(monkeypatch, "memory", path, "ppo_rm") == 2
+    message = f"the {edge} of ppo_rm descends from models.student, and its policy from models.base; choose another"
+    assert message in capsys.readouterr().err
+    assert ask(monkeypatch, "memory", path, "ppo") == 0
+
+
+def test_the_memory_of_a_model_with_the_tokenizer_of_another_one_has_its_vocabulary(monkeypatch, capsys, tmp_path):
+    config = small(stage=rl("other"))  # the vocabulary of base is 160, the default 320
+    shape = {key: value for key, value in SMOKE["models"]["base"].items() if key != "vocab_size"}
+    pages = []
+    for own in ({"tokenizer": "base"}, {"vocab_size": 160}):
+        config["models"]["other"] = shape | own
+        assert ask(monkeypatch, "memory", written(config, tmp_path), "stage") == 0
+        pages.append(capsys.readouterr().out)
+    assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize(
