@@ -1,8 +1,12 @@
 """Settings of evaluation, and of the prompt around a question."""
 
+import re
+
 from pydantic import PositiveFloat, PositiveInt
 
 from algos.pieces.settings import DType, settings
+
+FOLDER_NAME = re.compile(r"\w[\w.-]*")  # of a study's folder in results/ and in results/published/
 
 
 @settings

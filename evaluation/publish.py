@@ -4,14 +4,13 @@ By hand: python -m evaluation.publish results/<study>
 """
 
 import argparse
-import re
 import shutil
 import sys
 from pathlib import Path
 
 from algos.pieces.settings import SettingsError
 from evaluation.collect import read_json
-from evaluation.config import figures_of
+from evaluation.config import FOLDER_NAME, figures_of
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 TABLES = (".csv", ".md")  # the page holds all of them and the figures again, and is not published
@@ -24,7 +23,7 @@ def publish(results: Path, out: Path = PUBLISHED) -> list[Path]:
         raise SettingsError(f"{report / 'report.html'} is missing: let the study finish first.")
     study = read_json(report / "study.json")
     name, figures = study["study"], {f"{figure}.svg" for figure in figures_of(study)}
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not FOLDER_NAME.fullmatch(name):
         raise SettingsError(f"the study is called {name!r}, which is no folder's name; rename it.")
     folder = out / name
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "comparison.csv").is_file():

@@ -15,11 +15,16 @@ from pipelines.plan import Plan, without
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 SAMPLED_PAIRS = [f.name for f in fields(PreferenceConfig) if f.name not in ("seed", "held_out_share")]
+LONGEST = 255  # bytes of a folder's name
 KL_SETTINGS = ("kl_estimator", "kl_in", "kl_direction", "kl_importance_weighted", "kl_target", "kl_horizon")
 
 
 def check(plan: Plan) -> None:
     """Raise SettingsError for the first mistake among the models, the evaluation and the stages."""
+    for section, names in (("models", plan.settings.models), ("stages", plan.stages)):
+        for name in names:
+            if len(name.encode()) > LONGEST:
+                raise SettingsError(f"{section}.{name}: a folder's name has at most {LONGEST} bytes; shorten it.")
     for name, values in plan.settings.models.items():
         _check_model(plan, name, values)
     plan.evaluation()

@@ -1,8 +1,8 @@
 """A study as its file writes it: its settings, the graph of its stages, and the settings of each stage."""
 
-import re
 from dataclasses import asdict, field
 from functools import cached_property
+from pathlib import Path
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -11,12 +11,11 @@ from algos.pieces.settings import DType, SettingsError, from_dict, one_of, setti
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.supervised.config import DistillationConfig
-from evaluation.config import EvaluationConfig, PromptSettings
+from evaluation.config import FOLDER_NAME, EvaluationConfig, PromptSettings
 from evaluation.tasks import TaskSettings
 from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_names
 from pipelines.kinds import COMMON, EVALUATED, KINDS
 
-FOLDER_NAME = re.compile(r"[\w.-]+")
 SAMPLING = ("max_response_tokens", "temperature")
 PLACED = ("device", "dtype")  # set for the study as a whole, unless a stage says otherwise
 
@@ -79,13 +78,25 @@ class Plan:
         self.name, self.seeds = self.settings.study, list(self.settings.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise SettingsError(f"seeds must be different whole numbers from 0, at least one, got {self.seeds}.")
-        if self.settings.results is None and not FOLDER_NAME.fullmatch(self.name):
+        self.results = self._folder()
+
+    def _folder(self) -> str:
+        """The folder of the results. Raises SettingsError for one that Snakemake cannot write or that is taken."""
+        given = self.settings.results
+        if not given and not FOLDER_NAME.fullmatch(self.name):
             raise SettingsError(f"study: {self.name!r} is no name of a folder; choose another, or write `results:`.")
-        self.results = self.settings.results or f"results/{self.name}"
-        if set("{}") & set(self.results):
+        folder = given or f"results/{self.name}"
+        if set("{}<>\n") & set(folder):
             raise SettingsError(
-                f"results: Snakemake reads braces as wildcards; choose a folder without, got {self.results!r}."
+                "results: Snakemake reads braces as wildcards, < and > as variables, and no line ends; choose a folder "
+                f"without, got {folder!r}."
             )
+        if Path(folder).resolve().is_relative_to(Path("results/published").resolve()):
+            raise SettingsError(
+                f"{'results' if given else 'study'}: results/published holds what is published, got {folder!r}; choose "
+                "another name."
+            )
+        return folder
 
     def _build(self, inherited: dict[str, list[tuple[str, ...]]]) -> None:
         """The stages with all that they take over; fills in where each takes settings from."""

@@ -133,7 +133,7 @@ def test_what_users_write_reaches_the_commands_as_it_is(tmp_path):
     """Braces, quotes, line ends, commands of a shell and other alphabets in a template, a path and names."""
     tree = copy_project(tmp_path / "project")
     odd = USERS_TEXT.replace("{question}", "").replace("/", "")
-    folder = re.sub(r"[{}\n]", "", odd)  # braces are refused there, see below
+    folder = re.sub(r"[{}\n]", "", odd)  # braces and line ends are refused there
     config = yaml.safe_load((tree / STUDY).read_text())
     model = tmp_path / f"model {odd}"
     model.mkdir()

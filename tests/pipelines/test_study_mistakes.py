@@ -20,7 +20,14 @@ MISTAKES = [
     ("task/settings/stepz", 1, "'stepz' is unknown. .*Allowed: double_share"),
     ("task/test", 0, "test must be above 0"),
     ("dtype", "float16", "dtype.*'float16'.*bfloat16"),
-    ("results", "my {results}", "results: Snakemake reads braces as wildcards; .* got 'my {results}'"),
+    *(
+        ("results", folder, "results: Snakemake reads braces as wildcards, .* choose a folder without, got 'my")
+        for folder in ("my {results}", "my <results>", "my}", "my\nresults")
+    ),
+    ("results", "results/published", "results: results/published holds what is published, got 'results/published'"),
+    ("results", "results/x/../published/x", "results: results/published holds what is published"),
+    ("study", "published", "study: results/published holds what is published, got 'results/published'"),
+    *(("study", name, f"study: '{name}' is no name of a folder; choose another") for name in ("..", ".", "-n", "")),
     ("study", "a/b", "study: 'a/b' is no name of a folder; choose another, or write `results:`"),
     ("evaluation/samples", 0, "samples must be above 0"),
     ("sampling/temperature", "hot", "sampling.temperature must be"),
@@ -211,6 +218,13 @@ def test_chat_takes_models_with_a_tokenizer_from_elsewhere(tmp_path):
 def test_a_study_that_evaluates_nothing_is_refused(stages):
     with pytest.raises(SettingsError, match="stages: none is evaluated, so that the report would be empty; add one"):
         Study(small(**stages), "x")
+
+
+@pytest.mark.parametrize("section, value", [("models", {}), ("stages", {"like": "grpo"})])
+def test_a_name_that_no_folder_can_have_is_refused(section, value):
+    with pytest.raises(SettingsError, match=f"{section}.x*: a folder's name has at most 255 bytes; shorten it"):
+        Study(changed(f"{section}/{'x' * 256}", value), "x")
+    Study(changed(f"{section}/{'x' * 255}", value), "x")
 
 
 def test_a_stage_with_other_seeds_than_the_stage_it_starts_from_is_refused():
