@@ -47,7 +47,7 @@ def _check_model(plan: Plan, name: str, values: dict) -> None:
     if tokenizer is not None:
         others = [other for other in plan.settings.models if other != name]
         one_of(tokenizer, others, f"{where}.tokenizer")
-        if "tokenizer" in plan.settings.models[tokenizer]:
+        if plan.tokenizer_of(tokenizer) is not None:
             raise SettingsError(f"{where}.tokenizer: {tokenizer} takes its own from another model; name that one.")
         if not model.built:
             raise SettingsError(f"{where}.tokenizer: a model that is loaded has its own tokenizer; remove this key.")

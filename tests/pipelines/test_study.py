@@ -178,6 +178,12 @@ def test_a_varied_edge_needs_an_effect():
         Study(small(many=rl(vary={"reference": ["base", "student"]})), "x")
 
 
+def test_a_model_with_a_tokenizer_of_null_has_one_of_its_own(tmp_path):
+    study = Study(changed("models/base/tokenizer", None), "x")  # the student takes the base's
+    assert study.tokenizer_of("base") is None and study.tokenizer_of("student") == "base"
+    Study(changed("models/base", {"path": str(tmp_path), "tokenizer": None}), "x")
+
+
 def test_edges_of_rl_lead_to_reference_critic_and_reward_model():
     config = changed("stages/ppo_rm/reference", "base")
     config["stages"]["ppo_rm"]["critic"] = "grpo"
