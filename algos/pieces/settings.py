@@ -90,7 +90,7 @@ def settings(cls):
 def from_dict(cls, values: dict, where: str = "settings"):
     """Build settings class cls from a dict; unknown keys, missing keys, wrong types and bad values raise SettingsError.
 
-    `where` is the place in the study file that the message names, such as "runs.gspo.settings". Checked as JSON, in
+    `where` is the place in the study file that the message names, such as "stages.gspo.settings". Checked as JSON, in
     which a list may stand for a tuple and a mapping for a nested section.
     """
     if not isinstance(values, dict):

@@ -135,7 +135,7 @@ class RunConfig:
         if self.trainer == "trl":
             raise SettingsError(
                 "engine: vllm belongs to trainer: own; TRL's trainer would sample, weigh and synchronize in its own "
-                "way. Write engine: transformers, as a TRL baseline does by itself."
+                "way. Write engine: transformers."
             )
         if importlib.util.find_spec("vllm") is None:
             raise SettingsError("engine: vllm needs vLLM; pip install -e '.[vllm]', or write engine: transformers.")

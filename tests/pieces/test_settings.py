@@ -213,7 +213,7 @@ def test_a_whole_number_is_neither_true_nor_1_0(cls):
 )
 def test_impossible_runs_are_refused(values, message):
     with pytest.raises(SettingsError, match=message):
-        from_dict(RunConfig, {"seed": 0, **values}, "runs.x")
+        from_dict(RunConfig, {"seed": 0, **values}, "stages.x")
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "remax", "reinforce_pp"])

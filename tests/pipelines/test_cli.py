@@ -145,6 +145,7 @@ def test_a_wrong_stage_ends_with_2_and_the_nearest_one(words, message, monkeypat
     [
         (("describe", "gprpo"), "error: NAME: 'gprpo' is unknown. Did you mean 'grpo'? Allowed: cispo, "),
         (("describe",), "usage: "),
+        (("describe", "grpo", "--study", DEFAULT), "usage: "),  # python -m pipelines describe does that
         (("lst",), "usage: "),
         ((), "usage: "),
     ],

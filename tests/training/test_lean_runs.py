@@ -133,4 +133,4 @@ REFUSED = [
 @pytest.mark.parametrize("values, message", REFUSED, ids=lambda x: str(x) if isinstance(x, dict) else "")
 def test_what_cannot_be_is_refused_by_name(values, message):
     with pytest.raises(SettingsError, match=message):
-        from_dict(RunConfig, {"seed": 0, **values}, "runs.x")
+        from_dict(RunConfig, {"seed": 0, **values}, "stages.x")

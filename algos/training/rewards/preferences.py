@@ -45,7 +45,7 @@ def preference_row(problem: dict, responses: list[dict], flip_share: float, rng:
 
 def sample_rows(policy: str, prompts: str, config: PreferenceConfig, name: str) -> tuple[list[dict], dict]:
     """(rows, metrics): pairs of responses sampled from the policy; prompts without a pair are left out."""
-    problems = draw_problems(prompts, config.prompts, config.seed, "preferences.prompts")
+    problems = draw_problems(prompts, config.prompts, config.seed, "settings.prompts")
     rng = random.Random(f"flips {config.seed}")  # independent of the draw of the problems
     progress = Progress(len(problems), name or "preferences", unit="prompt")
     responses = respond(policy, problems, config.responses, config, progress)
@@ -58,7 +58,7 @@ def sample_rows(policy: str, prompts: str, config: PreferenceConfig, name: str) 
     if not 0 < held_out_count(rows, config) < len(rows):
         raise SettingsError(
             f"preferences: only {len(rows)} of {len(problems)} prompts have both right and wrong responses, too "
-            "few to train and to measure a reward model; raise preferences.prompts or .responses."
+            "few to train and to measure a reward model; raise prompts or responses."
         )
     flips = sum(p != g for row in rows for p, g in zip(row["pairs"], row["gold_pairs"], strict=True))
     accuracy = sum(r["correct"] for r in responses) / len(responses)

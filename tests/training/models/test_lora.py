@@ -99,8 +99,8 @@ def test_unknown_targets_are_refused_with_the_models_layers():
 
 def test_without_peft_lora_is_refused_with_advice(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"runs.x.lora: lora needs peft; pip install"):
-        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "lora": {}}, "runs.x")
+    with pytest.raises(SettingsError, match=r"stages.x.lora: lora needs peft; pip install"):
+        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "lora": {}}, "stages.x")
 
 
 def test_no_second_model_is_loaded_for_the_reference(folder):

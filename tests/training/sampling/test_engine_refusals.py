@@ -70,13 +70,13 @@ def test_sleep_frees_the_gpu_between_phases_and_weights_wake_before_they_are_loa
 
 def refusal(**settings) -> str:
     with pytest.raises(SettingsError) as refused:
-        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, **settings}, "runs.x")
+        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, **settings}, "stages.x")
     return str(refused.value)
 
 
 def test_engine_settings_are_refused_by_name(monkeypatch):
     assert "'vlm' is unknown. Did you mean 'vllm'?" in refusal(engine="vlm")
-    assert "belongs to trainer: own" in refusal(engine="vllm", trainer="trl")
+    assert refusal(engine="vllm", trainer="trl").endswith("in its own way. Write engine: transformers.")
     assert "0.01..2.0 only, got 3.0" in refusal(engine="vllm", temperature=3.0)
     assert "'serve' is unknown. Did you mean 'server'?" in refusal(vllm={"mode": "serve"})
     assert "server_url belongs to mode server" in refusal(vllm={"mode": "server"})
