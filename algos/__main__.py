@@ -27,7 +27,9 @@ def describe(name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m algos", description="The algorithms, and their equations.")
+    parser = argparse.ArgumentParser(
+        prog="python -m algos", description="The algorithms, and their equations.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all algorithms and presets, each with its idea and its source")
     one = commands.add_parser("describe", help="an algorithm's equation and resolved hyperparameters")

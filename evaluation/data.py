@@ -53,7 +53,7 @@ def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--task", required=True, help="the study's task section, as JSON")
     parser.add_argument("--prompt", default="{}", help="the study's prompt section, as JSON")
     parser.add_argument("--out", required=True, type=Path)

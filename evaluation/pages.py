@@ -160,7 +160,7 @@ def fill(project: Path = PROJECT) -> list[str]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
     print("\n".join(fill()) or "Every table is up to date.")
 
 

@@ -37,7 +37,7 @@ def publish(results: Path, out: Path = PUBLISHED) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("results", type=Path, help="the study's results folder")
     args = parser.parse_args()
     try:

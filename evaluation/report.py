@@ -253,7 +253,7 @@ def inline_svg(path: Path, name: str) -> Markup:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--study", required=True, help="the study's stages and their settings, as JSON")
     parser.add_argument("--results", required=True, type=Path, help="the study's results folder")
     parser.add_argument("--out", required=True, type=Path, help="folder for the report")

@@ -82,6 +82,9 @@ def bench(study: Study, name: str, words: list[str]) -> None:
     """Measure parts of the benchmark with a stage's settings, task and model."""
     from evaluation.bench import command, parts
 
+    given = [word for word in words if word.partition("=")[0] in ("--settings", "--task", "--model")]
+    if given:
+        raise SettingsError(f"{given[0]} would have no effect: settings, task and model are those of stage {name}.")
     args, run = command.arguments(words), study.resolved(name, study.seeds_of(name)[0])
     model = only_shape(study, name)
     with TemporaryDirectory(prefix="bench-") as scratch:
@@ -101,11 +104,14 @@ def _runs(study: Study) -> dict[str, dict]:
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("describe", "memory", "bench"):
-        made = commands.add_parser(command)
+        made = commands.add_parser(command, allow_abbrev=False)
         made.add_argument("study", metavar="STUDY", help="study file")
         made.add_argument("stage", metavar="STAGE", help="one of its RL stages")
         if command == "memory":

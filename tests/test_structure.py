@@ -34,6 +34,12 @@ def test_no_circle_of_files_and_every_arrow_goes_down():
     assert [(a, b) for a in graph for b in graph[a] if floor(b) > floor(a)] == []
 
 
+def test_no_command_takes_abbreviated_options():  # an abbreviation becomes another option when one is added
+    calls = [node for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    made = [call for call in calls if ast.unparse(call.func) == "argparse.ArgumentParser"]
+    assert made and all("allow_abbrev=False" in ast.unparse(call) for call in made)
+
+
 def test_files_and_folders_are_small():
     texts = FILES + [p for p in PROJECT.rglob("pipelines/**/*") if p.suffix in (".smk", ".yaml", ".j2")]
     assert [path for path in texts if path.read_text(encoding="utf-8").count("\n") > MOST_LINES] == []

@@ -29,7 +29,10 @@ PARTS = ("generation", "grpo", "ppo", "logits", "scaling", "settings", "overhead
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m evaluation.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("parts", nargs="+", metavar="PART", help=f"{', '.join(PARTS)} or all")
     parser.add_argument("--steps", type=int, default=8, help="of each side, after one that does not count (default 8)")
@@ -54,7 +57,19 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         one_of(part, (*PARTS, "all"), "PART")
     if "all" in args.parts:
         args.parts = [part for part in PARTS if part != "gpu"]
+    refuse_unused(args)
     return args
+
+
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Refuse options of a part that is not measured."""
+    of_gpu = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    gpu.add_options(of_gpu)
+    defaults = {"gpu": vars(of_gpu.parse_args([])), "overhead": {"results": Path("results"), "whole": False}}
+    for part, options in defaults.items():
+        changed = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) != options[name]]
+        if changed and part not in args.parts:
+            raise SettingsError(f"{', '.join(changed)} would have no effect without the part {part}.")
 
 
 def bench_of(args: argparse.Namespace, scratch: Path) -> parts.Bench:

@@ -202,7 +202,9 @@ def table(title: str, rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.bias.exact", description="Bias and variance of every estimator."
+        prog="python -m evaluation.bias.exact",
+        description="Bias and variance of every estimator.",
+        allow_abbrev=False,
     )
     parser.add_argument("--samples", type=int, default=200, help="sampled batches that check the enumeration; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of the toy's tables and of the sampled batches")

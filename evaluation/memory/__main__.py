@@ -13,8 +13,10 @@ GB is 1e9 bytes.
 
 import argparse
 import sys
-from dataclasses import fields, replace
+from collections.abc import Set
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import RunConfig
@@ -26,6 +28,14 @@ from evaluation.memory.options import read_json
 from evaluation.memory.plan import CHOICES, Plan
 from evaluation.memory.text import report, settings_report, worked_table
 
+PLAN = {field.name for field in fields(Plan)}
+USED = {  # by what is asked for: the options that it uses
+    "check": {"out"},
+    "settings": {"model", "prompt_tokens", "freeze_backbone"},
+    "figure": {*PLAN, "out"},
+    "model": PLAN,
+}
+
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
@@ -33,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # so that only the options that are given have a value
     )
     made.add_argument("--model", help=f"{', '.join(closed.SHAPES)}, a folder, a hub id, or a size such as 7B")
     for field in fields(Plan):
@@ -42,56 +54,70 @@ def parser() -> argparse.ArgumentParser:
         if isinstance(default, bool):
             made.add_argument(flag, action="store_true")
         elif field.name == "offload":
-            made.add_argument(flag, nargs="*", default=(), metavar="WHAT", help=", ".join(PARTS))
+            made.add_argument(flag, nargs="*", metavar="WHAT", help=", ".join(PARTS))
         elif isinstance(default, int) or field.name in ("lora_rank", "critic_layers"):
-            made.add_argument(flag, type=int, default=default, metavar="N", help=f"default: {default or 'off'}")
+            made.add_argument(flag, type=int, metavar="N", help=f"default: {default or 'off'}")
         else:
             names = CHOICES.get(field.name, ())
-            made.add_argument(
-                flag, default=default, help=f"{', '.join(names)}{'; ' if names else ''}default: {default}"
-            )
+            made.add_argument(flag, help=f"{', '.join(names)}{'; ' if names else ''}default: {default}")
     made.add_argument("--settings", metavar="JSON", help="settings of a run, as JSON or the name of a file of it")
     made.add_argument("--check", action="store_true", help="measure small configurations beside their predictions")
     made.add_argument("--figure", action="store_true", help="draw PPO and GRPO for the model")
-    made.add_argument("--out", default="results/memory", metavar="DIR", help="for --check and --figure")
+    made.add_argument("--out", metavar="DIR", help="for --check and --figure; default: results/memory")
     return made
 
 
-def of_settings(args: argparse.Namespace, prompt_tokens: int | None) -> str:
+def refuse_unused(given: dict) -> None:
+    """Refuse options that have no effect on what is asked for."""
+    asked = next((name for name in USED if name in given), "")
+    used = USED.get(asked, set())
+    unused = flags(given.keys() - used - {asked})
+    if unused and not asked:
+        raise SettingsError(f"{unused} would have no effect without --model.")
+    if unused:
+        raise SettingsError(f"{unused} would have no effect beside --{asked}, which takes {flags(used - {asked})}.")
+
+
+def flags(names: Set[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in sorted(names))
+
+
+def of_settings(given: dict) -> str:
     """The report of --settings, on --model."""
-    if args.model is None:
+    if "model" not in given:
         raise SettingsError("--settings needs --model: a named shape, a folder, a hub id, or a shape as JSON.")
-    model = args.model
+    model = given["model"]
     if model.lstrip().startswith("{"):
         model = from_dict(ModelConfig, read_json(model, "--model"), "--model")
-    run = from_dict(RunConfig, read_json(args.settings, "--settings"), "--settings")
+    run = from_dict(RunConfig, read_json(given["settings"], "--settings"), "--settings")
     try:
-        return settings_report(run, model, prompt_tokens, args.freeze_backbone)
+        return settings_report(run, model, given.get("prompt_tokens"), "freeze_backbone" in given)
     except ValueError as error:
         raise SettingsError(str(error)) from None
 
 
-def answer(args: argparse.Namespace) -> str:
-    """The text that the options ask for."""
-    if args.settings:
-        given = any(word.startswith("--prompt-tokens") for word in sys.argv)
-        return of_settings(args, args.prompt_tokens if given else None)
-    plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan) if f.name not in ("model", "offload")})
-    plan = replace(plan, offload=tuple(args.offload), **({"model": args.model} if args.model else {}))
-    if args.figure:
+def answer(given: dict, out: Path) -> str:
+    """The text that the given options ask for."""
+    if "settings" in given:
+        return of_settings(given)
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in PLAN}
+    plan = Plan(**values)
+    if "figure" in given:
         from evaluation.memory.figure import draw  # matplotlib takes a second to import
 
-        return draw(plan, Path(args.out))
-    return worked_table() if args.model is None else report(plan)
+        return draw(plan, out)
+    return report(plan) if "model" in given else worked_table()
 
 
 def main() -> None:
-    args = parser().parse_args()
+    given = vars(parser().parse_args())
+    out = Path(given.get("out", "results/memory"))
     try:
-        if args.check:
-            check(Path(args.out))
+        refuse_unused(given)
+        if "check" in given:
+            check(out)
         else:
-            print(answer(args))
+            print(answer(given, out))
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

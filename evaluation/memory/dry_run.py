@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from algos.pieces.settings import SettingsError
 from algos.pieces.types import Batch
 from algos.training.assemble import Checkpoints, make_learner
 from algos.training.config import RunConfig
@@ -45,7 +46,7 @@ class Workload:
 
     def __post_init__(self):
         if self.prompt_tokens < 1:
-            raise ValueError(f"prompt_tokens must be at least 1, got {self.prompt_tokens}")
+            raise SettingsError(f"prompt_tokens must be at least 1, got {self.prompt_tokens}.")
         if self.head_on_reference and not (REWARD_MODEL in self.run.rewards and self.run.hparams.needs_reference):
             raise ValueError("head_on_reference needs a reward model among the rewards and a kl_coef above 0")
 

@@ -184,7 +184,8 @@ def settings_phases(
 ) -> dict[str, Counter]:
     """plan_phases of a run's own settings. model: transformers' config; prompts as long as the settings admit."""
     needed = needed_parts(run, head_on_reference)
-    peaks = predict(Workload(run, model, prompt_tokens or run.max_prompt_tokens, head_on_reference))
+    tokens = run.max_prompt_tokens if prompt_tokens is None else prompt_tokens
+    peaks = predict(Workload(run, model, tokens, head_on_reference))
     for phase, peak in peaks.items():
         take_out(peak.places, set(run.offload) - needed[phase])
     return {phase: peak.places for phase, peak in peaks.items()}

@@ -167,7 +167,7 @@ def settings_report(
     model: a ModelConfig, or a named shape, a folder or a hub id. prompt_tokens: None, as long as the settings admit.
     head_on_reference: the reward model was trained with freeze_backbone on the checkpoint of the run's reference.
     """
-    tokens = prompt_tokens or run.max_prompt_tokens
+    tokens = run.max_prompt_tokens if prompt_tokens is None else prompt_tokens
     phases = settings_phases(run, closed.config_of(model), tokens, head_on_reference)
     title = f"{name or run.algorithm}, prompts of {tokens} tokens"
     return "\n\n".join([title, phases_text(phases), flops_text(run, run.gradient_checkpointing)])

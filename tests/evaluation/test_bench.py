@@ -324,6 +324,9 @@ def test_the_time_budget_ends_cleanly(bench):
         (("grpo", "--settings", "{"), "error: --settings is not JSON"),
         (("grpo", "--task", "/no/such.json"), "error: [Errno 2] No such file or directory: '/no/such.json'"),
         (("overhead", "--results", "/no/where"), "error: --results /no/where holds no finished stage"),
+        (("grpo", "--shape", "toy", "--no-trl"), "error: --shape, --no-trl would have no effect without the part gpu."),
+        (("grpo", "--whole"), "error: --whole would have no effect without the part overhead."),
+        (("gpu", "--respons", "4"), "usage: "),  # no abbreviation
     ],
 )
 def test_bad_options_end_with_2_and_one_line(words, message, tmp_path, monkeypatch, capsys):

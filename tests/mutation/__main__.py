@@ -83,7 +83,9 @@ def selected(args, root: Path) -> tuple[list[Mutant], list[Mutant]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Mutation testing of the mathematics in algos/*.py.")
+    parser = argparse.ArgumentParser(
+        description="Mutation testing of the mathematics in algos/*.py.", allow_abbrev=False
+    )
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument(
         "--only", default="*", help="glob on 'algos/pieces/kl.py:30 sign', such as '*kl.py*' or '*sign'"

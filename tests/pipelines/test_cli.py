@@ -132,6 +132,9 @@ def test_the_memory_of_a_model_with_the_tokenizer_of_another_one_has_its_vocabul
         (("memory", "/no/study.yaml", "grpo"), "error: /no/study.yaml: No such file"),
         (("memory", DEFAULT), "usage: "),
         (("describe", DEFAULT, "grpo", "more"), "usage: "),
+        (("memory", DEFAULT, "grpo", "--prompt", "60"), "usage: "),  # no abbreviation
+        (("memory", DEFAULT, "grpo", "--prompt-tokens", "0"), "error: prompt_tokens must be at least 1, got 0."),
+        (("bench", DEFAULT, "grpo", "grpo", "--model={}"), "error: --model={} would have no effect: settings, task"),
     ],
 )
 def test_a_wrong_stage_ends_with_2_and_the_nearest_one(words, message, monkeypatch, capsys):

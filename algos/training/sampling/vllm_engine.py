@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Start a vLLM server for `vllm: {mode: server}`.",
         epilog="Further options go to `vllm serve`, such as --gpu-memory-utilization 0.9.",
+        allow_abbrev=False,
     )
     parser.add_argument("--policy", required=True, help="a checkpoint of the policy's shape; its weights are replaced")
     parser.add_argument("--host", default="127.0.0.1", help="whoever reaches it can replace its weights (127.0.0.1)")

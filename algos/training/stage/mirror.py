@@ -255,7 +255,7 @@ def alive(pid: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--results", required=True, type=Path, help="the study's results folder")
     parser.add_argument("--uri", required=True, help="MLflow tracking URI")
     parser.add_argument("--experiment", required=True, help="MLflow experiment")

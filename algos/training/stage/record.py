@@ -303,7 +303,7 @@ def warn_if_budget_left(config, limit: str, generated: int) -> None:
 
 def stage_parser(description: str) -> argparse.ArgumentParser:
     """The options that every stage's command has."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--settings", required=True, help="this stage's settings, as JSON")
     parser.add_argument("--out", required=True, help="folder for run.json, metrics.jsonl, samples.jsonl and results")
     parser.add_argument("--name", default="", help="how the progress line calls this run")
