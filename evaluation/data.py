@@ -4,13 +4,13 @@ By hand: python -m evaluation.data --task '{"name": "gsm8k", "settings": {"path"
 """
 
 import argparse
-import json
 import random
 from dataclasses import asdict
 from pathlib import Path
 
 from algos.pieces.settings import from_dict
 from evaluation.config import PromptSettings
+from evaluation.options import read_json
 from evaluation.tasks import TaskSettings, load_task
 from evaluation.tasks.files import write_jsonl
 
@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args()
     write_splits(
-        from_dict(TaskSettings, json.loads(args.task), "task"),
-        from_dict(PromptSettings, json.loads(args.prompt), "prompt"),
+        from_dict(TaskSettings, read_json(args.task, "--task"), "task"),
+        from_dict(PromptSettings, read_json(args.prompt, "--prompt"), "prompt"),
         args.out,
     )
 

@@ -18,6 +18,7 @@ from evaluation import collect, figures, findings
 from evaluation.collect import Stage, verdict
 from evaluation.config import figures_of
 from evaluation.findings import in_words, percent, row_interval
+from evaluation.options import read_json
 from evaluation.pairs import RULE, pairs, trl_baselines
 from evaluation.statistics import Interval
 from evaluation.tasks.files import read_jsonl, write_json
@@ -254,12 +255,12 @@ def inline_svg(path: Path, name: str) -> Markup:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--study", required=True, help="the study's stages and their settings, as JSON")
+    parser.add_argument("--study", required=True, help="the study's stages and their settings: JSON or a file of it")
     parser.add_argument("--results", required=True, type=Path, help="the study's results folder")
     parser.add_argument("--out", required=True, type=Path, help="folder for the report")
     args = parser.parse_args()
     try:
-        write(args.results, json.loads(args.study), args.out)
+        write(args.results, read_json(args.study, "--study"), args.out)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

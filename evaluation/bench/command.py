@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from algos.pieces.settings import SettingsError, one_of
 from evaluation.bench import gpu, logits, output, overhead, parts, switches
-from evaluation.memory.options import read_json
+from evaluation.options import read_json
 
 PARTS = ("generation", "grpo", "ppo", "logits", "scaling", "settings", "overhead", "gpu", "targets")
 
@@ -47,17 +47,17 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--whole", action="store_true", help="overhead: --results is a whole study, from scratch")
     gpu.add_options(parser)
     args = parser.parse_args(words)
-    gpu.check(args)
-    for name in ("settings", "task", "model"):
-        setattr(args, name, read_json(getattr(args, name), f"--{name}"))
-    for name in ("steps", "threads"):
-        if getattr(args, name) < 1:
-            raise SettingsError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     for part in args.parts:
         one_of(part, (*PARTS, "all"), "PART")
     if "all" in args.parts:
         args.parts = [part for part in PARTS if part != "gpu"]
     refuse_unused(args)
+    gpu.check(args)
+    for name in ("steps", "threads"):
+        if getattr(args, name) < 1:
+            raise SettingsError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    for name in ("settings", "task", "model", "set"):
+        setattr(args, name, read_json(getattr(args, name), f"--{name}"))
     return args
 
 

@@ -10,7 +10,6 @@ By hand:
 
 import argparse
 import gc
-import json
 import time
 from collections.abc import Iterator
 
@@ -40,25 +39,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt-tokens", type=int, default=256)
     group.add_argument("--response-tokens", type=int, default=256)
     group.add_argument("--dtype", default="auto", help="auto: bfloat16 on CUDA, if this commit's runs have it")
-    group.add_argument("--set", default="{}", metavar="JSON", help="more settings of all runs")
+    group.add_argument("--set", default="{}", metavar="JSON", help="more settings of all runs: JSON or a file of it")
     group.add_argument("--no-trl", action="store_true", help="ours alone")
     group.add_argument("--minutes", type=float, default=9.0, help="no run begins, and no step follows, after these")
 
 
-def check(args: argparse.Namespace) -> dict:
-    """The settings of --set. Raises SettingsError for an option that means nothing."""
+def check(args: argparse.Namespace) -> None:
+    """Raises SettingsError for an option that means nothing."""
     one_of(args.shape, SHAPES, "--shape")
     one_of(args.dtype, DTYPES, "--dtype")
     for name in ("prompts", "group", "prompt_tokens", "response_tokens", "minutes"):
         if getattr(args, name) <= 0:
             raise SettingsError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}.")
-    try:
-        extra = json.loads(args.set)
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"--set is not JSON: {error.msg} at character {error.pos}, got {args.set!r}.") from None
-    if not isinstance(extra, dict):
-        raise SettingsError(f"--set must be a mapping of settings such as '{{\"minibatches\": 1}}', got {args.set!r}.")
-    return extra
 
 
 def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimizer: str) -> dict:
@@ -75,8 +67,8 @@ def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimiz
         "optimizer": {"name": optimizer},
         "dtype": "float32" if args.dtype == "auto" else args.dtype,
     }
-    settings = merged(merged(bench.settings(algorithm), fixed), check(args))
-    if args.dtype == "auto" and bench.device.type == "cuda" and "dtype" not in check(args):
+    settings = merged(merged(bench.settings(algorithm), fixed), args.set)
+    if args.dtype == "auto" and bench.device.type == "cuda" and "dtype" not in args.set:
         try:
             from_dict(RunConfig, {**settings, "dtype": "bfloat16"}, "settings")
             return {**settings, "dtype": "bfloat16"}
@@ -88,7 +80,6 @@ def run_settings(bench: Bench, args: argparse.Namespace, algorithm: str, optimiz
 def rows(bench: Bench, args: argparse.Namespace) -> Iterator[dict]:
     """All combinations of --algorithms and --optimizers, each beside TRL's trainer where TRL can do it."""
     ends = time.monotonic() + 60 * args.minutes
-    check(args)
     torch.set_num_threads(bench.threads)
     workload = synthetic_workload(bench.folder(), SHAPES[args.shape], 4 * args.prompts, args.prompt_tokens)
     limits: dict[str, dict] = {}  # by dtype

@@ -24,9 +24,9 @@ from algos.training.models.config import ModelConfig
 from algos.training.update.needs import PARTS
 from evaluation.memory import closed_form as closed
 from evaluation.memory.check import check
-from evaluation.memory.options import read_json
 from evaluation.memory.plan import CHOICES, Plan
 from evaluation.memory.text import report, settings_report, worked_table
+from evaluation.options import read_json
 
 PLAN = {field.name for field in fields(Plan)}
 USED = {  # by what is asked for: the options that it uses

@@ -136,7 +136,7 @@ def test_the_peaks_of_a_runs_own_settings(monkeypatch, capsys, tmp_path):
         (["--model", "7B", "--freeze-backbone"], "--freeze-backbone needs --reward-model and --reference yes"),
         (["--settings", "{"], "--settings needs --model"),
         (["--settings", "{", "--model", "7B"], "--settings is not JSON"),
-        (["--settings", "/no/such.json", "--model", "7B"], "No such file or directory: '/no/such.json'"),
+        (["--settings", "/no/such.json", "--model", "7B"], "neither JSON nor a file that can be read: '/no/such.json'"),
         (["--settings", '{"algorithm": "gppo", "seed": 0}', "--model", "7B"], "algorithm: 'gppo' is unknown"),
         (["--settings", "{}", "--model", "7B", "--prompts", "4"], "--prompts would have no effect beside --settings"),
         (["--settings", "{}", "--model", "7B", "--figure"], "--figure would have no effect beside --settings, which"),

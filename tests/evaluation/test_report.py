@@ -200,7 +200,8 @@ def test_a_start_whose_seeds_do_not_match_is_refused(tmp_path):
 def test_a_missing_score_is_named(tmp_path):
     made = write_results(tmp_path, study(a=rl("base")))
     (tmp_path / "stages" / "a" / "evaluation" / "seed1" / "scores.json").unlink()
-    command = [sys.executable, "-m", "evaluation.report", "--study", json.dumps(made)]
+    write_json(tmp_path / "study.json", made)
+    command = [sys.executable, "-m", "evaluation.report", "--study", str(tmp_path / "study.json")]
     command += ["--results", str(tmp_path), "--out", str(tmp_path / "report")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 2 and "seed1/scores.json is missing" in done.stderr and "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ import pytest
 
 from algos.pieces.settings import SettingsError, from_dict
 from evaluation.config import PromptSettings
-from evaluation.data import write_splits
+from evaluation.data import main, write_splits
 from evaluation.tasks import TASKS, TaskSettings, check_rows, load_task
 from evaluation.tasks.answers import gold_answer
 from evaluation.tasks.files import read_jsonl
@@ -145,6 +145,12 @@ def test_written_rows_have_prompts(tmp_path):
     assert PromptSettings("{question}", chat=True).prompt("x") == [{"role": "user", "content": "x"}]
     with pytest.raises(ValueError, match="once"):
         PromptSettings("no place for it")
+
+
+def test_a_task_that_is_not_json_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["data", "--task", "{name: gsm8k}", "--out", str(tmp_path)])
+    with pytest.raises(SettingsError, match="--task is not JSON"):
+        main()
 
 
 def test_every_task_is_documented():
