@@ -25,9 +25,9 @@ def enumerate_batches(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All K batches of one group per prompt: prompts (K, P), responses (K, P, G), probabilities (K,).
 
-    Groups that differ only in their order count as one, because no estimator here depends on the order. With keep
-    dynamic sampling, prompt and group are drawn until the group holds right and wrong answers, P times, without a limit
-    on the rounds.
+    Groups that differ only in their order count as one, because no estimator here depends on the order. With dynamic
+    sampling, prompt and group are drawn until the group holds right and wrong answers, P times, without a limit on the
+    rounds.
     """
     groups = list(combinations_with_replacement(range(len(toy.tokens)), group_size))
     rows = torch.tensor(groups)  # (M, G)

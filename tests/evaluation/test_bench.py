@@ -208,7 +208,7 @@ def test_what_a_loop_raises_is_raised_to_whoever_asked_for_the_step(bench):
     assert loop.run is None
 
 
-# Overhead
+# Switches
 
 
 def test_a_switchs_settings_are_merged_into_the_runs():

@@ -81,6 +81,3 @@ def test_only_a_whole_study_decides_targets(bench, tmp_path, monkeypatch):
 def test_a_folder_without_stages_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="holds no finished stage"):
         list(overhead.study_rows(tmp_path))
-
-
-# Settings
