@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -37,14 +38,24 @@ def cell(interval: Interval | None, sign: bool = False, judged: bool = False) ->
     return {"text": text, "small": small, "verdict": verdict(interval).replace(" ", "-") if judged else ""}
 
 
-def plain(text: object) -> dict:
+def shown(value: Any) -> Any:
+    """A value of a table as it is; empty where the table has none."""
+    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else value
+
+
+def plain(value: object) -> dict:
     """A table cell without an interval."""
-    return {"text": str(text), "small": "", "verdict": ""}
+    return {"text": str(shown(value)), "small": "", "verdict": ""}
+
+
+def digits(value: float, form: str) -> str:
+    """A number as text; empty where there is no measurement."""
+    return "" if pd.isna(value) else format(value, form)
 
 
 def number(value: float, form: str) -> dict:
     """A table cell with a number, empty where a stage of its kind has none."""
-    return plain("" if pd.isna(value) else format(value, form))
+    return plain(digits(value, form))
 
 
 def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]]:
@@ -54,7 +65,7 @@ def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]
     columns += ["format", "truncated", "clipped", "tokens", "generated tokens", "training, s"]
     rows = [
         [
-            *(plain("" if pd.isna(row[name]) else row[name]) for name in ("stage", "kind", "from", "seeds")),
+            *(plain(row[name]) for name in ("stage", "kind", "from", "seeds")),
             *(cell(row_interval(row, name)) for name in scores),
             *(cell(row_interval(row, name), sign=True, judged=True) for name in ("minus_start", "minus_own")),
             number(100 * row["format_rate"], ".1f"),
@@ -98,18 +109,17 @@ def cost_table(speed: pd.DataFrame, table: pd.DataFrame) -> Markup:
     peaks = table.set_index("stage")
     rows = []
     for _, row in speed.iterrows():
-        rate = f"{row['tokens_per_second']:,.0f}"
+        rate = digits(row["tokens_per_second"], ",.0f")
         if not np.isnan(row["tokens_per_second_low"]):
             rate += f" [{max(row['tokens_per_second_low'], 0):,.0f}, {row['tokens_per_second_high']:,.0f}]"
         rows.append(
             {
                 "stage": row["stage"],
                 "tokens/s": rate,
-                **{f"{phase}, s": f"{row[f'{phase}_seconds']:.1f}" for phase in figures.PHASES},
-                "generate, tokens/s": f"{row['generate_tokens_per_second']:,.0f}",
-                "update, tokens/s": f"{row['update_tokens_per_second']:,.0f}",
-                "model states, MB": f"{peaks.loc[row['stage'], 'state_megabytes']:.1f}",
-                "peak, MB": f"{peaks.loc[row['stage'], 'peak_megabytes']:,.0f}",
+                **{f"{phase}, s": digits(row[f"{phase}_seconds"], ".1f") for phase in figures.PHASES},
+                **{f"{p}, tokens/s": digits(row[f"{p}_tokens_per_second"], ",.0f") for p in ("generate", "update")},
+                "model states, MB": digits(peaks.loc[row["stage"], "state_megabytes"], ".1f"),
+                "peak, MB": digits(peaks.loc[row["stage"], "peak_megabytes"], ",.0f"),
             }
         )
     return Markup(pd.DataFrame(rows).to_html(index=False, border=0, escape=True))
@@ -125,7 +135,7 @@ def baseline_rows(table: pd.DataFrame, baselines: dict[str, str], metric: str) -
             "own_score": in_words(row_interval(rows[own], metric)),
             "difference": in_words(row_interval(rows[trl], "minus_own"), sign=True),
             "verdict": rows[trl]["against_own"],
-            "seconds": f"{rows[trl]['train_seconds']:.0f} : {rows[own]['train_seconds']:.0f}",
+            "seconds": " : ".join(digits(rows[name]["train_seconds"], ".0f") for name in (trl, own)),
         }
         for trl, own in baselines.items()
     ]
@@ -240,7 +250,7 @@ def caption(name: str) -> str:
 def environment() -> jinja2.Environment:
     """Templates with everything escaped: model output is untrusted."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown
     )
 
 

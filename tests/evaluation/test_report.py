@@ -1,6 +1,7 @@
 """The report of any graph of stages: no stage's name means anything, and a study without cold start is complete."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,18 @@ def test_learned_rewards_and_reward_models_are_shown(tmp_path):
     pair = table(tmp_path, "pairs").query("like").iloc[0]
     assert pair["differs"] == 'rewards: {"correctness": 1.0} -> {"reward_model": 1.0}'
     assert pair["consequences"] == "reward_model: absent -> judge"
+
+
+def test_what_is_not_measured_is_an_empty_cell(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base"), b=rl("base", "ppo", like="a")))
+    for path in tmp_path.glob("stages/a/seed*/run.json"):
+        record = json.loads(path.read_text())
+        del record["phase_seconds"]["update"]
+        write_json(path, record)
+    write(tmp_path, made, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert np.isnan(table(tmp_path, "throughput")["update_tokens_per_second"][0])
+    assert re.findall(">(nan|NaN|None|NaT)<", page) == []  # in the cost table and, of the GPU, in the provenance
 
 
 def test_a_start_whose_seeds_do_not_match_is_refused(tmp_path):
