@@ -13,7 +13,7 @@ from algos.pieces.settings import SettingsError
 from evaluation.statistics import Interval, mean_interval, seed_interval
 from evaluation.tasks.files import read_jsonl
 
-PHASES = ("generate", "reward", "logprobs", "update")
+PHASES = ("generate", "reward", "logprobs", "update")  # of every RL stage; some have others, such as offload
 COMPONENTS = ("policy", "critic", "reference", "reward_model")
 COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are counts; all others are shares
 PARTS = ("weights", "gradients", "optimizer", "master")
@@ -204,16 +204,23 @@ def _state_bytes(record: dict) -> int:
 def throughput(stages: dict[str, Stage]) -> pd.DataFrame:
     """Seconds and generated tokens per second of each phase of the RL stages, over whole runs; means over seeds."""
     rows = []
+    found = [phase for stage in rl_stages(stages) for record in stage.records for phase in record["phase_seconds"]]
+    phases = list(dict.fromkeys((*PHASES, *found)))
     for stage in rl_stages(stages):
         row: dict[str, Any] = {"stage": stage.name, "algorithm": stage.algorithm, "trainer": stage.trainer}
         tokens = np.array([record["generated_tokens"] for record in stage.records])
-        for phase in PHASES:
+        for phase in phases:
             seconds = np.array([record["phase_seconds"].get(phase, 0.0) for record in stage.records])
             row[f"{phase}_seconds"] = seconds.mean()
             row[f"{phase}_tokens_per_second"] = (tokens / seconds).mean() if (seconds > 0).all() else np.nan
         total = np.array([sum(record["phase_seconds"].values()) for record in stage.records])
         rows.append(row | columns("tokens_per_second", seed_interval(tokens / total)) | {"seconds": total.mean()})
     return pd.DataFrame(rows)
+
+
+def phases_of(table: pd.DataFrame) -> list[str]:
+    """The phases of a table of throughput."""
+    return [name.removesuffix("_seconds") for name in map(str, table) if name.endswith("_seconds")]
 
 
 def memory(stages: dict[str, Stage]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from evaluation.collect import COMPONENTS, PARTS, PHASES, Stage, curve, rl_stages
+from evaluation.collect import COMPONENTS, PARTS, Stage, curve, phases_of, rl_stages
 
 # Okabe and Ito's colors, told apart by color-blind readers too
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#8C6D31")
@@ -182,7 +182,7 @@ def throughput(table: pd.DataFrame, path: Path) -> None:
     rows = np.arange(len(table))[::-1]
     left = np.zeros(len(table))
     tokens = (table["tokens_per_second"] * table["seconds"]).to_numpy()
-    for i, phase in enumerate(PHASES):
+    for i, phase in enumerate(phases_of(table)):
         widths = (table[f"{phase}_seconds"].to_numpy() / tokens) * 1000
         axis.barh(rows, widths, left=left, color=COLORS[i], height=0.68, edgecolor="white", linewidth=0.6, label=phase)
         left += widths

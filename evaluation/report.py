@@ -116,7 +116,7 @@ def cost_table(speed: pd.DataFrame, table: pd.DataFrame) -> Markup:
             {
                 "stage": row["stage"],
                 "tokens/s": rate,
-                **{f"{phase}, s": digits(row[f"{phase}_seconds"], ".1f") for phase in figures.PHASES},
+                **{f"{phase}, s": digits(row[f"{phase}_seconds"], ".1f") for phase in collect.phases_of(speed)},
                 **{f"{p}, tokens/s": digits(row[f"{p}_tokens_per_second"], ",.0f") for p in ("generate", "update")},
                 "model states, MB": digits(peaks.loc[row["stage"], "state_megabytes"], ".1f"),
                 "peak, MB": digits(peaks.loc[row["stage"], "peak_megabytes"], ",.0f"),

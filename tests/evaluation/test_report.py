@@ -13,7 +13,7 @@ import pytest
 from synthetic import rl, stage, study, write_results
 
 from algos.pieces.settings import SettingsError
-from evaluation.collect import collect, comparison
+from evaluation.collect import collect, comparison, phases_of
 from evaluation.config import figures_of
 from evaluation.findings import study_records
 from evaluation.publish import publish
@@ -202,6 +202,20 @@ def test_what_is_not_measured_is_an_empty_cell(tmp_path):
     page = (tmp_path / "report" / "report.html").read_text()
     assert np.isnan(table(tmp_path, "throughput")["update_tokens_per_second"][0])
     assert re.findall(">(nan|NaN|None|NaT)<", page) == []  # in the cost table and, of the GPU, in the provenance
+
+
+def test_the_phases_of_a_stage_add_up_to_its_seconds(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base"), b=rl("base", like="a")))
+    for path in tmp_path.glob("stages/a/seed*/run.json"):
+        record = json.loads(path.read_text())
+        record["phase_seconds"]["offload"] = 1.5
+        write_json(path, record)
+    write(tmp_path, made, tmp_path / "report")
+    rows = table(tmp_path, "throughput")
+    sums = rows[[f"{phase}_seconds" for phase in phases_of(rows)]].sum(axis=1)
+    assert list(sums) == pytest.approx(list(rows["seconds"]))
+    assert list(rows["offload_seconds"]) == [1.5, 0.0]
+    assert "offload, s" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_a_start_whose_seeds_do_not_match_is_refused(tmp_path):
