@@ -112,10 +112,18 @@ def _stage(results: Path, name: str, facts: dict) -> Stage:
         facts["like"],
         facts["edges"],
         facts["seeds"],
-        [read_json(folder / "run.json") for folder in folders],
+        [finished_record(folder) for folder in folders],
         [read_json(stage / "evaluation" / folder.name / "scores.json") for folder in folders],
         [pd.DataFrame(read_jsonl(folder / "metrics.jsonl")) for folder in folders],
     )
+
+
+def finished_record(folder: Path) -> dict:
+    """A stage's run.json. Raises SettingsError while the stage runs: its scores would be those of an earlier run."""
+    record = read_json(folder / "run.json")
+    if record["status"] != "finished":
+        raise SettingsError(f"{folder / 'run.json'}: status is {record['status']}; let the stage finish first.")
+    return record
 
 
 def read_json(path: Path) -> dict:

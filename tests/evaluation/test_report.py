@@ -234,6 +234,14 @@ def test_a_missing_score_is_named(tmp_path):
     assert done.returncode == 2 and "seed1/scores.json is missing" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_stage_that_runs_again_is_named(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base")))
+    path = tmp_path / "stages" / "a" / "seed1" / "run.json"
+    write_json(path, {**json.loads(path.read_text()), "status": "running"})
+    with pytest.raises(SettingsError, match=r"seed1/run.json: status is running; let the stage finish first"):
+        collect(tmp_path, made)
+
+
 def test_publishing_replaces_the_tables_and_leaves_the_page_out(chain, tmp_path):
     (tmp_path / "made_up").mkdir()
     for name in ("comparison.csv", "old.csv"):
