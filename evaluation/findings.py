@@ -41,7 +41,7 @@ def findings(table: pd.DataFrame, pairs: pd.DataFrame, stages: dict[str, Stage],
     """Gains over each start, the best RL stage, TRL baselines, and the pairs that differ in one thing."""
     return [
         *start_sentences(table, f"mean@{k}"),
-        *best_sentence(stages, baselines, f"mean@{k}"),
+        *best_sentence(stages, f"mean@{k}"),
         *baseline_sentence(table, baselines),
         *pair_sentences(pairs, baselines),
     ]
@@ -72,8 +72,8 @@ def start_sentences(table: pd.DataFrame, metric: str) -> list[str]:
     return sentences
 
 
-def best_sentence(stages: dict[str, Stage], baselines: dict[str, str], metric: str) -> list[str]:
-    own = [stage for stage in rl_stages(stages) if stage.name not in baselines]
+def best_sentence(stages: dict[str, Stage], metric: str) -> list[str]:
+    own = [stage for stage in rl_stages(stages) if stage.trainer != "trl"]
     if len(own) < 2:
         return []
     best = max(own, key=lambda stage: stage.grid(metric).mean())

@@ -32,10 +32,10 @@ PAIRS = pd.DataFrame(
 )
 
 
-def rl(name: str, *shares: float) -> Stage:
+def rl(name: str, *shares: float, trainer: str = "own") -> Stage:
     """An RL stage of one seed, whose score on each of four questions is given."""
     scores = [{"per_problem": {"mean@2": list(shares)}}]
-    return Stage(name, "rl", "start", None, {}, [0], [{"settings": {}}], scores)
+    return Stage(name, "rl", "start", None, {}, [0], [{"settings": {}, "trainer": trainer}], scores)
 
 
 def test_gains_stand_behind_their_own_word():
@@ -50,10 +50,11 @@ def test_gains_stand_behind_their_own_word():
 
 def test_the_best_stage_is_named_with_those_that_it_cannot_be_told_from():
     best, near, far = rl("best", 1, 1, 0.9, 0.9), rl("near", 1, 1, 1, 0.6), rl("far", 0, 0.1, 0, 0.1)
-    stages = {stage.name: stage for stage in (far, best, near, rl("trl_far", 1, 1, 1, 1))}
-    said = best_sentence(stages, {"trl_far": "far"}, "mean@2")
+    other = rl("by_trl", 1, 1, 1, 1, trainer="trl")  # whether or not it is the TRL baseline of a stage
+    stages = {stage.name: stage for stage in (far, best, near, other)}
+    said = best_sentence(stages, "mean@2")
     assert said == ["The highest mean of our RL stages is best’s, 95.0 %. It cannot be told from near."]
-    said = best_sentence({"far": far, "best": best}, {}, "mean@2")
+    said = best_sentence({"far": far, "best": best}, "mean@2")
     assert said == ["The highest mean of our RL stages is best’s, 95.0 %. Its lead over every other one excludes 0."]
 
 
