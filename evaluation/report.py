@@ -5,6 +5,7 @@ From a finished study: snakemake --cores all --forcerun report
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def write(results: Path, study: dict, out: Path) -> None:
         "figures": {name: inline_svg(out / f"{name}.svg", name) for name in drawn},
         "captions": {name: caption(name) for name in drawn},
         "trl_version": next(iter(stages.values())).records[0]["packages"].get("trl"),
-        "command": f"snakemake --cores all --forcerun report --configfile {study['source']}",
+        "command": f"snakemake --cores all --forcerun report --configfile {shlex.quote(study['source'])}",
         **table_content(tables, baselines, k),
         **first_samples(results, stages),
     }

@@ -167,10 +167,11 @@ def test_a_study_without_any_sft(tmp_path):
 
 
 def test_a_study_without_any_rl(tmp_path):
-    made = write_results(tmp_path, study(a=stage("sft", "base", **SFT)))
+    made = write_results(tmp_path, study(a=stage("sft", "base", **SFT))) | {"source": "my own.yaml"}
     write(tmp_path, made, tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
     assert figures_of(made) == ["accuracy"] and page.count("<svg") == 1 and "Learning curves" not in page
+    assert "--configfile &#39;my own.yaml&#39;" in page  # a command that can be pasted
 
 
 def test_learned_rewards_and_reward_models_are_shown(tmp_path):
