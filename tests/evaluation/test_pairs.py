@@ -149,7 +149,6 @@ def test_seeds_within_a_section_are_no_difference():
 
 
 def test_adapters_are_one_difference():
-    pytest.importorskip("peft")
     first, second = rl("base"), rl("base")
     second["settings"]["lora"] = {"rank": 16, "alpha": 32.0, "targets": []}
     assert counted(first, second) == 'lora: null -> {"rank": 16, "alpha": 32.0, "targets": []}'

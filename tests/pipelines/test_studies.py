@@ -2,7 +2,6 @@
 
 import json
 import re
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -112,8 +111,6 @@ def test_every_study_file_is_planned(path):
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path != STUDY])  # the smoke study runs as it is
 def test_every_study_runs_with_tiny_models(path, tmp_path):
-    if "engines" in path and find_spec("vllm") is None:
-        pytest.skip("the study engines needs vLLM")
     (tmp_path / "model").mkdir()
     chat_model(tmp_path / "model")
     tree = copy_project(tmp_path / "project")

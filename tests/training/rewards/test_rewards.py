@@ -13,6 +13,7 @@ from algos.training.models.checkpoints import ScalarModel
 from algos.training.models.tokens import encode_prompt, train_tokenizer
 from algos.training.rewards.rewards import Rewards, RunningStd, combine, component_metrics
 from algos.training.rewards.rules import RewardSettings
+from algos.training.trl.check import check
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11, 12]]
@@ -218,8 +219,5 @@ def test_the_rules_settings_are_recorded_with_their_defaults():
     ],
 )
 def test_trl_baselines_refuse_what_trl_cannot_do(settings, message):
-    pytest.importorskip("trl")
-    from algos.training.trl.baseline import check
-
     with pytest.raises(SettingsError, match=message):
         check(run(trainer="trl", **settings))

@@ -12,8 +12,7 @@ from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import component_memory
 from algos.training.update.optimize import OPTIMIZERS, make_optimizer, optimizer_step
 
-HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
-NAMES = ["adamw", "adafactor", *(["adamw_8bit"] if HAS_BITSANDBYTES else [])]
+NAMES = ["adamw", "adafactor", "adamw_8bit"]
 
 
 def matrix(values) -> nn.Module:
@@ -113,7 +112,6 @@ def test_what_parameters_share_is_counted_once_and_other_models_state_is_not():
     assert state_bytes(first, optimizer) == 4 + 4 * 256
 
 
-@pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed")
 def test_8_bit_moments_take_a_quarter():
     """128 x 128: two bytes per element, a float32 scale per block of 256 and moment, one table per moment."""
     module = nn.Module()
