@@ -64,13 +64,14 @@ def in_effect(key: str, settings: dict) -> bool:
 
 def _hparam_in_effect(name: str, hparams: dict) -> bool:
     kl = bool(hparams.get("kl_coef"))
+    per_token = hparams.get("ratio") not in PER_RESPONSE or bool(hparams.get("entropy_coef"))
     rules = {
         **dict.fromkeys(KL, kl),
         "kl_horizon": kl and hparams.get("kl_target") is not None,
         "credit": kl and hparams.get("kl_in") == "reward" and hparams.get("baseline") != "critic",
         "std_ddof": hparams.get("scale") != "none",
         "std_epsilon": hparams.get("scale") in WHOLE_SPREADS,
-        "aggregation": hparams.get("ratio") not in PER_RESPONSE,
+        "aggregation": per_token or (kl and hparams.get("kl_in") == "loss"),  # of the terms that have a value a token
         "aggregation_length": hparams.get("aggregation") == "seq-mean-token-sum-norm",
         "max_rounds": bool(hparams.get("dynamic_sampling")),
         "correction_low": str(hparams.get("correction")).endswith("_mask"),

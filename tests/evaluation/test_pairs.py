@@ -104,6 +104,15 @@ CRITIC_KL = {"kl_coef": 0.01, "kl_in": "reward", "kl_estimator": "k1"}
             "settings.correction_low: 0.5 -> 0.4",
         ),
         (rl("base"), rl("base", correction_low=0.4), ""),
+        (rl("base", ratio="product"), rl("base", ratio="product", aggregation="token-mean"), ""),
+        *(  # terms of the loss that have one value a token
+            (
+                rl("base", ratio="product", **term),
+                rl("base", ratio="product", aggregation="token-mean", **term),
+                "settings.aggregation: seq-mean-token-mean -> token-mean",
+            )
+            for term in ({"kl_coef": 0.1}, {"entropy_coef": 0.1})
+        ),
         (rl("base", kl_coef=0.1, kl_target=1.0), rl("base", kl_coef=0.1, kl_target=1.0, kl_horizon=9), "kl_horizon"),
         (rl("base", kl_coef=0.1), rl("base", kl_coef=0.1, kl_horizon=9), ""),
         (rl("base", **CRITIC_KL), rl("base", **CRITIC_KL, credit="token"), "settings.credit: response -> token"),
