@@ -1,16 +1,19 @@
-"""Published tables -> the tables in README.md and docs/*.md, so that no number in a page is typed by hand.
+"""Published numbers -> the tables and sentences of README.md and docs/*.md, so that no result is typed by hand.
 
 By hand: python -m evaluation.pages
 
-A page holds a block for each table. The first line of a block names a CSV file and some of its columns, and may choose
-rows by the values of one column. Everything between that line and the end is written by this command:
+A page holds blocks. The marker of a block names a CSV file and some of its columns, and may choose rows by values. The
+text between the marker and the end is written by this command: a table, or one value within a sentence (not at the
+beginning of a line, where Markdown reads the rest of the line as HTML):
 
     <!-- table: results/published/default/comparison.csv | stage, mean@8, minus_start | stage = grpo, gspo -->
     <!-- end -->
+    GRPO reaches <!-- value: results/published/default/comparison.csv | mean@8 | stage = grpo --><!-- end --> %.
 """
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from evaluation.collect import COUNTS
 from evaluation.findings import in_words, row_interval
 
 PROJECT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- ((?:table|value): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 DIFFERENCE = re.compile(r"(greedy_)?minus_|difference$")  # columns in points with a sign
 HEADERS = {
     "minus_start": "minus its start, points",
@@ -43,58 +46,66 @@ NUMBERS = {
 
 
 class Unfilled(Exception):
-    """Why a block keeps the table that it has."""
-
-
-class UnknownRow(Unfilled):
-    """The file is there, with all columns, and without a row that the block asks for."""
+    """Why a block keeps the text that it has."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One table of a page, as its first line asks for it."""
+    """One table or value of a page, as its marker asks for it."""
 
+    form: str  # table or value
     file: str
     columns: list[str]
-    chosen: tuple[str, list[str]] | None  # a column, and the values of the rows that are shown
+    chosen: list[tuple[str, str]]  # columns, and the values of the rows that are shown
 
-    def table(self, project: Path) -> str:
-        """The table as Markdown. Raises Unfilled if the file, a column or a row is missing."""
+    def text(self, project: Path) -> str:
+        """What stands between marker and end. Raises Unfilled if the file, a column or a row is missing."""
         path = project / self.file
         if not path.is_file():
             raise Unfilled(f"{self.file} is missing")
         frame = pd.read_csv(path)
-        named = [*self.columns, *([self.chosen[0]] if self.chosen else [])]
-        missing = [column for column in named if column not in frame]
+        missing = [column for column in (*self.columns, *(column for column, _ in self.chosen)) if column not in frame]
         if missing:
             raise Unfilled(f"{self.file} has no column {', '.join(missing)}")
-        rows = frame if self.chosen is None else choose(frame, *self.chosen)
-        lines = [[header(column, frame) for column in self.columns], ["---"] * len(self.columns)]
-        lines += [[cell(row, column) for column in self.columns] for _, row in rows.iterrows()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        for column, values in self.chosen:
+            frame = choose(frame, column, values)
+        return table(frame, self.columns) if self.form == "table" else value(frame, self.columns)
 
 
 def parse(marker: str) -> Block:
-    """The block of a marker's text: file | columns | column = values."""
-    file, columns, *rest = [part.strip() for part in marker.split("|")]
-    chosen = None
-    if rest:
-        column, _, values = rest[0].partition(" = ")
-        chosen = (column.strip(), names(values))
-    return Block(file, names(columns), chosen)
+    """The block of a marker's text: form: file | columns | column = values | column = values."""
+    form, _, asked = marker.partition(": ")
+    file, columns, *chosen = [part.strip() for part in asked.split(" | ")]
+    pairs = [condition.partition(" = ") for condition in chosen]
+    return Block(form, file, names(columns), [(column, values) for column, _, values in pairs])
 
 
 def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def choose(frame: pd.DataFrame, column: str, values: list[str]) -> pd.DataFrame:
-    """The rows with these values, in the order of the file. Raises UnknownRow for a value that no row has."""
+def choose(frame: pd.DataFrame, column: str, values: str) -> pd.DataFrame:
+    """The rows with this value, or one of these values, in the order of the file. Raises Unfilled for one of no row."""
     texts = frame[column].astype(str)
-    missing = [value for value in values if value not in set(texts)]
+    wanted = [values] if values in set(texts) else names(values)
+    missing = [name for name in wanted if name not in set(texts)]
     if missing:
-        raise UnknownRow(f"no row has the {column} {', '.join(missing)}")
-    return frame[texts.isin(values)]
+        raise Unfilled(f"no row has the {column} {', '.join(missing)}")
+    return frame[texts.isin(wanted)]
+
+
+def table(frame: pd.DataFrame, columns: list[str]) -> str:
+    """The rows as lines of Markdown, below the line of the marker."""
+    lines = [[header(column, frame) for column in columns], ["---"] * len(columns)]
+    lines += [[cell(row, column) for column in columns] for _, row in frame.iterrows()]
+    return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def value(frame: pd.DataFrame, columns: list[str]) -> str:
+    """One cell of one row."""
+    if (len(frame), len(columns)) != (1, 1):
+        raise Unfilled(f"a value is of 1 row and 1 column, got {len(frame)} and {len(columns)}")
+    return cell(frame.iloc[0], columns[0])
 
 
 def is_share(column: str, row: pd.Series | pd.DataFrame) -> bool:
@@ -114,6 +125,8 @@ def cell(row: pd.Series, column: str) -> str:
     value = row[column]
     if pd.isna(value):
         return ""
+    if column == "value":
+        return measured(row)
     if is_share(column, row):
         return in_words(row_interval(row, column), sign=bool(DIFFERENCE.match(column)))
     if isinstance(value, str):
@@ -123,45 +136,56 @@ def cell(row: pd.Series, column: str) -> str:
     return NUMBERS.get(column, lambda number: f"{number:,.0f}")(value)
 
 
+def measured(row: pd.Series) -> str:
+    """A figure of evaluation.bench with its interval, to three digits; its unit is a column of its own."""
+    value, low, high = (f"{x:#.3g}" if abs(x) < 100 else f"{x:,.0f}" for x in row[["value", "low", "high"]])
+    return value if pd.isna(row["low"]) else f"{value} [{low}, {high}]"
+
+
 def pages(project: Path = PROJECT) -> list[Path]:
     return [project / "README.md", *sorted((project / "docs").glob("*.md"))]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """The marker and the present table of each block of a page."""
+    """The marker and the present text of each block of a page."""
     return [(found[2], found[3]) for found in BLOCK.finditer(text)]
 
 
 def filled(text: str, project: Path, left: Callable[[str], None]) -> str:
-    """A page's text with every block filled; `left` is told of each block that keeps its table, and why."""
+    """A page's text with every block filled; `left` is told of each block that keeps its text, and why."""
 
     def replace(found: re.Match) -> str:
         try:
-            return found[1] + parse(found[2]).table(project) + found[4]
+            return found[1] + parse(found[2]).text(project) + found[4]
         except Unfilled as reason:
-            left(str(reason))
+            left(f"{reason}: {found[2]}")
             return found[0]
 
     return BLOCK.sub(replace, text)
 
 
-def fill(project: Path = PROJECT) -> list[str]:
-    """Write all tables into all pages; returns a sentence for each page that changed and each block left as it is."""
-    said: list[str] = []
+def fill(project: Path = PROJECT) -> tuple[list[str], list[str]]:
+    """Write all blocks into all pages; the pages that changed, and a sentence for each block that is left as it is."""
+    changed: list[str] = []
+    left: list[str] = []
     for page in pages(project):
         name, old = page.relative_to(project).as_posix(), page.read_text(encoding="utf-8")
         reasons: list[str] = []
         new = filled(old, project, reasons.append)
-        said += [f"{name}: a table is left as it is: {reason}." for reason in reasons]
+        left += [f"{name}: {reason}" for reason in reasons]
         if new != old:
             page.write_text(new, encoding="utf-8")
-            said.append(f"{name}: written.")
-    return said
+            changed.append(name)
+    return changed, left
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
-    print("\n".join(fill()) or "Every table is up to date.")
+    changed, left = fill()
+    print(f"Written: {', '.join(changed) or 'nothing'}.")
+    for reason in left:
+        print(f"error: {reason}", file=sys.stderr)
+    raise SystemExit(1 if left else 0)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
-"""Tables in README.md and docs/ are those of the published files, number by number."""
+"""Tables and values in README.md and docs/ are those of the published files, number by number."""
 
 import pytest
 
 from evaluation import pages
-from evaluation.pages import PROJECT, Unfilled, UnknownRow, fill, parse
+from evaluation.pages import PROJECT, Unfilled, fill, parse
 
 BLOCKS = [
-    pytest.param(marker, table, id=f"{page.name}-{number}")
+    pytest.param(marker, text, id=f"{page.name}-{number}")
     for page in pages.pages()
-    for number, (marker, table) in enumerate(pages.blocks(page.read_text(encoding="utf-8")))
+    for number, (marker, text) in enumerate(pages.blocks(page.read_text(encoding="utf-8")))
 ]
 CSV = """stage,mean@8,mean@8_low,mean@8_high,minus_start,minus_start_low,minus_start_high,clip_fraction,generated_tokens
 base,0.5,0.4,0.6,,,,,
 grpo,0.7125,0.7,0.725,0.2125,0.2,0.225,0.0019,123456.4
 gspo,0.7,,,-0.01,,,0.3753,1000
 """
-MARKER = "results/published/made_up/comparison.csv | stage, mean@8, minus_start, clip_fraction, generated_tokens"
-TABLE = """| stage | mean@8, % | minus its start, points | clipped, % | generated tokens |
+BENCH = """case,quantity,value,low,high
+"grpo, trl",mfu,0.5278,,
+"grpo, ours",mfu,0.8836,,
+grpo,ratio,2.234,2.18,2.3
+grpo,rate,12345.6,,
+"""
+MARKER = "table: results/published/made_up/comparison.csv | stage, mean@8, minus_start, clip_fraction, generated_tokens"
+TABLE = """
+| stage | mean@8, % | minus its start, points | clipped, % | generated tokens |
 | --- | --- | --- | --- | --- |
 | base | 50.0 [40.0, 60.0] |  |  |  |
 | grpo | 71.2 [70.0, 72.5] | +21.2 [+20.0, +22.5] | 0.19 | 123,456 |
@@ -24,21 +31,21 @@ TABLE = """| stage | mean@8, % | minus its start, points | clipped, % | generate
 """
 
 
-@pytest.mark.parametrize("marker, table", BLOCKS)
-def test_a_pages_table_is_that_of_the_published_file(marker, table):
+@pytest.mark.parametrize("marker, text", BLOCKS)
+def test_a_pages_block_is_that_of_the_published_file(marker, text):
     try:
-        wanted = parse(marker).table(PROJECT)
-    except UnknownRow:
-        raise
+        wanted = parse(marker).text(PROJECT)
     except Unfilled as reason:  # the study is not published yet, or with other columns
         pytest.skip(str(reason))
-    assert table == wanted, "stale: run python -m evaluation.pages"
+    assert text == wanted, "stale: run python -m evaluation.pages"
 
 
 def test_every_marker_has_an_end():
     for page in pages.pages():
         text = page.read_text(encoding="utf-8")
-        assert text.count("<!-- table: ") == text.count("<!-- end -->") == len(pages.blocks(text)), page.name
+        markers = text.count("<!-- table: ") + text.count("<!-- value: ")
+        assert markers == text.count("<!-- end -->") == len(pages.blocks(text)), page.name
+        assert "\n<!-- value: " not in text, f"{page.name}: Markdown reads a line as HTML that begins with a comment"
 
 
 @pytest.fixture
@@ -47,39 +54,57 @@ def project(tmp_path):
     folder = tmp_path / "results" / "published" / "made_up"
     folder.mkdir(parents=True)
     (folder / "comparison.csv").write_text(CSV)
+    (folder / "bench.csv").write_text(BENCH)
     (tmp_path / "docs").mkdir()
     return tmp_path
 
 
-def write_readme(project, marker, table="old\n"):
-    (project / "README.md").write_text(f"before\n<!-- table: {marker} -->\n{table}<!-- end -->\nafter\n")
+def write_readme(project, marker, text="\nold\n"):
+    (project / "README.md").write_text(f"before <!-- {marker} -->{text}<!-- end --> after\n")
 
 
-def test_a_block_is_filled_and_then_stays(project):
-    write_readme(project, MARKER)
-    assert fill(project) == ["README.md: written."]
-    assert (project / "README.md").read_text() == f"before\n<!-- table: {MARKER} -->\n{TABLE}<!-- end -->\nafter\n"
-    assert fill(project) == []
+@pytest.mark.parametrize(
+    "marker, text",
+    [
+        (MARKER, TABLE),
+        ("value: results/published/made_up/comparison.csv | mean@8 | stage = grpo", "71.2 [70.0, 72.5]"),
+        ("value: results/published/made_up/comparison.csv | generated_tokens | stage = gspo", "1,000"),
+        ("value: results/published/made_up/bench.csv | value | case = grpo, ours | quantity = mfu", "0.884"),
+        ("value: results/published/made_up/bench.csv | value | quantity = ratio", "2.23 [2.18, 2.30]"),
+        ("value: results/published/made_up/bench.csv | value | quantity = rate", "12,346"),
+    ],
+)
+def test_a_block_is_filled_and_then_stays(project, marker, text):
+    write_readme(project, marker)
+    assert fill(project) == (["README.md"], [])
+    assert (project / "README.md").read_text() == f"before <!-- {marker} -->{text}<!-- end --> after\n"
+    assert fill(project) == ([], [])
 
 
 def test_rows_are_chosen_by_the_values_of_a_column(project):
-    table = parse(f"{MARKER} | stage = gspo, base").table(project)
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| base", "| gspo"]
+    table = parse(f"{MARKER} | stage = gspo, base").text(project)
+    assert [line.split(" | ")[0] for line in table.splitlines()[3:]] == ["| base", "| gspo"]
 
 
 @pytest.mark.parametrize(
     "marker, reason",
     [
-        ("results/published/none/comparison.csv | stage", "results/published/none/comparison.csv is missing"),
+        ("table: results/published/none/comparison.csv | stage", "results/published/none/comparison.csv is missing"),
         (MARKER + ", twin", "results/published/made_up/comparison.csv has no column twin"),
         (MARKER + " | kind = rl", "results/published/made_up/comparison.csv has no column kind"),
         (MARKER + " | stage = gsop", "no row has the stage gsop"),
+        ("value: results/published/made_up/comparison.csv | mean@8", "a value is of 1 row and 1 column, got 3 and 1"),
     ],
 )
-def test_a_block_without_its_numbers_keeps_its_table_and_the_reason_is_said(project, marker, reason):
+def test_a_block_without_its_numbers_keeps_its_text_and_the_command_fails(project, marker, reason, monkeypatch, capsys):
     write_readme(project, marker)
-    assert fill(project) == [f"README.md: a table is left as it is: {reason}."]
+    assert fill(project) == ([], [f"README.md: {reason}: {marker}"])
     assert "\nold\n" in (project / "README.md").read_text()
+    monkeypatch.setattr("sys.argv", ["pages"])
+    monkeypatch.setattr(pages, "fill", lambda: fill(project))
+    with pytest.raises(SystemExit, match="1"):
+        pages.main()
+    assert capsys.readouterr().err == f"error: README.md: {reason}: {marker}\n"
 
 
 def test_text_with_a_bar_does_not_split_its_cell(project):
@@ -87,5 +112,5 @@ def test_text_with_a_bar_does_not_split_its_cell(project):
     path.write_text(
         "stage,against,like,differences,difference,difference_low,difference_high\na,b|c,True,1,0.1,0.0,0.2\n"
     )
-    marker = "results/published/made_up/pairs.csv | stage, against, differences, difference | like = True"
-    assert parse(marker).table(project).splitlines()[2] == "| a | b\\|c | 1 | +10.0 [+0.0, +20.0] |"
+    marker = "table: results/published/made_up/pairs.csv | stage, against, differences, difference | like = True"
+    assert parse(marker).text(project).splitlines()[3] == "| a | b\\|c | 1 | +10.0 [+0.0, +20.0] |"
