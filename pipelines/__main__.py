@@ -55,12 +55,12 @@ def only_shape(study: Study, name: str) -> dict:
 
 def _shape(study: Study, model: str) -> dict:
     """The settings of a model, with the vocabulary of the model whose tokenizer it takes."""
-    values, owner = study.model(model), study.tokenizer_of(model)
+    values, owner = study.model_settings(model), study.tokenizer_of(model)
     if owner is None:
         return values
     from evaluation.memory.closed_form import config_of
 
-    config = config_of(from_dict(ModelConfig, study.model(owner), "model"))
+    config = config_of(study.model(owner))
     return {**values, "vocab_size": config.get_text_config().vocab_size}
 
 

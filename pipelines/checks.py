@@ -118,7 +118,7 @@ def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
         )
     _check_critic(plan, stage, config.hparams, where)
     model = plan.model(plan.origin(stage.name))
-    if config.lora is not None and model["path"] is None:
+    if config.lora is not None and model.built:
         for target in config.lora.targets:
             one_of(target, LINEAR_LAYERS, f"{where}.lora.targets")
 
@@ -151,9 +151,9 @@ def _check_critic(plan: Plan, stage: Stage, hparams, where: str) -> None:
     layers = getattr(hparams, "critic_layers", None)
     origin = plan.origin(edges.get("critic", stage.edges["from"]))
     model = plan.model(origin)
-    if layers is not None and model["path"] is None and layers > model["layers"]:
+    if layers is not None and model.built and layers > model.layers:
         raise SettingsError(
-            f"{where}.settings: critic_layers is {layers}, but models.{origin}.layers is {model['layers']}; at most "
+            f"{where}.settings: critic_layers is {layers}, but models.{origin}.layers is {model.layers}; at most "
             "that many."
         )
 
@@ -214,7 +214,7 @@ def _check_tokenizers(plan: Plan, stage: Stage, where: str) -> None:
             continue
         owners = [plan.tokenizer_owner(plan.origin(name)) for name in (stage.edges["from"], target)]
         own, other = map(plan.model, owners)
-        if own["path"] is None and other["path"] is None and own["vocab_size"] != other["vocab_size"]:
+        if own.built and other.built and own.vocab_size != other.vocab_size:
             raise SettingsError(
                 f"{where}.{key}: {target} has the tokenizer of models.{owners[1]}, but {stage.name} has that of "
                 f"models.{owners[0]}; give both models one `tokenizer`."

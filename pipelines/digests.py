@@ -32,8 +32,8 @@ def of_file(path: str | None) -> str:
 
 
 def of_folder(path: str | None) -> str:
-    """Of a model's folder: names, sizes and times of its files, as weights are large; empty for a hub id or None."""
-    files = sorted(Path(path).rglob("*")) if path is not None else []
+    """Of a model's folder or file: names, sizes and times, as weights are large; empty for a hub id or None."""
+    files = [Path(path), *sorted(Path(path).rglob("*"))] if path is not None else []
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16] if facts else ""
 

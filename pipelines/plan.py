@@ -224,8 +224,11 @@ class Plan:
         config = self.parsed(name, seed)
         return config.resolved() if isinstance(config, RunConfig) else asdict(config)
 
-    def model(self, name: str) -> dict:
-        return asdict(from_dict(ModelConfig, without(self.settings.models[name], "tokenizer"), f"models.{name}"))
+    def model(self, name: str) -> ModelConfig:
+        return from_dict(ModelConfig, without(self.settings.models[name], "tokenizer"), f"models.{name}")
+
+    def model_settings(self, name: str) -> dict:
+        return asdict(self.model(name))
 
     def tokenizer_of(self, name: str) -> str | None:
         """The model whose tokenizer this one takes."""

@@ -23,8 +23,8 @@ def _rows(study: Plan) -> Iterator[tuple[str, str, int, int]]:
     """Label, facts, jobs and finished jobs of the data, of each model and of each stage below it."""
     yield _row(study, "data", study.settings.task.name, [f"{study.results}/data"])
     for model in study.settings.models:
-        values = study.model(model)
-        what = values["path"] or f"{values['layers']} layers of {values['hidden_size']}"
+        config = study.model(model)
+        what = config.source or f"{config.layers} layers of {config.hidden_size}"
         yield _row(study, model, f"model    {what}", [f"{study.results}/models/{model}"])
         yield from _below(study, model, "")
     for name in [name for name, stage in study.stages.items() if "from" not in stage.edges]:

@@ -14,12 +14,13 @@ def task_code(wildcards):
 
 
 def model_settings(wildcards):
-    return as_json(STUDY.model(wildcards.model))
+    return as_json(STUDY.model_settings(wildcards.model))
 
 
 def model_files(wildcards):
-    """A digest of the folder of a user's own model. A change in it loads the model again."""
-    return digests.of_folder(STUDY.model(wildcards.model)["path"])
+    """A digest of the folder or file of a user's own model. A change in it loads the model again."""
+    model = STUDY.model(wildcards.model)
+    return digests.of_folder(model.path or model.gguf)
 
 
 def model_out(wildcards):

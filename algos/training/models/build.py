@@ -37,7 +37,7 @@ def make(config: ModelConfig, name: str, seed: int, texts: str, checkpoint: str 
     try:
         return import_model(config, chat)
     except SettingsError as error:
-        raise SettingsError(f"{name}: {config.path or config.gguf or config.package}: {error}") from None
+        raise SettingsError(f"{name}: {config.source}: {error}") from None
 
 
 def main() -> None:
