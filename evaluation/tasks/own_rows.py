@@ -39,8 +39,8 @@ class OwnRowsConfig:
     accepted: str | None = None  # field with the answer or answers, beside a worked solution
     encoding: str = "utf-8"
     sizes: dict[str, PositiveInt] = field(default_factory=dict)  # at most so many rows of a split, by its name
-    near_duplicates: Literal["refuse", "drop", "keep"] = "refuse"  # train questions that are in test but for case,
-    # spaces and punctuation
+    # train questions that are in test but for case, spaces and punctuation
+    near_duplicates: Literal["refuse", "drop", "keep"] = "refuse"
 
     def __post_init__(self):
         for key, path in self._given.items():

@@ -110,7 +110,7 @@ def test_the_json_schema_holds_types_limits_defaults_and_comments():
 
 REQUIRED = {  # of all sections
     **{"algorithm": "grpo", "seed": 0, "name": "word_problems"},
-    **{"sampling": {"seed": 0}, "training": {"seed": 0}},
+    **{"sampling": {"seed": 0}, "training": {"seed": 0}, "train": "train.jsonl", "test": "test.jsonl"},
     **{"study": "s", "task": {"name": "word_problems"}, "models": {}, "stages": {}, "seeds": [0]},
 }
 SECTIONS = (RunConfig, SupervisedConfig, TaskSettings, *(type(entry.defaults) for entry in ALGORITHMS.values()))
@@ -176,9 +176,10 @@ def test_a_whole_number_is_neither_true_nor_1_0(cls):
         if not re.search('"type": "integer"|"enum": .[0-9]', json.dumps(schema)):
             continue
         for value in (True, 1.0):
-            bad = {name: [value] if schema.get("type") == "array" else value}
-            with pytest.raises(SettingsError, match=rf"x\.{name}(\[0\])? must be a whole number(, or null)?, got "):
-                from_dict(cls, {**given, **bad}, "x")
+            bad = {"array": [value], "object": {"a": value}}.get(schema.get("type"), value)
+            place = rf"x\.{name}(\[0\]|\.a)?"
+            with pytest.raises(SettingsError, match=f"{place} must be a whole number(, or null)?, got "):
+                from_dict(cls, {**given, name: bad}, "x")
 
 
 @pytest.mark.parametrize(
