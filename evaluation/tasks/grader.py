@@ -107,10 +107,7 @@ class Grader:
         """True if an answer equals one of the gold ones, all canonical. None is a wrong answer."""
         if answer is None:
             return False
-        same: Callable[[str, str], bool] = {"number": answers.is_correct, "math": _same_formula, "text": str.__eq__}[
-            self.compare
-        ]
-        return any(same(answer, accepted) for accepted in gold)
+        return any(SAME[self.compare](answer, accepted) for accepted in gold)
 
     def has_format(self, response: str) -> bool:
         """True if the response has the task's place for the answer exactly once, at its end, and an answer in it."""
@@ -180,3 +177,10 @@ def _same_formula(answer: str, gold: str) -> bool:
     latex = [math.LatexExtractionConfig()]
     read = [math.parse(rf"\boxed{{{text}}}", latex, parsing_timeout=MATH_SECONDS) for text in (gold, answer)]
     return all(read) and math.verify(*read, timeout_seconds=MATH_SECONDS)
+
+
+SAME: dict[str, Callable[[str, str], bool]] = {
+    "number": answers.is_correct,
+    "math": _same_formula,
+    "text": lambda answer, accepted: answer == accepted,
+}

@@ -80,9 +80,9 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     check_causal_lm(str(path), revision)
-    model: Any
+    loaded: Any
     with readable(f"model {str(path)!r}", A_MODEL):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             str(path),
             revision=revision,
             dtype=getattr(torch, dtype),
@@ -90,6 +90,7 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
             use_safetensors=True,
             output_loading_info=True,
         )
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise SettingsError(f"model {path}: its weights lack {missing[0]}, {len(missing)} tensors in all.")
     model.to(device)

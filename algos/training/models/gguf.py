@@ -43,11 +43,12 @@ def load(path: Path) -> tuple[Any, Any]:
         raise SettingsError("gguf files need the package gguf: pip install -e '.[gguf]'.") from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
+    folder = str(path.parent)
+    where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     try:
         fields = gguf.GGUFReader(path).fields
-        quantized: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(**where)
+        quantized: Any = AutoModelForCausalLM.from_pretrained(folder, **where, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise SettingsError(f"gguf: {path} cannot be read: {str(error).splitlines()[0]}") from None
     for name, kind in SPECIAL.items():

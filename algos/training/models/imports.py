@@ -7,6 +7,7 @@ different length, sampled side by side, come out as they do alone.
 
 import re
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -92,9 +93,19 @@ def _check_head(model) -> None:
 
 
 def _check_sampling(model, tokenizer) -> None:
-    """Two prompts of different length, and two responses to each, must be sampled as they are alone and in one pass."""
+    """Two responses to each of two prompts of different length must be sampled as each is alone and in one pass.
+
+    Every second token ends a response, so that rows leave the batch.
+    """
     rows = min(model.get_input_embeddings().weight.shape[0], len(tokenizer))
     prompts = [[i % rows for i in prompt] for prompt in PROBES]
+    with torch.no_grad():
+        past = getattr(model(input_ids=torch.tensor([prompts[0]]), use_cache=True), "past_key_values", None)
+    kinds = [type(layer).__name__ for layer in getattr(past, "layers", [])]
+    if not kinds or any("Linear" in kind or "Conv" in kind for kind in kinds):
+        raise SettingsError(
+            "it keeps a recurrent state between tokens, not only keys and values; such models are not supported."
+        )
     try:
         together = _sampled(model, tokenizer, prompts)
         for row, prompt in enumerate(prompts):
@@ -108,7 +119,9 @@ def _check_sampling(model, tokenizer) -> None:
 
 
 def _sampled(model, tokenizer, prompts: list[list[int]]) -> Rollouts:
-    return sample(model, tokenizer, prompts, 2, 5, 1.0, torch.Generator().manual_seed(0))
+    ends = list(range(0, model.get_input_embeddings().weight.shape[0], 2))
+    stops = SimpleNamespace(pad_token_id=tokenizer.pad_token_id, eos_token_id=ends[0], end_ids=ends)
+    return sample(model, stops, prompts, 2, 5, 1.0, torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def _stops(path: str | Path, revision: str | None) -> list[int]:
     from transformers import GenerationConfig
 
     try:
-        stops = GenerationConfig.from_pretrained(str(path), revision=revision).eos_token_id
+        stops = GenerationConfig.from_pretrained(str(path), revision=revision or "main").eos_token_id
     except OSError:  # it has none
         return []
     return stops if isinstance(stops, list) else [] if stops is None else [stops]

@@ -8,11 +8,14 @@ Every response token has a random number of its own, drawn before sampling begin
 and which have left it, has no effect on what is drawn.
 """
 
+import inspect
+
 import torch
 from torch import Tensor
 
 from algos.pieces.types import Rollouts
 from algos.training.models.kv_cache import SharedOut, compacted
+from algos.training.models.packing import ATTENTION
 from algos.training.models.tokens import end_ids
 
 CHECK_EVERY = 8  # tokens between looks at which rows are done, on a GPU: each look waits for it
@@ -69,7 +72,7 @@ def _sample_chunk(
     output = policy(
         input_ids=input_ids,
         attention_mask=mask if padded else None,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        **_positions(policy, (mask.cumsum(dim=1) - 1).clamp(min=0)),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -87,6 +90,8 @@ def _sample_chunk(
     rows = torch.arange(total, device=device)  # which response each row of the shrinking batch belongs to
     done = torch.zeros(total, dtype=torch.bool, device=device)  # over the rows still in the batch
     ends = torch.tensor(end_ids(tokenizer), device=device)
+    # a boolean mask of four dimensions is taken as it is by sdpa; eager attention would add it to the scores
+    ready_made = cache.preallocated and policy.config._attn_implementation in ("sdpa", ATTENTION)
     for t in range(max_response_tokens):
         tokens, logprobs[rows, t], entropies[rows, t] = _draw(
             logits, temperature, uniforms[rows, t] if uniforms is not None else None
@@ -107,13 +112,19 @@ def _sample_chunk(
         seen = mask[:, : width + t + 1]
         output = policy(
             input_ids=tokens[:, None],
-            attention_mask=(seen[:, None, None] if cache.preallocated else seen) if padded else None,
-            position_ids=position,
+            attention_mask=(seen[:, None, None] if ready_made else seen) if padded else None,
+            **_positions(policy, position),
             past_key_values=cache.past,
             use_cache=True,
         )
         logits, position = output.logits[:, -1].float(), position + 1
     return ids, logprobs, entropies, lengths
+
+
+def _positions(policy, positions: Tensor) -> dict[str, Tensor]:
+    """The positions (b, L) for a model that takes any; one with ALiBi or a recurrent state counts by the mask."""
+    parameters = inspect.signature(policy.forward).parameters
+    return {"position_ids": positions} if "position_ids" in parameters or "input_ids" not in parameters else {}
 
 
 def _draw(logits: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
