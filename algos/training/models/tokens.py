@@ -3,6 +3,8 @@
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from algos.pieces.settings import SettingsError
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
@@ -13,7 +15,7 @@ def readable(what: str, wanted: str):
     """While it is open, what transformers cannot read raises SettingsError, which says what is wanted."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0].rstrip(" .:")
         raise SettingsError(f"{what} cannot be read: {reason}. It must be {wanted}.") from None
 
@@ -47,7 +49,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None):
 
     with readable(f"the tokenizer of {str(path)!r}", "a folder with tokenizer.json, or a hub id"):
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there is no file
+        if not tokenizer("1 a", add_special_tokens=False)["input_ids"]:  # without files transformers makes an empty one
             raise ValueError("its files are missing")
     if tokenizer.eos_token_id is None:
         raise SettingsError(f"the tokenizer of {path} has no end-of-sequence token, so no response could ever end.")
