@@ -1,10 +1,12 @@
 """The algorithms under comparison, one file each, and the table of all of them.
 
-To add an algorithm: its file here, its line in FILES, a stage in the study file. The project's README.md shows an
-example. `python -m algos list` prints the table, `python -m algos describe NAME` an algorithm's equation and
-hyperparameters.
+To add an algorithm: its file here, its line in FILES, a stage in the study file. A study may name a file that lies
+elsewhere instead, `algorithm: my/variant.py`, and `python -m algos check my/variant.py` runs the conformance tests on
+it. The project's README.md shows an example. `python -m algos list` prints the table, `python -m algos describe NAME`
+an algorithm's equation and hyperparameters.
 """
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -52,14 +54,47 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
 }
 
 
+OWN = re.compile(r"(.+\.py)(?::(\w+))?")  # a file of the user's own in place of a name, as FILE.py or FILE.py:NAME
+
+
+class Table(dict):
+    """The algorithms by name. A path in place of a name gives the algorithm that the file defines."""
+
+    def __missing__(self, name):
+        if not isinstance(name, str) or not OWN.fullmatch(name):
+            raise KeyError(name)
+        return own(name)
+
+    def __contains__(self, name) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and OWN.fullmatch(name) is not None)
+
+
+def own(place: str) -> "Algorithm":
+    """The entry that a user's own file defines. Raises SettingsError if there is no such file or entry."""
+    from algos.pieces.algorithm import Algorithm
+    from algos.pieces.own_code import from_file
+
+    return from_file(place, "ALGORITHM", Algorithm, "algorithm")
+
+
 def load(place: str) -> "Algorithm":
     module, _, name = place.partition(":")
     return getattr(import_module(module), name or "ALGORITHM")
+
+
+def check_name(name: object, where: str) -> None:
+    """Raise SettingsError unless name is an algorithm of the table, or the path of a file that defines one."""
+    from algos.pieces.settings import one_of
+
+    if isinstance(name, str) and OWN.fullmatch(name):
+        own(name)
+    else:
+        one_of(name, FILES, where)
 
 
 def __getattr__(name: str):
     """ALGORITHMS is made at its first use, so that importing a piece or a task imports no algorithm."""
     if name != "ALGORITHMS":
         raise AttributeError(name)
-    globals()[name] = {algorithm: load(place) for algorithm, place in FILES.items()}
+    globals()[name] = Table({algorithm: load(place) for algorithm, place in FILES.items()})
     return globals()[name]

@@ -1,15 +1,19 @@
 """python -m algos list                          all algorithms and presets, each with its idea and its source
 python -m algos describe NAME                 an algorithm's equation and resolved hyperparameters
+python -m algos check NAME                    the conformance tests, on an algorithm or on a file of your own
 python -m pipelines describe STUDY STAGE      the same for a stage of a study
 """
 
 import argparse
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-from algos import ALGORITHMS
+from algos import ALGORITHMS, check_name
 from algos.describe import page
-from algos.pieces.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError
 
 
 def list_algorithms() -> str:
@@ -22,8 +26,21 @@ def list_algorithms() -> str:
 
 def describe(name: str) -> str:
     """The page of an algorithm."""
-    one_of(name, ALGORITHMS, "NAME")
+    check_name(name, "NAME")
     return page(name, ALGORITHMS[name], ALGORITHMS)
+
+
+def check(name: str) -> int:
+    """Run the conformance tests on an algorithm; returns pytest's exit status."""
+    check_name(name, "NAME")
+    tests = Path(__file__).parents[1] / "tests" / "conformance"
+    if find_spec("pytest") is None or not tests.is_dir():
+        raise SettingsError("the conformance tests need a clone of the project and pip install -e '.[test]'.")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
+        env={**os.environ, "CONFORMANCE_OF": name},
+        check=False,
+    ).returncode
 
 
 def main() -> None:
@@ -34,8 +51,12 @@ def main() -> None:
     commands.add_parser("list", help="all algorithms and presets, each with its idea and its source")
     one = commands.add_parser("describe", help="an algorithm's equation and resolved hyperparameters")
     one.add_argument("name")
+    checked = commands.add_parser("check", help="run the conformance tests on one algorithm")
+    checked.add_argument("name", help="of the table, or the path of a file that defines ALGORITHM")
     args = parser.parse_args()
     try:
+        if args.command == "check":
+            raise SystemExit(check(args.name))
         print(list_algorithms() if args.command == "list" else describe(args.name))
         sys.stdout.flush()
     except BrokenPipeError:  # the reading command, such as head, has ended

@@ -6,8 +6,10 @@ import inspect
 from importlib.util import find_spec
 from pathlib import Path
 
+import algos
 from algos import FILES
 from algos.training.config import RunConfig
+from algos.training.rewards.own import file_of, is_own
 from algos.training.rewards.rules import RULES
 from algos.training.supervised.config import DistillationConfig
 from evaluation.tasks import TASKS, TaskSettings
@@ -18,7 +20,8 @@ def of_run(config: RunConfig | DistillationConfig) -> str:
     if isinstance(config, DistillationConfig):
         return _digest(_with_siblings("algos.distillation"))
     rules = {Path(inspect.getfile(RULES[name].score)) for name in config.rewards if name in RULES}
-    return _digest(algorithm_files(config.algorithm) | rules)
+    own = {file_of(name) for name in config.rewards if is_own(name)}
+    return _digest(algorithm_files(config.algorithm) | rules | own)
 
 
 def of_task(task: TaskSettings) -> str:
@@ -39,7 +42,10 @@ def of_folder(path: str | None) -> str:
 
 
 def algorithm_files(name: str) -> set[Path]:
-    return _with_siblings(FILES[name].partition(":")[0])
+    if name in FILES:
+        return _with_siblings(FILES[name].partition(":")[0])
+    path = Path(name.partition(":")[0])  # the user's own
+    return {path}.union(*(_with_siblings(module) for module in _siblings(path)))
 
 
 def _with_siblings(module: str) -> set[Path]:
@@ -55,7 +61,7 @@ def _with_siblings(module: str) -> set[Path]:
 
 
 def _siblings(path: Path) -> list[str]:
-    """The modules of the same folder that a file imports."""
+    """The modules of the folder algos that a file imports."""
     modules = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -63,7 +69,7 @@ def _siblings(path: Path) -> list[str]:
         elif isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
     names = {module.removeprefix("algos.") for module in modules if module.startswith("algos.")}
-    return [f"algos.{name}" for name in sorted(names) if (path.parent / f"{name}.py").is_file()]
+    return [f"algos.{name}" for name in sorted(names) if (Path(algos.__file__).parent / f"{name}.py").is_file()]
 
 
 def _digest(paths: set[Path]) -> str:

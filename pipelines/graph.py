@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 
-from algos import ALGORITHMS
+from algos import ALGORITHMS, check_name
 from algos.pieces.settings import SettingsError, one_of
 from algos.training.config import RunConfig
 from pipelines.kinds import COMMON, KINDS, SPLITS, TRAINING_SPLITS
@@ -133,7 +133,7 @@ class Expansion:
     def _check_algorithm(name: object, where: str) -> None:
         if name is None:
             raise SettingsError(f"{where}: write `algorithm: <name>`; `python -m algos list` prints the names.")
-        one_of(name, ALGORITHMS, f"{where}: algorithm")
+        check_name(name, f"{where}: algorithm")
 
     def known(self, name: object, allowed: list[str], where: str) -> None:
         """Raise SettingsError unless the name is allowed; a stage with `vary` is named by the stages that it makes."""

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from algos import ALGORITHMS
+from algos import ALGORITHMS, check_name
 from algos.describe import with_length
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.critic import WithCritic
 from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings
+from algos.training.rewards.own import function_of, is_own
 from algos.training.rewards.rules import RULES, RewardSettings
 from algos.training.sampling.config import VLLM_TEMPERATURES, VllmConfig
 from algos.training.stage.config import OptimizerConfig, Trainer
@@ -79,7 +80,7 @@ class RunConfig:
     sample_every: PositiveInt = 10  # steps between kept sample completions
 
     def __post_init__(self):
-        one_of(self.algorithm, ALGORITHMS, "algorithm")
+        check_name(self.algorithm, "algorithm")
         self._check_engine()
         for key in self.settings:
             self._refuse_setting_of_others(key)
@@ -102,7 +103,10 @@ class RunConfig:
         if not self.rewards:
             raise ValueError("rewards must name at least one reward")
         for name in self.rewards:
-            one_of(name, REWARDS, "rewards")
+            if is_own(name):
+                function_of(name)
+            else:
+                one_of(name, REWARDS, "rewards")
         if self.budget_tokens is not None and self.optimizer.schedule != "constant":
             raise ValueError(
                 f"budget_tokens leaves the number of optimizer steps open, so optimizer.schedule must be constant, "
@@ -146,7 +150,7 @@ class RunConfig:
     def _refuse_setting_of_others(self, key: str) -> None:
         """A setting that only other algorithms have: name them, instead of a similar-looking one."""
         owners = [name for name, entry in ALGORITHMS.items() if hasattr(entry.defaults, key)]
-        if owners and self.algorithm not in owners:
+        if owners and not hasattr(self.algorithm_entry.defaults, key):
             because = ", which has no critic" if hasattr(WithCritic, key) else ""
             raise SettingsError(
                 f"settings: {key} is no setting of {self.algorithm}{because}; {', '.join(owners)} have it."

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from algos import ALGORITHMS
+from algos import ALGORITHMS, check_name
 from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
 from algos.training.update.needs import PARTS, needed_parts
@@ -53,7 +53,7 @@ class Plan:
     lora_rank: int | None = None  # train adapters of this rank on every linear layer
 
     def __post_init__(self):
-        one_of(self.algorithm, ALGORITHMS, "algorithm")
+        check_name(self.algorithm, "algorithm")
         for name, allowed in CHOICES.items():
             one_of(getattr(self, name), allowed, name)
         for name in self.offload:

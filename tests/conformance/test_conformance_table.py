@@ -47,7 +47,7 @@ RANGES = ("is_max", "clip_log", "tau_pos", "tau_neg", "penalty_coef", "max_kl", 
 
 @every
 def test_its_page_shows_aggregation_clip_range_and_what_is_added(case):
-    hparams, page = case.hparams, describe.page(case.name, case.algorithm, ENTRIES, case.hparams)
+    hparams, page = case.hparams, describe.page(case.name, case.algorithm, {**ALGORITHMS, **ENTRIES}, case.hparams)
     lines = describe.equation(case.algorithm, hparams)
     total = "1/B sum_i " if hparams.per_response else SUMS[hparams.aggregation]
     weight = "" if hparams.correction == "none" else "w_i " if hparams.per_response else "w_it "

@@ -13,6 +13,7 @@ from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts, make_batch
 from algos.training.config import RunConfig
 from algos.training.models.packing import Layout
+from algos.training.rewards.own import is_own, own_reward
 from algos.training.rewards.rules import RULES, Response
 from algos.training.rewards.shared_pass import scores_and_logprobs
 
@@ -115,6 +116,8 @@ class Rewards:
             for name, rule in RULES.items()
             if name in self.config.rewards or name == "correctness"
         }
+        for name in filter(is_own, self.config.rewards):
+            components[name] = torch.tensor(own_reward(name, responses, self.config.reward_settings))
         if learned is not None:
             components["reward_model"] = learned
         total = combine(components, self.config.rewards, self.config.reward_combination, group_size)
@@ -179,10 +182,11 @@ def component_metrics(components: dict[str, Tensor]) -> dict[str, float]:
     """
     metrics: dict[str, float] = {}
     for name, values in components.items():
+        label = name.rpartition(":")[2]  # of a reward of the user's own: its function
         maximum = RULES[name].maximum if name in RULES else values.max()
         metrics |= {
-            f"reward_{name}": values.mean().item(),
-            f"reward_{name}_std": values.std().item(),
-            f"reward_{name}_at_max": (values == maximum).float().mean().item(),
+            f"reward_{label}": values.mean().item(),
+            f"reward_{label}_std": values.std().item(),
+            f"reward_{label}_at_max": (values == maximum).float().mean().item(),
         }
     return metrics

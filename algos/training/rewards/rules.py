@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from rapidfuzz.distance import Levenshtein
 
 from algos.pieces.settings import one_of, settings
@@ -36,6 +36,8 @@ class RewardSettings:
     repetition_ngram: PositiveInt = 3  # repetition: words per n-gram
     overlong_tokens: PositiveInt | None = None  # overlong: tokens before the limit where it grows; null: a fifth (DAPO)
     language_script: str = "LATIN"  # language: the script that the chain of thought should be written in
+    own_seconds: PositiveFloat | None = None  # limit for one batch of a reward of the user's own; null: none
+    own_threads: PositiveInt = 1  # calls of a reward of the user's own at the same time
 
     def __post_init__(self):
         one_of(self.language_script, SPACED | UNSPACED, "language_script")

@@ -1,0 +1,49 @@
+"""Functions and entries in files of the user's own, which a study names by path: FILE.py or FILE.py:NAME."""
+
+import hashlib
+import sys
+from functools import lru_cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from algos.pieces.settings import SettingsError
+
+
+def from_file(place: str, default: str, kind: type, where: str):
+    """What the name in place, or else default, stands for in its file. Raises SettingsError unless it is of kind."""
+    path, _, name = place.partition(":")
+    name = name or default
+    file = Path(path)
+    if not file.is_file():
+        raise SettingsError(f"{where}: there is no file {path!r}.")
+    module = _module(str(file.resolve()), file.stat().st_mtime_ns)
+    if not hasattr(module, name):
+        raise SettingsError(f"{where}: {path} defines no {name}.")
+    found = getattr(module, name)
+    if not isinstance(found, kind):
+        raise SettingsError(f"{where}: {name} of {path} must be of type {kind.__name__}, got {type(found).__name__}.")
+    return found
+
+
+@lru_cache
+def _module(path: str, changed: int):
+    """The file's module, run once as long as it does not change."""
+    name = f"own_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's code raises
+        del sys.modules[name]
+        line = next((e.lineno for e in reversed(_frames(error)) if e.filename == path), None)
+        at = f", line {line}" if line is not None else ""
+        raise SettingsError(f"{path}{at}: {type(error).__name__}: {str(error).partition(chr(10))[0]}.") from error
+    return module
+
+
+def _frames(error: BaseException) -> list:
+    import traceback
+
+    return list(traceback.extract_tb(error.__traceback__))

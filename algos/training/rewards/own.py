@@ -1,0 +1,82 @@
+"""Rewards in files of the user's own: `rewards: {my_rewards.py:politeness: 0.2}`.
+
+The function takes four lists of equal length, (prompts, responses, answers, rows), and returns a list of numbers, one a
+response. A prompt is text or chat messages, a response is text, an answer is the gold answer as text, and a row is the
+row of the data file. It may be slow: own_threads calls it on parts of a batch side by side, own_seconds bounds a batch.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLate
+from pathlib import Path
+from types import FunctionType
+
+from algos.pieces.own_code import from_file
+from algos.pieces.settings import SettingsError
+from algos.training.rewards.rules import Response, RewardSettings
+
+OWN = re.compile(r".+\.py:\w+")
+
+
+def is_own(name: str) -> bool:
+    return OWN.fullmatch(name) is not None
+
+
+def file_of(name: str) -> Path:
+    return Path(name.rpartition(":")[0])
+
+
+def function_of(name: str) -> Callable:
+    """The function. Raises SettingsError if its file is not there or defines none of that name."""
+    path, _, function = name.rpartition(":")
+    return from_file(f"{path}:{function}", "", FunctionType, "rewards")
+
+
+def own_reward(name: str, responses: list[Response], settings: RewardSettings) -> list[float]:
+    """The rewards (B,) of B responses. Raises SettingsError that names the first row on which the function fails."""
+    function = function_of(name)
+    size = -(-len(responses) // settings.own_threads)
+    parts = [responses[start : start + size] for start in range(0, len(responses), size)]
+    pool = ThreadPoolExecutor(settings.own_threads)
+    try:
+        results = [*pool.map(lambda part: _scores(name, function, part), parts, timeout=settings.own_seconds)]
+    except TooLate:
+        raise SettingsError(
+            f"rewards: {name} took more than reward_settings.own_seconds = {settings.own_seconds:g} for the "
+            f"{len(responses)} responses of a batch."
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [score for scores in results for score in scores]
+
+
+def _scores(name: str, function: Callable, responses: list[Response]) -> list[float]:
+    try:
+        scores = _call(function, responses)
+    except Exception as error:  # whatever the user's code raises
+        if len(responses) == 1:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise SettingsError(f"rewards: {name} fails on {_row(responses[0])}: {reason}.") from error
+        for response in responses:
+            _scores(name, function, [response])
+        raise SettingsError(f"rewards: {name} fails on a batch, but on no row alone: {error}.") from error
+    if not isinstance(scores, list | tuple) or len(scores) != len(responses):
+        raise SettingsError(
+            f"rewards: {name} must return a list of {len(responses)} numbers, one a response, got {str(scores)[:80]!r}."
+        )
+    for response, score in zip(responses, scores, strict=True):
+        if isinstance(score, str) or not math.isfinite(score):
+            raise SettingsError(f"rewards: {name} must return finite numbers, got {score!r} for {_row(response)}.")
+    return [float(score) for score in scores]
+
+
+def _call(function: Callable, responses: list[Response]):
+    rows = [response.problem for response in responses]
+    answers = [next(iter(response.grader.gold(response.problem)), "") for response in responses]
+    return function([row["prompt"] for row in rows], [response.text for response in responses], answers, rows)
+
+
+def _row(response: Response) -> str:
+    return f"row {response.problem.get('id', response.problem.get('question', ''))!r}, response {response.text[:60]!r}"

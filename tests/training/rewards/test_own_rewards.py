@@ -1,0 +1,107 @@
+"""Rewards in files of the user's own."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from algos.pieces.settings import SettingsError, from_dict
+from algos.training.config import RunConfig
+from algos.training.rewards.own import own_reward
+from algos.training.rewards.rewards import Rewards, component_metrics
+from algos.training.rewards.rules import Response, RewardSettings
+from pipelines.digests import of_run
+
+CODE = """
+import time
+
+def politeness(prompts, responses, answers, rows):
+    return [float("please" in response) + float(answer == "5") + row["bonus"] + len(prompt) for
+            prompt, response, answer, row in zip(prompts, responses, answers, rows)]
+
+def slow(prompts, responses, answers, rows):
+    time.sleep(0.2)
+    return [1.0] * len(responses)
+
+def broken(prompts, responses, answers, rows):
+    return [1 / row["bonus"] for row in rows]
+
+def short(prompts, responses, answers, rows):
+    return [1.0]
+
+def endless(prompts, responses, answers, rows):
+    return [float("inf")] * len(rows)
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my_rewards.py"
+    path.write_text(CODE)
+    return path
+
+
+def responses(count: int = 4) -> list[Response]:
+    rows = [{"id": f"train/{i}", "prompt": "p" * i, "answer": f"#### {i}", "bonus": i % 3} for i in range(count)]
+    return [Response("please" if i % 2 else "no", 5, 20, False, row, "") for i, row in enumerate(rows)]
+
+
+def test_it_sees_prompt_response_answer_and_row(file):
+    wanted = [float(i % 2) + float(i == 5) + i % 3 + i for i in range(7)]
+    for threads in (1, 3, 20):
+        assert own_reward(f"{file}:politeness", responses(7), RewardSettings(own_threads=threads)) == wanted
+
+
+def test_it_is_combined_and_logged_like_a_rule(file):
+    name = f"{file}:politeness"
+    config = from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "rewards": {"correctness": 1.0, name: 0.5}})
+    total, components = Rewards(config, SimpleNamespace()).grade(responses(), 2)
+    assert torch.equal(total, components["correctness"] + 0.5 * components[name])
+    assert component_metrics(components)["reward_politeness"] == components[name].mean()
+    before = of_run(config)
+    file.write_text(CODE + "\n")
+    assert of_run(config) != before
+
+
+def test_threads_call_it_side_by_side_and_seconds_bound_a_batch(file):
+    started = time.perf_counter()
+    own_reward(f"{file}:slow", responses(8), RewardSettings(own_threads=8))
+    assert time.perf_counter() - started < 1.0
+    with pytest.raises(SettingsError, match=r"slow took more than reward_settings.own_seconds = 0.05 for the 4"):
+        own_reward(f"{file}:slow", responses(), RewardSettings(own_seconds=0.05))
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        ("broken", r"broken fails on row 'train/0', response 'no': ZeroDivisionError: division by zero"),
+        ("short", r"must return a list of 4 numbers, one a response, got '\[1.0\]'"),
+        ("endless", r"must return finite numbers, got inf for row 'train/0'"),
+    ],
+)
+def test_its_failure_names_the_row(file, function, message):
+    with pytest.raises(SettingsError, match=message):
+        own_reward(f"{file}:{function}", responses(), RewardSettings())
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("gone.py:politeness", "rewards: there is no file 'gone.py'"),
+        ("{file}:rudeness", "my_rewards.py defines no rudeness"),
+        ("{file}:NUMBER", "NUMBER of .*my_rewards.py must be of type function, got int"),
+        ("correctnes", "Did you mean 'correctness'"),
+    ],
+)
+def test_a_reward_that_is_not_there_is_refused_before_anything_runs(file, name, message):
+    with pytest.raises(SettingsError, match=message):
+        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "rewards": {name.format(file=file): 1.0}})
+
+
+def test_a_file_that_fails_is_refused_with_its_line(file):
+    file.write_text("x = 1\ny = 1 / 0\n")
+    with pytest.raises(SettingsError, match=r"my_rewards.py, line 2: ZeroDivisionError: division by zero"):
+        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "rewards": {f"{file}:politeness": 1.0}})
