@@ -71,8 +71,8 @@ class Table(dict):
 
 def own(place: str) -> "Algorithm":
     """The entry that a user's own file defines. Raises SettingsError if there is no such file or entry."""
+    from algos.own_code import from_file
     from algos.pieces.algorithm import Algorithm
-    from algos.pieces.own_code import from_file
 
     return from_file(place, "ALGORITHM", Algorithm, "algorithm")
 

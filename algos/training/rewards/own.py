@@ -13,7 +13,7 @@ from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
 from types import FunctionType
 
-from algos.pieces.own_code import from_file
+from algos.own_code import from_file
 from algos.pieces.settings import SettingsError
 from algos.training.rewards.rules import Response, RewardSettings
 
