@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from algos.describe import page
-from algos.pieces.settings import SettingsError, from_dict, one_of
+from algos.pieces.settings import SettingsError, one_of
 from algos.training.config import RunConfig
-from algos.training.models.config import ModelConfig
+from pipelines.memory import memory_arguments, only_shape
 from pipelines.schema import write
 from pipelines.study import Study, load
 
@@ -40,42 +40,13 @@ def _rate(run: RunConfig) -> dict:
     return {"learning_rate": run.optimizer.learning_rate}
 
 
-def only_shape(study: Study, name: str) -> dict:
-    """The shape of the models of a stage. Raises SettingsError if they are not all of the policy's."""
-    origin = study.origin(name)
-    for key, target in study.edges(name).items():
-        other = study.origin(target)
-        if _shape(study, other) != _shape(study, origin):
-            raise SettingsError(
-                f"STAGE: all models of a stage are taken to be of one shape, but the {key} of {name} descends from "
-                f"models.{other}, and its policy from models.{origin}; choose another stage."
-            )
-    return _shape(study, origin)
-
-
-def _shape(study: Study, model: str) -> dict:
-    """The settings of a model, with the vocabulary of the model whose tokenizer it takes."""
-    values, owner = study.model_settings(model), study.tokenizer_of(model)
-    if owner is None:
-        return values
-    from evaluation.memory.closed_form import config_of
-
-    config = config_of(study.model(owner))
-    return {**values, "vocab_size": config.get_text_config().vocab_size}
-
-
 def memory(study: Study, name: str, prompt_tokens: int | None) -> str:
     """The predicted peak of a stage; prompts as long as the stage admits, unless it is said how long they are."""
     from evaluation.memory.text import settings_report
 
     run = rl_stage(study, name)
-    model = from_dict(ModelConfig, only_shape(study, name), "model")
-    frozen = False
-    if "reward_model" in study.edges(name):
-        reward_model = study.edges(name)["reward_model"]
-        same = study.stages[reward_model].edges["from"] == study.edges(name).get("reference", study.edges(name)["from"])
-        frozen = same and study.parsed(reward_model, study.seeds_of(reward_model)[0]).freeze_backbone
-    return settings_report(run, model.path or model, prompt_tokens, frozen, f"{name} of {study.source}")
+    model, on_reference = memory_arguments(study, name)
+    return settings_report(run, model, prompt_tokens, on_reference, f"{name} of {study.source}")
 
 
 def bench(study: Study, name: str, words: list[str]) -> None:

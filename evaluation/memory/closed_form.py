@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from algos.pieces.settings import SettingsError, one_of
+from algos.training.models import gguf
 
 GB = 1e9
 GIB = 2**30
@@ -154,7 +155,14 @@ def config_of(model):
     """transformers' config of a training ModelConfig, or of a named shape, a folder or a hub id."""
     if isinstance(model, str):
         return model_config(model)
-    return model_config(model.path) if model.path else built_config(model)
+    if model.built:
+        return built_config(model)
+    if model.path:
+        return model_config(model.path)
+    from transformers import AutoConfig
+
+    file = gguf.source(model)
+    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
 
 
 def model_size(name: str) -> float | None:

@@ -126,8 +126,9 @@ def models_from(config):
     import transformers
 
     def maker(auto):
-        def from_pretrained(path, dtype=torch.float32, **_):
-            return auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False).eval()
+        def from_pretrained(path, dtype=torch.float32, output_loading_info=False, **_):
+            model = auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False).eval()
+            return (model, {"missing_keys": []}) if output_loading_info else model
 
         return patch.object(auto, "from_pretrained", from_pretrained)
 

@@ -102,6 +102,11 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
     return model
 
 
+def positions_of(model) -> int | None:
+    """The most tokens that a model's positions can count; None where the config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def import_model(path: str | Path) -> None:
     """Import the code of a checkpoint's model without loading its weights.
 
