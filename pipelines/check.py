@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,14 +52,14 @@ def rehearse(study: Study, say: Callable[[str], None] = print) -> list[str]:
     """All parts of the rehearsal; returns the problems."""
     with TemporaryDirectory(prefix="check-") as scratch:
         made = Rehearsal(study, Path(scratch), say)
-        made.part(f"data: {study.settings.task.name}", lambda: _data(made))
+        made.part(f"data: {study.settings.task.name}", partial(_data, made))
         for name in study.settings.models if made.rows else ():
-            made.part(f"model {name}: {study.model(name).source or 'built here'}", lambda name=name: _model(made, name))
+            made.part(f"model {name}: {study.model(name).source or 'built here'}", partial(_model, made, name))
         for name, stage in study.stages.items():
             if (path := stage.values.get("path")) is not None:
-                made.part(f"preferences {name}: {path}", lambda path=path: _pairs(made, path))
+                made.part(f"preferences {name}: {path}", partial(_pairs, made, path))
         for name in study.of_kind("rl"):
-            made.part(f"stage {name}", lambda name=name: _run(made, name))
+            made.part(f"stage {name}", partial(_run, made, name))
         say(f"{len(made.problems)} problems found." if made.problems else "No problem found.")
         return made.problems
 
