@@ -25,6 +25,7 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("ppo", "kl_coef", 0.0, OURS + ": the study's rewards are verifiable"),
     ("ppo_mc", "gae_lambda", 1.0, "arXiv:2503.24290, section 2"),
     ("ppo_shared", "value_coef", 0.1, HUANG),
+    ("ppo_shared_mlp", "critic_detach", True, "arXiv:2006.05990, section 3.2"),
     ("ppo_penalty", "penalty_coef", 1.0, "arXiv:1707.06347, section 6.1: beta starts at 1"),
     ("ppo_penalty", "penalty_target", 0.001, OURS + ": the paper's targets are for continuous control"),
     ("trpo", "max_kl", 0.01, TRPO),

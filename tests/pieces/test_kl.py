@@ -191,6 +191,11 @@ def test_golden_adaptive_coefficient(measured, expected):
     assert ppo.ALGORITHM.adapt(hparams, {"kl_to_ref_sequence": measured}, 256).kl_coef == pytest.approx(expected)
 
 
+def test_a_log_ratio_ends_at_twenty():
+    far = torch.tensor([-25.0, 25.0, 15.0], dtype=torch.float64)
+    close(kl_k1(far, torch.zeros_like(far), ALL), [-20.0, 20.0, 15.0])
+
+
 def test_without_a_target_the_coefficient_stays():
     hparams = ppo.PPOConfig(kl_coef=0.2)
     assert ppo.ALGORITHM.adapt(hparams, {"kl_to_ref_sequence": 100.0}, 256) is hparams
