@@ -207,8 +207,6 @@ def _rewards(made: Rehearsal, name: str, config: RunConfig) -> None:
 
 def _memory(made: Rehearsal, name: str, config: RunConfig) -> None:
     """The predicted peak of an RL run against what this machine has."""
-    import torch
-
     from algos.training.models.checkpoints import resolve_device
     from evaluation.memory.closed_form import config_of
     from evaluation.memory.plan import settings_phases
@@ -221,16 +219,22 @@ def _memory(made: Rehearsal, name: str, config: RunConfig) -> None:
     phases = settings_phases(config, config_of(model), head_on_reference=on_reference)
     peak = max(phase.total() for phase in phases.values())
     device = resolve_device(config.device)
-    if device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = available_bytes(device)
     made.say(f"  memory: {peak / 1e9:.2f} GB predicted, {available / 1e9:.1f} GB on {device.type}")
     if peak > available:
         made.problem(
             f"its predicted peak of {peak / 1e9:.1f} GB is more than the {available / 1e9:.1f} GB of this machine's "
             f"{device.type}; python -m pipelines memory {made.study.source} {name} says what to switch on."
         )
+
+
+def available_bytes(device) -> int:
+    """The memory of the device, used or not."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def main() -> None:

@@ -160,9 +160,6 @@ FAULTS = {
         lambda p: p.set(rewards={f"{p.folder}/rewards.py:same": 1.0}), "a wrong response earns 1, not less than"),
     "an algorithm's file is missing": (lambda p: p.set(algorithm="gone.py"), "there is no file 'gone.py'"),
     "pairs without a rejected response": (_pairs, "pairs.jsonl"),
-    "it does not fit into memory": (
-        lambda p: p.set(micro_batch_tokens=1_000_000_000, prompts_per_step=4096, group_size=1024, logits_at_once=None),
-        "predicted peak of"),
 }  # fmt: skip
 
 
@@ -173,6 +170,12 @@ def test_a_planted_fault_is_found(place, name):
     found = place.problems()
     assert any(message in problem for problem in found), found
     assert all("\n" not in problem for problem in found)
+
+
+def test_a_run_that_does_not_fit_into_memory_is_found(place, monkeypatch):
+    monkeypatch.setattr("pipelines.check.available_bytes", lambda _: 100_000)
+    (problem,) = place.problems()
+    assert "its predicted peak of" in problem and "python -m pipelines memory" in problem
 
 
 def test_the_command_exits_with_1_for_problems_and_2_for_a_wrong_study(place):

@@ -41,14 +41,14 @@ def tiny(path: str, folder) -> dict:
     study = load(PROJECT / path)
     config["results"], config["seeds"] = "results/tiny", [0]
     for values in config["models"].values():
-        if "path" in values:  # a hub's model: a tiny one with a chat template, from a folder
+        if {"path", "package"} & values.keys():  # a pretrained model: a tiny one with a chat template, from a folder
+            values.clear()
             values["path"] = str(folder)
         else:
             values |= {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 64}
             values |= {} if "tokenizer" in values else {"vocab_size": 160}
     if config["task"]["name"] == "gsm8k":
-        config["task"]["settings"] = {"path": str(folder)}
-        config["task"]["dev"] = 4
+        config["task"] = {"name": "gsm8k", "path": str(folder), "dev": 4}
     else:
         config["task"] = TASK
     config["sampling"] = {"max_response_tokens": 24}
