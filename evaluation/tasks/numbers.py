@@ -18,7 +18,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 MAX_CHARACTERS = 200
-EXACT = Context(prec=4 * 64)
+EXACT = Context(prec=256)  # digits of a quotient
 MAX_DIGITS = 64  # a longer "number" is not an answer, and arithmetic on it only costs time
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"))
@@ -36,7 +36,6 @@ SIGNS = str.maketrans(
         "\u2044": "/",
         "\u2215": "/",
         "\u3002": ".",
-        "\u2248": "≈",
         "\u00d7": "×",
         "\u00b7": "×",
         "\u22c5": "×",
@@ -156,7 +155,7 @@ def parse(text: str, decimal_comma: bool = True) -> str | None:
     if value is None:
         return None
     value, rest = _with_suffix(value, text[found.end() :])
-    if value is None or rest is None or not UNITS.fullmatch(rest) or NO_UNIT.search(rest):
+    if rest is None or not UNITS.fullmatch(rest) or NO_UNIT.search(rest):
         return None
     if negative != ("-" in (found["sign"], found["inner"])):
         value = -value
@@ -177,10 +176,7 @@ def _unwrapped(text: str) -> str:
 
 def _value(found: re.Match) -> Fraction | None:
     if found["bottom"]:
-        if (
-            max(map(len, (found["top"], found["bottom"], found["whole"] or ""))) > MAX_DIGITS
-            or int(found["bottom"]) == 0
-        ):
+        if int(found["bottom"]) == 0:
             return None
         part = Fraction(int(found["top"]), int(found["bottom"]))
         if found["whole"] is None:
@@ -209,7 +205,7 @@ def _point(number: str) -> str:
     return re.sub("[, ']", "", number)
 
 
-def _with_suffix(value: Fraction, rest: str) -> tuple[Fraction | None, str | None]:
+def _with_suffix(value: Fraction, rest: str) -> tuple[Fraction, str | None]:
     """The value times a magnitude or plus cents, and the text after them; no text if the suffix makes it no number."""
     if cents := CENTS.match(rest):
         return value + Fraction(int(cents[1]), 100), rest[cents.end() :]
@@ -240,10 +236,9 @@ def number_runs(text: str) -> Iterator[Run]:
     position = 0
     while found := NUMBER.search(text, position):
         start = found.start() + _loose_sign(found)
-        parts, ends = [], [_end(text, found)]
-        joint = None
-        while following := (joint := JOINT.match(text, ends[-1])) and NUMBER.match(text, joint.end()):
-            parts.append(joint[0])
+        joints, ends = [], [_end(text, found)]
+        while (joint := JOINT.match(text, ends[-1])) and (following := NUMBER.match(text, joint.end())):
+            joints.append(joint[0])
             ends.append(_end(text, following))
         position = max(ends[-1], position + 1)
         before = text[max(start - 24, 0) : start]
@@ -251,7 +246,7 @@ def number_runs(text: str) -> Iterator[Run]:
             continue
         after = text[ends[-1] : ends[-1] + 8]
         operand = re.search(r"(?:[+×*/^÷]|[\w)]\s?-)\s?\(?$", before) or re.match(r"\s?[-+×*/^÷]\s?[\d(]", after)
-        yield Run(start, _together(text, start, ends, parts), operand is not None)
+        yield Run(start, _together(text, start, ends, joints), operand is not None)
 
 
 def _loose_sign(found: re.Match) -> int:
@@ -274,14 +269,5 @@ def _together(text: str, start: int, ends: list[int], joints: list[str]) -> str 
         return whole
     starts = [start, *(end + len(joint) for end, joint in zip(ends, joints, strict=False))]
     values = [parse(text[a:b]) for a, b in zip(starts, ends, strict=True)]
-    if (
-        all("≈" in joint for joint in joints)
-        or len(set(values)) == 1
-        or len({_fraction(value) for value in values}) == 1
-    ):
-        return values[0]
-    return None
-
-
-def _fraction(value: str | None) -> Fraction | None:
-    return None if value is None else Fraction(value)
+    same = len({value and Fraction(value) for value in values}) == 1
+    return values[0] if same or all("≈" in joint for joint in joints) else None
