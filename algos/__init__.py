@@ -84,12 +84,13 @@ def load(place: str) -> "Algorithm":
 
 def check_name(name: object, where: str) -> None:
     """Raise SettingsError unless name is an algorithm of the table, or the path of a file that defines one."""
+    from algos import ALGORITHMS
     from algos.pieces.settings import one_of
 
     if isinstance(name, str) and OWN.fullmatch(name):
         own(name)
     else:
-        one_of(name, FILES, where)
+        one_of(name, list(ALGORITHMS), where)
 
 
 def __getattr__(name: str):

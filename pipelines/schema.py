@@ -6,6 +6,7 @@ from pathlib import Path
 from algos.pieces.settings import json_schema
 from algos.training.models.config import ModelConfig
 from evaluation.config import EvaluationConfig
+from evaluation.tasks import SPLITS, TASKS
 from pipelines.kinds import KINDS, Kind
 from pipelines.plan import StudySettings
 
@@ -36,6 +37,10 @@ def study_schema() -> dict:
     model = _settings(ModelConfig, definitions) | {"tokenizer": {"type": "string", "description": "of another model"}}
     properties = schema["properties"]
     properties["models"]["additionalProperties"] = {"anyOf": [{"type": "string"}, _closed(model)]}
+    task = definitions["TaskSettings"]  # a task's own settings may stand beside the common ones
+    for entry in TASKS.values():
+        for key, value in _settings(entry.config, definitions).items():
+            task["properties"][key] = {"anyOf": [task["properties"][key], value]} if key in SPLITS else value
     properties["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
     properties["defaults"] |= _closed({name: {"$ref": f"#/$defs/defaults_{name}"} for name in KINDS})
     properties["evaluation"] |= _closed(_settings(EvaluationConfig, definitions))

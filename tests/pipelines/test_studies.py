@@ -65,8 +65,8 @@ def tiny(path: str, folder) -> dict:
     return config
 
 
-def one_of_each_form(study, most: int = 4) -> set[str]:
-    """Stages that differ in kind, edges, trainer, engine or algorithm, at most four of RL, and what they need."""
+def one_of_each_form(study, most: int = 2) -> set[str]:
+    """Stages that differ in kind, edges, trainer, engine or algorithm, at most two of RL, and what they need."""
     forms, kept = {}, set()
     for name, stage in study.stages.items():
         kinds = tuple(sorted((key, study.stages[t].kind if t in study.stages else t) for key, t in stage.edges.items()))
