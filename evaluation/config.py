@@ -1,10 +1,12 @@
 """Settings of evaluation, and of the prompt around a question."""
 
 import re
+from dataclasses import field
 
 from pydantic import PositiveFloat, PositiveInt
 
 from algos.pieces.settings import DType, settings
+from algos.training.sampling.config import EngineName, VllmConfig, check_engine
 
 FOLDER_NAME = re.compile(r"\w[\w.-]*")  # of a study's folder in results/ and in results/published/
 
@@ -18,8 +20,13 @@ class EvaluationConfig:
     temperature: PositiveFloat = 1.0  # of the sampled responses
     max_response_tokens: PositiveInt = 48
     rows_at_once: PositiveInt = 512  # responses generated side by side; bounds memory
+    engine: EngineName = "transformers"
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     device: str = "auto"
     dtype: DType = "float32"
+
+    def __post_init__(self):
+        check_engine(self.engine, self.temperature)
 
 
 @settings

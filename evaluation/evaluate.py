@@ -11,6 +11,7 @@ By hand, for results/stages/grpo/seed0/checkpoint and seed1's:
 
 import gc
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import load_policy, resolve_device
 from algos.training.models.tokens import load_tokenizer
-from algos.training.sampling.respond import GREEDY, sampled
+from algos.training.sampling.respond import GREEDY, opened, sampled
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
@@ -66,14 +67,15 @@ def responses(checkpoint: Path, problems: list[dict], config: EvaluationConfig, 
     device = resolve_device(config.device)
     tokenizer, policy = load_tokenizer(str(checkpoint)), load_policy(str(checkpoint), device, config.dtype)
     progress = Progress(len(problems), f"evaluate {name}", unit="problem")
-    rows = []
-    for samples in (0, config.samples):
-        generator = torch.Generator(device).manual_seed(config.seed)
-        for part, _ in sampled(policy, tokenizer, problems, samples, config, generator):
-            rows += part
-            if samples:
-                drawn = rows[len(problems) :]
-                progress.update(len(drawn) // samples, accuracy=float(np.mean([row["correct"] for row in drawn])))
+    rows: list[dict] = []
+    with closing(opened(config, policy, tokenizer, str(checkpoint), problems)) as engine:
+        for samples in (0, config.samples):
+            generator = torch.Generator(device).manual_seed(config.seed)
+            for part, _ in sampled(engine, policy, tokenizer, problems, samples, config, generator):
+                rows += part
+                if samples:
+                    drawn = rows[len(problems) :]
+                    progress.update(len(drawn) // samples, accuracy=float(np.mean([row["correct"] for row in drawn])))
     progress.close()
     order = {problem["id"]: i for i, problem in enumerate(problems)}
     return sorted(rows, key=lambda row: (order[row["problem"]], row["sample"]))

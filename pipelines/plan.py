@@ -10,13 +10,13 @@ from algos import ALGORITHMS
 from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings, without_nulls
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
+from algos.training.sampling.config import EngineName, VllmConfig
 from algos.training.supervised.config import DistillationConfig
 from evaluation.config import FOLDER_NAME, EvaluationConfig, PromptSettings
 from evaluation.tasks import TaskSettings
 from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_names
 from pipelines.kinds import COMMON, EVALUATED, KINDS
 
-SAMPLING = ("max_response_tokens", "temperature")
 PLACED = ("device", "dtype")  # set for the study as a whole, unless a stage says otherwise
 
 
@@ -26,6 +26,8 @@ class SamplingSettings:
 
     max_response_tokens: PositiveInt = 48
     temperature: PositiveFloat = 1.0
+    engine: EngineName = "transformers"  # of all stages but TRL's, and of the evaluation
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
 
 @settings
@@ -199,7 +201,7 @@ class Plan:
         stage = self.stages[name]
         kind = KINDS[stage.kind]
         placed = {key: getattr(self.settings, key) for key in PLACED}
-        sampling = {key: getattr(self.settings.sampling, key) for key in SAMPLING}
+        sampling = self.sampling(own=stage.values.get("trainer") != "trl")
         own = {k: v for k, v in stage.values.items() if k not in (*COMMON, *kind.others)}
         if stage.kind == "expert_iteration":
             for key, shared in (("sampling", placed | sampling), ("training", placed)):
@@ -211,6 +213,11 @@ class Plan:
         if isinstance(own.get("settings"), dict):  # of an algorithm
             own["settings"] = without_nulls(type(ALGORITHMS[own["algorithm"]].defaults), own["settings"])
         return without_nulls(kind.settings, own)
+
+    def sampling(self, own: bool = True) -> dict:
+        """What stages that sample share; TRL's trainer samples by itself."""
+        shared = asdict(self.settings.sampling)
+        return shared if own else {key: value for key, value in shared.items() if key not in ("engine", "vllm")}
 
     def parsed(self, name: str, seed: int):
         """The settings object of a stage."""
@@ -241,7 +248,7 @@ class Plan:
     @cached_property
     def parsed_evaluation(self) -> EvaluationConfig:
         shared = {key: getattr(self.settings, key) for key in PLACED}
-        shared |= {key: getattr(self.settings.sampling, key) for key in SAMPLING}
+        shared |= self.sampling()
         return from_dict(
             EvaluationConfig, {**shared, "seed": self.settings.seed, **self.settings.evaluation}, "evaluation"
         )

@@ -13,7 +13,7 @@ from algos.pieces.critic import WithCritic
 from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings
 from algos.training.rewards.own import function_of, is_own
 from algos.training.rewards.rules import RULES, RewardSettings
-from algos.training.sampling.config import VLLM_TEMPERATURES, VllmConfig
+from algos.training.sampling.config import EngineName, VllmConfig, check_engine
 from algos.training.stage.config import OptimizerConfig, Trainer
 
 REWARDS = {*RULES, "reward_model"}
@@ -58,7 +58,7 @@ class RunConfig:
     max_prompt_tokens: PositiveInt = 512  # a longer prompt is refused
     max_response_tokens: PositiveInt = 48  # T; a response without end-of-sequence by then is truncated
     temperature: PositiveFloat = 1.0  # of sampling and of all log-probabilities
-    engine: Literal["transformers", "vllm"] = "transformers"  # samples with the trainer's own model, or with a copy
+    engine: EngineName = "transformers"  # samples with the trainer's own model, or with a copy
     vllm: VllmConfig = field(default_factory=VllmConfig)
     rewards: dict[str, float] = field(default_factory=lambda: {"correctness": 1.0})  # name -> weight
     reward_combination: Literal["sum", "gate", "normalize_each"] = "sum"  # see rewards.combine
@@ -141,11 +141,7 @@ class RunConfig:
                 "engine: vllm belongs to trainer: own; TRL's trainer would sample, weigh and synchronize in its own "
                 "way. Write engine: transformers."
             )
-        if importlib.util.find_spec("vllm") is None:
-            raise SettingsError("engine: vllm needs vLLM; pip install -e '.[vllm]', or write engine: transformers.")
-        low, high = VLLM_TEMPERATURES
-        if not low <= self.temperature <= high:
-            raise SettingsError(f"engine: vllm samples at temperatures in {low}..{high} only, got {self.temperature}.")
+        check_engine(self.engine, self.temperature)
 
     def _refuse_setting_of_others(self, key: str) -> None:
         """A setting that only other algorithms have: name them, instead of a similar-looking one."""

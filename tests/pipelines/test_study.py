@@ -347,3 +347,17 @@ def test_the_ladder_changes_one_thing_at_a_time():
 def test_the_description_for_the_report_fits_a_command_line():
     study = load(PIPELINES / "studies" / "family.yaml")
     assert len(json.dumps(study.report())) < 200 * len(study.stages)  # Linux allows 131,072 bytes in one argument
+
+
+def test_one_setting_takes_an_engine_for_every_stage_that_samples_but_trls():
+    study = Study({**copy.deepcopy(SMOKE), "sampling": {"max_response_tokens": 24, "engine": "vllm"}}, "x")
+    engines = {}
+    for name, stage in study.stages.items():
+        config = study.parsed(name, 0)
+        config = config.sampling if stage.kind == "expert_iteration" else config
+        engines.setdefault((stage.kind, getattr(config, "trainer", "own")), getattr(config, "engine", None))
+    sampling = {kind for kind, engine in engines.items() if engine == "vllm"}
+    assert sampling == {
+        ("rl", "own"), ("preferences", "own"), ("rejection_sampling", "own"), ("expert_iteration", "own"),
+    }  # fmt: skip
+    assert engines["rl", "trl"] == "transformers" and study.evaluation()["engine"] == "vllm"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from algos.pieces.settings import DType, Share, settings
+from algos.training.sampling.config import EngineName, VllmConfig, check_engine
 from algos.training.stage.config import OptimizerConfig
 
 
@@ -20,8 +21,13 @@ class PreferenceConfig:
     flip_share: Share = 0.1  # probability that the rater prefers the wrong response of a pair
     max_response_tokens: PositiveInt = 48
     temperature: PositiveFloat = 1.0
+    engine: EngineName = "transformers"
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     device: str = "auto"
     dtype: DType = "float32"
+
+    def __post_init__(self):
+        check_engine(self.engine, self.temperature)
 
 
 @settings

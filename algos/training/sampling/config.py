@@ -1,11 +1,13 @@
-"""Settings of vLLM."""
+"""The engine that samples, and the settings of vLLM."""
 
+import importlib.util
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from algos.pieces.settings import settings
+from algos.pieces.settings import SettingsError, settings
 
+EngineName = Literal["transformers", "vllm"]
 VLLM_TEMPERATURES = (0.01, 2.0)  # vLLM refuses or silently changes what is outside
 
 
@@ -28,3 +30,14 @@ class VllmConfig:
             raise ValueError(f"weights_folder belongs to mode server, got {self.weights_folder!r}; remove it")
         if self.server_url is not None and not self.server_url.startswith(("http://", "https://")):
             raise ValueError(f"server_url must begin with http:// or https://, got {self.server_url!r}")
+
+
+def check_engine(engine: EngineName, temperature: float) -> None:
+    """Raise SettingsError for vLLM where it is not installed, or at a temperature that it would change."""
+    if engine != "vllm":
+        return
+    if importlib.util.find_spec("vllm") is None:
+        raise SettingsError("engine: vllm needs vLLM; pip install -e '.[vllm]', or write engine: transformers.")
+    low, high = VLLM_TEMPERATURES
+    if not low <= temperature <= high:
+        raise SettingsError(f"engine: vllm samples at temperatures in {low}..{high} only, got {temperature}.")

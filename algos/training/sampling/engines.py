@@ -5,19 +5,33 @@ be synchronized after every update. Two canaries tell when the copy is stale: th
 compared with the policy's before every batch, and the ratio of trainer to sampler probabilities, 1 on fresh weights.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from algos.pieces.kl import log_ratio
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
-from algos.training.config import RunConfig
+from algos.training.sampling.config import EngineName, VllmConfig
 from algos.training.sampling.engine import Engine, Sampling, StaleWeights
 from algos.training.sampling.sampler import sample
 
+ROWS_AT_ONCE = 512
 RATIO_FACTOR = 5.0  # the canary's limit over the first batch's figure: entropy, and with it rounding, changes in a run
 RATIO_FLOOR = 1.0e-4  # and at least this: float32 gives about 1e-6, one update of the default study about 1e-2
 RATIO_CEILING = 0.05  # no honest engine begins above this: bfloat16 engines are reported at 1e-3 to 1e-2
+
+
+class Sampled(Protocol):
+    """The settings of a stage that samples."""
+
+    @property
+    def engine(self) -> EngineName: ...
+    @property
+    def vllm(self) -> VllmConfig: ...
+    @property
+    def max_response_tokens(self) -> int: ...
 
 
 class TransformersEngine(Engine):
@@ -25,8 +39,8 @@ class TransformersEngine(Engine):
 
     exact = True
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, rows_at_once: int = ROWS_AT_ONCE):
+        self.tokenizer, self.rows_at_once = tokenizer, rows_at_once
 
     def sample(self, policy, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Rollouts:
         return sample(
@@ -37,6 +51,7 @@ class TransformersEngine(Engine):
             sampling.max_response_tokens,
             sampling.temperature,
             generator,
+            self.rows_at_once,
         )
 
     def synchronize(self, policy) -> None:
@@ -46,13 +61,13 @@ class TransformersEngine(Engine):
         pass
 
 
-def make_engine(config: RunConfig, tokenizer, policy, policy_path: str, prompts: list[list[int]]) -> Engine:
-    """The engine of a run. policy holds the weights of policy_path; prompts are all that the run can draw from.
+def make_engine(config: Sampled, tokenizer, policy, policy_path: str, prompts: list[list[int]]) -> Engine:
+    """The engine of a stage. policy holds the weights of policy_path; prompts are all that the stage can draw from.
 
     Raises SettingsError for a model, a prompt length or a server that the engine cannot work with.
     """
     if config.engine == "transformers":
-        return TransformersEngine(tokenizer)
+        return TransformersEngine(tokenizer, getattr(config, "rows_at_once", ROWS_AT_ONCE))
     from algos.training.sampling import vllm_engine
 
     longest = max(len(prompt) for prompt in prompts) + config.max_response_tokens

@@ -1,14 +1,17 @@
 """Graded responses of a checkpoint to problems: what preferences, rejection sampling and evaluation share."""
 
 import random
+from contextlib import closing
 
 import numpy as np
 import torch
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import load_policy, resolve_device
-from algos.training.models.tokens import encode_prompt, load_tokenizer
-from algos.training.sampling.sampler import decode, sample
+from algos.training.models.tokens import encode_prompts, load_tokenizer
+from algos.training.sampling.engine import Engine, Sampling
+from algos.training.sampling.engines import ROWS_AT_ONCE, make_engine
+from algos.training.sampling.sampler import decode
 from evaluation.tasks import check_rows
 from evaluation.tasks.files import read_jsonl
 from evaluation.tasks.grader import grader_of
@@ -30,40 +33,41 @@ def respond(
 ) -> list[dict]:
     """`samples` graded responses to every problem, sampled from the checkpoint; samples 0: one greedy response.
 
-    config has seed, temperature, max_response_tokens, device and dtype. Rows are in the order of the problems. With
-    budget_tokens, the batch of problems that reaches so many tokens is the last.
+    config has seed, temperature, max_response_tokens, engine, vllm, device and dtype. Rows are in the order of the
+    problems. With budget_tokens, the batch of problems that reaches so many tokens is the last.
     """
     device = resolve_device(config.device)
     tokenizer, policy = load_tokenizer(checkpoint), load_policy(checkpoint, device, config.dtype)
     generator = torch.Generator(device).manual_seed(config.seed)
-    rows = []
-    for part, _ in sampled(policy, tokenizer, problems, samples, config, generator):
-        rows += part
-        if progress is not None:
-            done = len(rows) // max(samples, 1)
-            progress.update(done, accuracy=float(np.mean([r["correct"] for r in rows])))
-        if budget_tokens is not None and sum(row["tokens"] for row in rows) >= budget_tokens:
-            break
+    rows: list[dict] = []
+    with closing(opened(config, policy, tokenizer, checkpoint, problems)) as engine:
+        for part, _ in sampled(engine, policy, tokenizer, problems, samples, config, generator):
+            rows += part
+            if progress is not None:
+                done = len(rows) // max(samples, 1)
+                progress.update(done, accuracy=float(np.mean([r["correct"] for r in rows])))
+            if budget_tokens is not None and sum(row["tokens"] for row in rows) >= budget_tokens:
+                break
     return rows
 
 
-def sampled(policy, tokenizer, problems: list[dict], samples: int, config, generator):
+def opened(config, policy, tokenizer, checkpoint: str, problems: list[dict]) -> Engine:
+    """The engine of a stage's settings, with the policy's weights, which are those of the checkpoint."""
+    return make_engine(
+        config, tokenizer, policy, checkpoint, encode_prompts(tokenizer, [p["prompt"] for p in problems])
+    )
+
+
+def sampled(engine: Engine, policy, tokenizer, problems: list[dict], samples: int, config, generator):
     """Yields the graded rows of some of the problems, in their order, and the rollouts that they come from."""
 
     group, temperature = max(samples, 1), config.temperature if samples else 0.0
-    chunk = max(getattr(config, "rows_at_once", 512) // group, 1)
+    sampling = Sampling(group, config.max_response_tokens, temperature)
+    chunk = max(getattr(config, "rows_at_once", ROWS_AT_ONCE) // group, 1)
     for start in range(0, len(problems), chunk):
         part = problems[start : start + chunk]
-        rollouts = sample(
-            policy,
-            tokenizer,
-            [encode_prompt(tokenizer, p["prompt"]) for p in part],
-            group,
-            config.max_response_tokens,
-            temperature,
-            generator,
-            group * len(part),
-        )
+        prompts = encode_prompts(tokenizer, [problem["prompt"] for problem in part])
+        rollouts = engine.sample(policy, prompts, sampling, generator)
         lengths, truncated = rollouts.response_mask.sum(dim=1).tolist(), rollouts.truncated.tolist()
         numbers = range(samples) if samples else (GREEDY,)
         yield (

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from algos.pieces.settings import DType, Share, settings
+from algos.training.sampling.config import EngineName, VllmConfig, check_engine
 from algos.training.stage.config import OptimizerConfig, Trainer
 
 
@@ -38,8 +39,13 @@ class RejectionConfig:
     budget_tokens: PositiveInt | None = None  # the batch of prompts that reaches so many is the last; null: all prompts
     max_response_tokens: PositiveInt = 48
     temperature: PositiveFloat = 1.0
+    engine: EngineName = "transformers"
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     device: str = "auto"
     dtype: DType = "float32"
+
+    def __post_init__(self):
+        check_engine(self.engine, self.temperature)
 
 
 @settings

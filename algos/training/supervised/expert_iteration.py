@@ -20,7 +20,7 @@ import torch
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
 from algos.training.models.tokens import load_tokenizer
-from algos.training.sampling.respond import draw_problems, sampled
+from algos.training.sampling.respond import draw_problems, opened, sampled
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -57,14 +57,14 @@ def with_hint(problem: dict, hint: str) -> dict:
     return {**problem, "prompt": [{**m, "content": text} for m, text in zip(prompt, texts, strict=True)]}
 
 
-def answers(policy, tokenizer, problems: list[dict], config: RejectionConfig, generator) -> tuple[list, dict]:
+def answers(engine, policy, tokenizer, problems: list[dict], config: RejectionConfig, generator) -> tuple[list, dict]:
     """config.responses graded rows to each problem: one list a problem, and counts over all.
 
     nats is the negative log-probability of all sampled tokens; divided by tokens, it estimates the policy's entropy
     without bias.
     """
     rows, nats = [], 0.0
-    for part, rollouts in sampled(policy, tokenizer, problems, config.responses, config, generator):
+    for part, rollouts in sampled(engine, policy, tokenizer, problems, config.responses, config, generator):
         rows += part
         nats -= float(rollouts.sampler_logprobs.sum())
     groups = [rows[i : i + config.responses] for i in range(0, len(rows), config.responses)]
@@ -78,20 +78,22 @@ def answers(policy, tokenizer, problems: list[dict], config: RejectionConfig, ge
     }
 
 
-def collect(policy, tokenizer, problems: list[dict], config: ExpertIterationConfig, generator) -> tuple[list, dict]:
+def collect(
+    engine, policy, tokenizer, problems: list[dict], config: ExpertIterationConfig, generator
+) -> tuple[list, dict]:
     """One round's training rows, each with `hinted`, and the round's metrics.
 
     Rates and means are over the responses without a hint; `solved` holds the ids of the problems that these solve.
     """
     most = config.sampling.max_per_prompt
-    groups, counts = answers(policy, tokenizer, problems, config.sampling, generator)
+    groups, counts = answers(engine, policy, tokenizer, problems, config.sampling, generator)
     accepted = [accept(problem, group, len(group)) for problem, group in zip(problems, groups, strict=True)]
     rows = [{**row, "hinted": False} for kept in accepted for row in kept[:most]]
     generated, responses = counts["tokens"], counts["responses"]
     failed = [problem for problem, kept in zip(problems, accepted, strict=True) if not kept]
     if config.hint is not None and failed:
         told = [with_hint(problem, config.hint) for problem in failed]
-        groups, hinted = answers(policy, tokenizer, told, config.sampling, generator)
+        groups, hinted = answers(engine, policy, tokenizer, told, config.sampling, generator)
         for problem, group in zip(failed, groups, strict=True):  # the row has the plain prompt, without the hint
             rows += [{**row, "hinted": True} for row in accept(problem, group, most)]
         generated, responses = generated + hinted["tokens"], responses + hinted["responses"]
@@ -132,12 +134,16 @@ def train(
         seed=sampling.seed,
         device=str(device),
     )
+    asked = problems if config.hint is None else [*problems, *(with_hint(p, config.hint) for p in problems)]
+    engine = opened(sampling, policy, tokenizer, policy_path, asked)
     phases, progress = Phases(device), Progress(config.rounds, name or "expert iteration", unit="round")
     generated = responses = trained = 0
     solved, kept = set(), []
     for number in range(config.rounds):
         with phases("generate"):
-            rows, metrics = collect(policy, tokenizer, problems, config, generator)
+            if number > 0:
+                engine.synchronize(policy)
+            rows, metrics = collect(engine, policy, tokenizer, problems, config, generator)
         if not rows:
             raise SettingsError(
                 f"round {number}: none of the {metrics['round_responses']} sampled responses is correct, so there is "
@@ -185,6 +191,7 @@ def train(
         )
         progress.update(number + 1, accepted=len(rows), acceptance=metrics["acceptance_rate"], loss=steps[-1]["loss"])
     progress.close()
+    engine.close()
     write_jsonl(Path(out) / "accepted.jsonl", kept)
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
     record.finish(

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ from tiny import TEXTS, tiny_model, tiny_tokenizer
 from algos.training.models.checkpoints import save_policy
 from algos.training.sampling.respond import respond
 from algos.training.supervised import rejection_sampling
+from evaluation.config import EvaluationConfig
 from evaluation.tasks.files import write_jsonl
 
-CONFIG = SimpleNamespace(seed=0, temperature=1.0, max_response_tokens=4, rows_at_once=4, device="cpu", dtype="float32")
+CONFIG = EvaluationConfig(max_response_tokens=4, rows_at_once=4, device="cpu")
 
 
 def test_a_budget_of_tokens_ends_the_sampling_after_the_batch_that_reaches_it(tmp_path):

@@ -12,6 +12,7 @@ from tiny import tiny_model, tiny_tokenizer
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
 from algos.training.models.checkpoints import load_policy, save_policy
+from algos.training.sampling.engines import TransformersEngine
 from algos.training.sampling.respond import graded
 from algos.training.stage.config import OptimizerConfig
 from algos.training.supervised import expert_iteration
@@ -63,7 +64,7 @@ def test_the_hint_stands_behind_the_question_in_text_and_in_chat():
 def answering(table):
     """A stand-in for respond.sampled: table(problem, number of the response) is the text of each response."""
 
-    def sampled(policy, tokenizer, problems, samples, config, generator):
+    def sampled(engine, policy, tokenizer, problems, samples, config, generator):
         for part in (problems[:3], problems[3:]):
             rows = [graded(p, i, table(p, i), 2, False) for p in part for i in range(samples)]
             nats = torch.full((len(rows), 2), -0.5)
@@ -91,7 +92,9 @@ def table(p, i):
 def test_a_round_keeps_different_correct_answers_and_hints_leave_no_trace(monkeypatch, folder):
     monkeypatch.setattr(expert_iteration, "sampled", answering(table))
     problems = list(map(problem, range(8)))
-    rows, metrics = expert_iteration.collect(None, None, problems, expert_config(folder, hint=" told {answer}"), None)
+    rows, metrics = expert_iteration.collect(
+        None, None, None, problems, expert_config(folder, hint=" told {answer}"), None
+    )
     assert len(rows) == 4 * 2 + 2 and metrics["hinted_share"] == 0.2
     assert [row["answer"] for row in rows[:2]] == ["way 1\n#### 0", "way 2\n#### 0"]
     assert [(row["id"], row["hinted"]) for row in rows[8:]] == [("train/4", True), ("train/5", True)]
@@ -99,7 +102,7 @@ def test_a_round_keeps_different_correct_answers_and_hints_leave_no_trace(monkey
     assert metrics["acceptance_rate"] == 0.5 and metrics["unique_per_prompt"] == 4 * 3 / 8
     assert metrics["prompts_solved"] == 0.5 and metrics["solved"] == {f"train/{i}" for i in range(4)}
     assert metrics["entropy"] == 0.5 and metrics["round_responses"] == 8 * 4 + 4 * 4
-    rows, metrics = expert_iteration.collect(None, None, problems, expert_config(folder), None)
+    rows, metrics = expert_iteration.collect(None, None, None, problems, expert_config(folder), None)
     assert len(rows) == 8 and metrics["hinted_share"] == 0 and metrics["round_tokens"] == 8 * 4 * 2
 
 
@@ -154,7 +157,9 @@ def test_expert_iteration_really_samples(folder):
     problems = list(map(problem, range(8)))
     generator = torch.Generator().manual_seed(0)
     model = tiny_model(TOKENIZER, 0, torch.float32)
-    groups, counts = expert_iteration.answers(model, TOKENIZER, problems, expert_config(folder).sampling, generator)
+    groups, counts = expert_iteration.answers(
+        TransformersEngine(TOKENIZER), model, TOKENIZER, problems, expert_config(folder).sampling, generator
+    )
     assert [len(group) for group in groups] == [4] * 8 and counts["responses"] == 32
     assert [group[0]["problem"] for group in groups] == [p["id"] for p in problems]
     assert 0 < counts["nats"] / counts["tokens"] < math.log(len(TOKENIZER))
