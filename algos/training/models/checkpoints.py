@@ -107,6 +107,18 @@ def positions_of(model) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def check_positions(model, longest: int, what: str) -> None:
+    """Raise SettingsError if a model has fewer positions than so many tokens; what: what they are, for the message."""
+    limit = positions_of(model)
+    if limit is not None and longest > limit:
+        raise SettingsError(f"{what} make {longest} tokens, but the model counts {limit} positions; make them shorter.")
+
+
+def check_response_fits(model, prompt: int, response: int) -> None:
+    """check_positions of a prompt of so many tokens and a response of at most so many."""
+    check_positions(model, prompt + response, f"the longest prompt and max_response_tokens = {response}")
+
+
 def import_model(path: str | Path) -> None:
     """Import the code of a checkpoint's model without loading its weights.
 

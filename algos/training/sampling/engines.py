@@ -13,6 +13,7 @@ from torch import Tensor
 from algos.pieces.kl import log_ratio
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Rollouts
+from algos.training.models.checkpoints import check_response_fits
 from algos.training.sampling.config import EngineName, VllmConfig
 from algos.training.sampling.engine import Engine, Sampling, StaleWeights
 from algos.training.sampling.sampler import sample
@@ -66,17 +67,12 @@ def make_engine(config: Sampled, tokenizer, policy, policy_path: str, prompts: l
 
     Raises SettingsError for a model, a prompt length or a server that the engine cannot work with.
     """
+    longest = max(len(prompt) for prompt in prompts) + config.max_response_tokens
+    check_response_fits(policy, longest - config.max_response_tokens, config.max_response_tokens)
     if config.engine == "transformers":
         return TransformersEngine(tokenizer, getattr(config, "rows_at_once", ROWS_AT_ONCE))
     from algos.training.sampling import vllm_engine
 
-    longest = max(len(prompt) for prompt in prompts) + config.max_response_tokens
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", longest)
-    if longest > limit:
-        raise SettingsError(
-            f"engine: vllm holds at most the model's {limit} positions, but the longest prompt and "
-            f"max_response_tokens = {config.max_response_tokens} make {longest}; lower max_response_tokens."
-        )
     engine = vllm_engine.make(config.vllm, tokenizer, policy, policy_path, longest)
     try:
         engine.synchronize(policy)

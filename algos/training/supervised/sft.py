@@ -14,7 +14,13 @@ import torch
 from algos.pieces.masked import masked_sum
 from algos.pieces.settings import from_dict
 from algos.pieces.types import Totals
-from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
+from algos.training.models.checkpoints import (
+    check_positions,
+    import_model,
+    load_policy,
+    resolve_device,
+    save_policy,
+)
 from algos.training.models.logprobs import token_logprobs
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.models.tokens import load_tokenizer
@@ -82,6 +88,8 @@ def train(
     tokenizer = load_tokenizer(model_path)
     model = load_policy(model_path, device, loaded_dtype(config))
     examples = encode_examples(tokenizer, rows)
+    longest = max(len(prompt) + len(response) for prompt, response in examples)
+    check_positions(model, longest, "the longest prompt and its response")
     optimizer, scheduler = make_optimizer(model, config.optimizer, config.steps)
     record = Record(
         out,

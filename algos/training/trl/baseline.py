@@ -12,7 +12,13 @@ from algos.pieces.settings import SettingsError
 from algos.training.assemble import Checkpoints, other_reference, read_problems, start_record
 from algos.training.config import RunConfig
 from algos.training.experience import prompt_schedule
-from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
+from algos.training.models.checkpoints import (
+    check_response_fits,
+    import_model,
+    load_policy,
+    resolve_device,
+    save_policy,
+)
 from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.stage.config import loaded_dtype
 from algos.training.stage.record import component_memory, peak_memory, resident_bytes
@@ -61,8 +67,8 @@ def train(
     policy = load_policy(policy_path, device, loaded_dtype(config))
     sample_plainly(policy, tokenizer)
     rows = [problems[i] for chosen in prompt_schedule(len(problems), config) for i in chosen]
-    for row in rows:
-        encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)
+    longest = max(len(encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)) for row in rows)
+    check_response_fits(policy, longest, config.max_response_tokens)
     record = start_record(config, paths, out, name, threads, device)
     monitor = Monitor(config, record, name, tokenizer, device, after_step)
     work = Work(config, policy, policy_path, reference, tokenizer, rows, out, device)

@@ -88,10 +88,15 @@ def test_engine_settings_are_refused_by_name(monkeypatch):
     assert "needs vLLM; pip install -e '.[vllm]'" in refusal(engine="vllm")
 
 
-def test_what_the_engine_cannot_hold_is_refused_before_it_starts(policy, checkpoint):
-    config = RunConfig("grpo", 0, engine="vllm", max_response_tokens=500)
-    with pytest.raises(SettingsError, match=r"512 positions.*make 540; lower max_response_tokens"):
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_more_tokens_than_the_model_has_positions_are_refused_before_an_engine_starts(policy, checkpoint, engine):
+    config = RunConfig("grpo", 0, engine=engine, max_response_tokens=500)
+    message = r"the longest prompt and max_response_tokens = 500 make 540 tokens, but the model counts 512 positions"
+    with pytest.raises(SettingsError, match=message):
         make_engine(config, TOKENIZER, policy, checkpoint, PROMPTS)
+
+
+def test_a_server_that_does_not_answer_is_refused(policy, checkpoint):
     unreachable = VllmConfig("server", server_url="http://127.0.0.1:9")
     with pytest.raises(SettingsError, match=r"no vLLM answers at http://127.0.0.1:9 .*start it with"):
         make_engine(RunConfig("grpo", 0, engine="vllm", vllm=unreachable), TOKENIZER, policy, checkpoint, PROMPTS)
