@@ -138,9 +138,22 @@ def edit_similarity(response: Response, settings: RewardSettings) -> float:
 
 def repetition(response: Response, settings: RewardSettings) -> float:
     """Minus the share of n-grams of words that occurred before: 0 if none did, down to nearly -1."""
-    words, n = response.text.split(), settings.repetition_ngram
+    words, n = split_words(response.text), settings.repetition_ngram
     ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text: what stands between spaces, and each letter of a script that has no spaces."""
+    words: list[str] = []
+    for piece in text.split():
+        if piece.isascii():
+            words.append(piece)
+            continue
+        for unspaced, run in groupby(piece, key=lambda character: script(character) in UNSPACED):
+            letters = list(run)
+            words += letters if unspaced else ["".join(letters)]
+    return words
 
 
 def overlong(response: Response, settings: RewardSettings) -> float:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from algos.training.rewards.rules import RULES, Response, RewardSettings, script, words_by_script
+from algos.training.rewards.rules import RULES, Response, RewardSettings, script, split_words, words_by_script
 
 
 def response(text="", **known) -> Response:
@@ -101,6 +101,13 @@ def test_golden_edit_similarity():
     assert score("edit_similarity", "kitten", solution="sitting") == 1 - 3 / 7
     assert score("edit_similarity", " 2+3=5\n#### 5\n", solution="2+3=5\n#### 5") == 1
     assert score("edit_similarity", "", solution="x") == 0
+
+
+def test_repetition_counts_letters_where_a_script_has_no_spaces():
+    assert split_words("七加五 is 十二, ok") == ["七", "加", "五", "is", "十", "二", ",", "ok"]
+    assert score("repetition", "ก ข ค") == 0
+    assert score("repetition", "七加五七加五") == pytest.approx(3 / 4 - 1)  # 4 trigrams, 3 of them different
+    assert score("repetition", "これはこれはこれは") < -0.5
 
 
 def test_golden_repetition():  # 7 trigrams, 3 of them different
