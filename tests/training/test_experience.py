@@ -44,7 +44,7 @@ class Written:
             stage, "decode", lambda tokenizer, rollouts: [str(x) for x in rollouts.response_ids[:, 0].tolist()]
         )
 
-    def sample(self, policy, tokenizer, prompts, group_size, max_tokens, temperature, generator):
+    def sample(self, policy, tokenizer, prompts, group_size, max_tokens, temperature, generator, *_):
         self.calls.append((len(prompts), group_size, temperature))
         self.prompts += prompts
         if temperature == 0.0:
