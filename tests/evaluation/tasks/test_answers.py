@@ -197,3 +197,20 @@ def test_the_time_of_a_grade_is_linear_in_the_length(piece):
         return min(times)
 
     assert seconds(200_000) < max(40 * seconds(20_000), 0.5)
+
+
+@pytest.mark.parametrize("split, rows", [("train", 7473), ("test", 1319)])
+def test_every_solution_of_gsm8k_has_its_own_answer_and_format(data_folder, split, rows):
+    path = data_folder / "gsm8k" / f"{split}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    solutions = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
+    wrong = [
+        solution
+        for solution in solutions
+        if gold_answer(solution) != solution.rpartition("#### ")[2].strip().replace(",", "")
+        or extract_strict(solution) != gold_answer(solution)
+        or extract_flexible(solution) != gold_answer(solution)
+        or not has_format(solution)
+    ]
+    assert len(solutions) == rows and wrong == []
