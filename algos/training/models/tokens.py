@@ -81,12 +81,17 @@ def end_ids(tokenizer) -> list[int]:
 
 
 def set_padding(tokenizer) -> None:
-    """A padding token that ends no response. Masks come from lengths, so that any other token serves."""
+    """A padding token that ends no response. Masks come from lengths, so that any other token serves.
+
+    A token of ordinary text would become a special one, and text around it would be cut otherwise; so a reserved token
+    is taken where there is one, and the last and rarest of the vocabulary where there is none.
+    """
     ends = {tokenizer.eos_token_id, *end_ids(tokenizer)}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        special = [i for i in tokenizer.all_special_ids if i not in ends and i != tokenizer.bos_token_id]
-        spare = [*special, tokenizer.bos_token_id, *range(len(ends) + 1)]
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in spare if i is not None and i not in ends))
+        reserved = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+        spare = [*tokenizer.all_special_ids, *reserved, *reversed(range(len(tokenizer)))]
+        taken = {*ends, tokenizer.bos_token_id}
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(i for i in spare if i not in taken))
 
 
 def turn_end(tokenizer) -> int | None:

@@ -7,12 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.models.config import ModelConfig
 from algos.training.models.imports import import_model
-from algos.training.models.tokens import encode_prompt, encode_response, end_ids, load_tokenizer
+from algos.training.models.tokens import encode_prompt, encode_response, end_ids, load_tokenizer, set_padding
 from algos.training.sampling.sampler import decode_ids, sample
 
 TEMPLATE = (
@@ -82,6 +85,14 @@ def test_any_token_that_ends_nothing_pads_where_there_is_no_padding_token(folder
     edit(folder / "tokenizer_config.json", pad_token=None, unk_token=None)
     _, tokenizer = imported(folder)
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in end_ids(tokenizer)
+
+
+def test_without_any_reserved_token_the_last_of_the_vocabulary_pads_and_text_is_cut_as_before():
+    tokenizer = Tokenizer(BPE({"!": 0, "a": 1, "!!": 2, "b": 3, "<end>": 4}, [("!", "!")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", bos_token="<end>")
+    before = tokenizer("a!!!b")["input_ids"]
+    set_padding(tokenizer)
+    assert tokenizer.pad_token == "b" and tokenizer("a!!!b")["input_ids"] == before
 
 
 def test_the_date_of_a_chat_template_is_rendered_once(folder):
