@@ -79,9 +79,10 @@ ATTACHED = re.compile(  # units that stand right after the number
     r"(?:km|cm|mm|m|kg|g|mg|lbs?|oz|ml|mL|l|L|h|hrs?|mins?|s|secs?|mph|ft|in|yd|%|°[CF]?|[$€£¥₹¢]|¢|am|pm)(?![A-Za-z])"
 )
 CENTS = re.compile(r"\s?(?:dollars?|euros?|pounds?)? and (\d{1,2}) (?:cents?|pence)")
-WORD = r"(?:[^\W\d_]{2,}(?:[-'.][^\W\d_]+)*\.?|[mglLhs](?![^\W_]))"
+WORD = r"(?:[^\W\d_]{2,}+(?:[-'.][^\W\d_]++)*+\.?|[mglLhs](?![^\W_]))"  # possessive: cut in one way only
 UNITS = re.compile(
-    rf"(?:\s*/?\s*(?:{WORD}|{CURRENCY}|[%°])(?:\s?\^?[23](?!\d))?|\s*\([^()\d]{{0,60}}\)|\s*[.!,;:](?!\d)|\s*\*\*|\s*\$)*\s*"
+    rf"(?:\s*+(?:(?:/\s*+)?(?:{WORD}|{CURRENCY}|[%°])(?:\s?\^?[23](?!\d))?"
+    r"|\([^()\d]{0,60}\)|[.!,;:](?!\d)|\*\*|\$))*+\s*+"
 )
 NO_UNIT = re.compile(
     r"\b(?:and|or|to|through|plus|minus|times|over|pi|sqrt|half|quarter|third|squared|cubed|divided|point|of)\b",

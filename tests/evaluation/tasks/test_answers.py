@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 import time
@@ -200,6 +201,39 @@ def test_the_time_of_a_grade_is_linear_in_the_length(piece):
         return min(times)
 
     assert seconds(200_000) < max(40 * seconds(20_000), 0.5)
+
+
+HEADS = ("#### 2", "The answer is 2 ", "\\boxed{2 ", "2 ", "#### $-1,0", "#### x = 3 ")
+WORDS = (
+    "ab",
+    "Tom ",
+    "Tom. ",
+    "a-b ",
+    "m ",
+    "ab.",
+    "cm2 ",
+    "/ab ",
+    "(a) ",
+    "$ ",
+    "1,",
+    "1 ",
+    "1 000 ",
+    "1/2 ",
+    "**",
+    ". ",
+)
+LENGTHS = (20, 26, 34, 44, 58, 76, 100, 130, 170)
+TAILS = ("?", "=", "#", " 5", "}", " or 7", "\x00")
+
+
+@pytest.mark.parametrize("word", [*WORDS, *PIECES])
+def test_a_short_line_is_graded_in_no_time(word):  # a pattern that tries all ways to cut a line would never end
+    for head, tail, length in itertools.product(HEADS, TAILS, LENGTHS):
+        text = head + (word * length)[:length] + tail
+        started = time.process_time()
+        for grade in (extract_strict, extract_flexible, normalize, gold_answer, has_format):
+            grade(text)
+        assert time.process_time() - started < 0.25, text
 
 
 @pytest.mark.parametrize("split, rows", [("train", 7473), ("test", 1319)])
