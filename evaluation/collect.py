@@ -15,7 +15,7 @@ from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")  # of every RL stage; some have others, such as offload
 COMPONENTS = ("policy", "critic", "reference", "reward_model")
-COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are counts; all others are shares
+COUNTS = ("response_tokens", "distinct_answers", "text_loss")  # per-problem metrics above 1; all others are shares
 PARTS = ("weights", "gradients", "optimizer", "master")
 WORK = ("generated_tokens", "trained_tokens", "teacher_tokens", "optimizer_steps")  # facts that some kinds record
 NO_INTERVAL = Interval(float("nan"), float("nan"), float("nan"))
@@ -23,7 +23,7 @@ NO_INTERVAL = Interval(float("nan"), float("nan"), float("nan"))
 
 @dataclass
 class Stage:
-    """An evaluated stage over its seeds: its place in the study's graph, and its files."""
+    """An evaluated stage over its seeds, or an evaluated model: its place in the study's graph, and its files."""
 
     name: str
     kind: str
@@ -102,9 +102,17 @@ def collect(results: Path, study: dict) -> dict[str, Stage]:
     return {name: _stage(results, name, facts) for name, facts in study["stages"].items() if facts["evaluated"]}
 
 
-def _stage(results: Path, name: str, facts: dict) -> Stage:
+def record_folders(results: Path, name: str, facts: dict) -> list[tuple[Path, Path]]:
+    """The folders of each seed's record and of its evaluation, of a stage or of a model that the study starts from."""
+    if facts["kind"] == "model":
+        model = results / "models" / name
+        return [(model, model / "evaluation" / name)]
     stage = results / "stages" / name
-    folders = [stage / f"seed{seed}" for seed in facts["seeds"]]
+    return [(stage / f"seed{seed}", stage / "evaluation" / f"seed{seed}") for seed in facts["seeds"]]
+
+
+def _stage(results: Path, name: str, facts: dict) -> Stage:
+    folders = record_folders(results, name, facts)
     return Stage(
         name,
         facts["kind"],
@@ -112,9 +120,9 @@ def _stage(results: Path, name: str, facts: dict) -> Stage:
         facts["like"],
         facts["edges"],
         facts["seeds"],
-        [finished_record(folder) for folder in folders],
-        [read_json(stage / "evaluation" / folder.name / "scores.json") for folder in folders],
-        [pd.DataFrame(read_jsonl(folder / "metrics.jsonl")) for folder in folders],
+        [finished_record(record) for record, _ in folders],
+        [read_json(evaluation / "scores.json") for _, evaluation in folders],
+        [pd.DataFrame(read_jsonl(record / "metrics.jsonl")) for record, _ in folders],
     )
 
 
@@ -177,9 +185,13 @@ def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str,
         "distinct_answers",
     ):
         row |= columns(metric, stage.interval(metric))
+    has_text = all("text_loss" in scores["per_problem"] for scores in stage.scores)
     start, own = stages.get(stage.start or ""), stages.get(baselines.get(stage.name, ""))
     gain, greedy = (stage.minus_start(start, m) if start else NO_INTERVAL for m in (main, "greedy"))
     gap = stage.minus(own, main) if own else NO_INTERVAL
+    if has_text:
+        row |= columns("text_loss", stage.interval("text_loss"))
+        row |= columns("text_loss_minus_start", stage.minus_start(start, "text_loss") if start else NO_INTERVAL)
     return row | {
         **columns("minus_start", gain),
         "against_start": verdict(gain) if start else None,
@@ -199,7 +211,9 @@ def _cost(stage: Stage) -> dict[str, float]:
     return {
         "clip_fraction": np.mean(shares) if shares else np.nan,
         **{name: np.mean([record.get(name, np.nan) for record in records]) for name in WORK},
-        "train_seconds": np.mean([sum(record.get("phase_seconds", {}).values()) for record in records]),
+        "train_seconds": np.mean(
+            [sum(record["phase_seconds"].values()) for record in records if "phase_seconds" in record] or [np.nan]
+        ),
         "peak_megabytes": np.mean([r.get("peak_memory", {}).get("peak_bytes", np.nan) / 1e6 for r in records]),
         "state_megabytes": np.mean([_state_bytes(record) / 1e6 for record in records]),
     }

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import field
+from pathlib import Path
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -19,6 +20,7 @@ class EvaluationConfig:
     samples: PositiveInt = 8  # k of mean@k, pass@k and maj@k
     temperature: PositiveFloat = 1.0  # of the sampled responses
     max_response_tokens: PositiveInt = 48
+    text: str | None = None  # a file, such as evaluation/english.txt: the loss on its paragraphs is measured too
     rows_at_once: PositiveInt = 512  # responses generated side by side; bounds memory
     engine: EngineName = "transformers"
     vllm: VllmConfig = field(default_factory=VllmConfig)
@@ -27,6 +29,8 @@ class EvaluationConfig:
 
     def __post_init__(self):
         check_engine(self.engine, self.temperature)
+        if self.text is not None and not Path(self.text).is_file():
+            raise ValueError(f"text must be a file, such as evaluation/english.txt; there is no {self.text!r}")
 
 
 @settings

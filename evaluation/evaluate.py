@@ -11,6 +11,7 @@ By hand, for results/stages/grpo/seed0/checkpoint and seed1's:
 
 import gc
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -28,10 +29,14 @@ from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
 from evaluation.tasks import check_rows
 from evaluation.tasks.files import read_jsonl, write_json, write_jsonl
+from evaluation.text import paragraphs, text_loss
 
 
-def scores(rows: list[dict], samples: int) -> dict:
-    """Scores of graded rows: {"overall": means and intervals, "per_problem": one list per metric, in problem order}."""
+def scores(rows: list[dict], samples: int, text_losses: Sequence[float] = ()) -> dict:
+    """Scores of graded rows: {"overall": means and intervals, "per_problem": one list per metric, in problem order}.
+
+    text_losses: of the paragraphs of config.text, which stand where other metrics have problems.
+    """
     by_problem: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         by_problem[row["problem"]].append(row)
@@ -55,6 +60,8 @@ def scores(rows: list[dict], samples: int) -> dict:
             "distinct_answers": len({row["strict"] for row in sampled if row["strict"] is not None}),
         }.items():
             per_problem[name].append(float(value))
+    if text_losses:
+        per_problem["text_loss"] = list(text_losses)
     overall: dict[str, Any] = {name: float(np.mean(values)) for name, values in per_problem.items()}
     interval = wilson(sum(per_problem["greedy"]), len(grid))
     overall["greedy_wilson95"] = [interval.low, interval.high]
@@ -81,6 +88,14 @@ def responses(checkpoint: Path, problems: list[dict], config: EvaluationConfig, 
     return sorted(rows, key=lambda row: (order[row["problem"]], row["sample"]))
 
 
+def losses_on_text(checkpoint: Path, config: EvaluationConfig) -> list[float]:
+    """The checkpoint's loss on each paragraph of config.text; none if there is no text."""
+    if config.text is None:
+        return []
+    policy = load_policy(str(checkpoint), resolve_device(config.device), config.dtype)
+    return text_loss(policy, load_tokenizer(str(checkpoint)), paragraphs(config.text))
+
+
 def evaluate(
     seed_folder: Path, problems: list[dict], config: EvaluationConfig, out: Path, threads: int, **facts
 ) -> None:
@@ -89,7 +104,7 @@ def evaluate(
     record = Record(out, "evaluation", asdict(config), threads, name=name, seed=config.seed)
     rows = responses(seed_folder / "checkpoint", problems, config, name)
     write_jsonl(out / "responses.jsonl", rows)
-    result = scores(rows, config.samples)
+    result = scores(rows, config.samples, losses_on_text(seed_folder / "checkpoint", config))
     record.log(0, {k: v for k, v in result["overall"].items() if not isinstance(v, list)})
     prompts = {problem["id"]: problem["prompt"] for problem in problems}
     for row in rows[:: max(len(rows) // 8, 1)][:8]:

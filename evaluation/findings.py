@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from algos.training.stage.mirror import find_records, key_of
-from evaluation.collect import Stage, read_json, rl_stages, verdict
+from evaluation.collect import Stage, read_json, record_folders, rl_stages, verdict
 from evaluation.statistics import Interval, wilson
 
 WORDS = {
@@ -134,8 +134,7 @@ def study_records(results: Path, study: dict) -> list[dict]:
     """run.json of the data, the study's models, and its stages and seeds; not of what an earlier study left there."""
     wanted = {"data", *(f"models/{name}" for name in study["models"])}
     for name, stage in study["stages"].items():
-        for seed in stage["seeds"]:
-            wanted |= {f"stages/{name}/seed{seed}", f"stages/{name}/evaluation/seed{seed}"}
+        wanted |= {key_of(results, d) for folders in record_folders(results, name, stage) for d in folders}
     return [read_json(d / "run.json") for d in find_records(results) if key_of(results, d) in wanted]
 
 

@@ -36,7 +36,10 @@ HEADERS = {
     "train_seconds": "training, s",
     "state_megabytes": "model states, MB",
     "peak_megabytes": "peak, MB",
+    "text_loss": "loss on text, nats",
+    "text_loss_minus_start": "loss on text minus its start, nats",
 }
+TEXT_LOSSES = ("text_loss", "text_loss_minus_start")  # in nats a token
 NUMBERS = {
     "clip_fraction": lambda value: f"{100 * value:.2f}",
     "state_megabytes": lambda value: f"{value:.1f}",
@@ -109,7 +112,7 @@ def value(frame: pd.DataFrame, columns: list[str]) -> str:
 
 
 def is_share(column: str, row: pd.Series | pd.DataFrame) -> bool:
-    return f"{column}_low" in row and column not in (*COUNTS, "tokens_per_second")
+    return f"{column}_low" in row and column not in (*COUNTS, *TEXT_LOSSES, "tokens_per_second")
 
 
 def header(column: str, frame: pd.DataFrame) -> str:
@@ -127,6 +130,8 @@ def cell(row: pd.Series, column: str) -> str:
         return ""
     if column == "value":
         return measured(row)
+    if column in TEXT_LOSSES:
+        return nats(row, column)
     if is_share(column, row):
         return in_words(row_interval(row, column), sign=bool(DIFFERENCE.match(column)))
     if isinstance(value, str):
@@ -134,6 +139,13 @@ def cell(row: pd.Series, column: str) -> str:
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     return NUMBERS.get(column, lambda number: f"{number:,.0f}")(value)
+
+
+def nats(row: pd.Series, column: str) -> str:
+    """A loss on text, or its change, which has a sign."""
+    form = "+.3f" if column == "text_loss_minus_start" else ".3f"
+    value, low, high = (format(row[name], form) for name in (column, f"{column}_low", f"{column}_high"))
+    return f"{value} [{low}, {high}]"
 
 
 def measured(row: pd.Series) -> str:

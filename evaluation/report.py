@@ -64,6 +64,8 @@ def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]
     scores = (f"mean@{k}", "greedy", f"pass@{k}", f"maj@{k}")
     columns = ["stage", "kind", "from", "seeds", *scores, "minus its start", "TRL minus own"]
     columns += ["format", "truncated", "clipped", "tokens", "generated tokens", "training, s"]
+    losses = [column for column in ("text_loss", "text_loss_minus_start") if column in table]
+    columns += ["loss on text, nats", "its change"][: len(losses)]
     rows = [
         [
             *(plain(row[name]) for name in ("stage", "kind", "from", "seeds")),
@@ -75,6 +77,7 @@ def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]
             number(row["response_tokens"], ".1f"),
             number(row["generated_tokens"], ",.0f"),
             number(row["train_seconds"], ".0f"),
+            *(number(row[name], ".3f" if name == "text_loss" else "+.3f") for name in losses),
         ]
         for _, row in table.iterrows()
     ]
@@ -147,7 +150,8 @@ def first_samples(results: Path, stages: dict[str, Stage]) -> dict:
     problem = read_jsonl(results / "data" / "test.jsonl")[0]
     samples = []
     for stage in stages.values():
-        path = results / "stages" / stage.name / "evaluation" / f"seed{stage.seeds[0]}" / "responses.jsonl"
+        _, evaluation = collect.record_folders(results, stage.name, vars(stage))[0]
+        path = evaluation / "responses.jsonl"
         row = next(r for r in read_jsonl(path) if r["problem"] == problem["id"] and r["sample"] == 0)
         samples.append({"stage": stage.name, "response": row["response"], "correct": row["correct"]})
     prompt = problem["prompt"]

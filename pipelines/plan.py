@@ -182,6 +182,11 @@ class Plan:
         return [n for n, s in self.stages.items() if s.kind in EVALUATED and s.values.get("evaluate") is not False]
 
     @cached_property
+    def evaluated_models(self) -> list[str]:
+        """The loaded models: their scores are what training starts from. A model that is built has learned nothing."""
+        return [name for name in self.settings.models if not self.model(name).built]
+
+    @cached_property
     def needed(self) -> set[str]:
         """The stages that the report needs."""
         return ancestors(self.stages, self.evaluated, lambda stage: self.edges(stage.name))

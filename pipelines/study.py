@@ -79,8 +79,14 @@ class Study(Plan):
             "samples": self.parsed_evaluation.samples,
             "seed": self.settings.seed,
             "models": list(self.settings.models),
-            "stages": {name: self._described(name) for name in self.stages if name in self.needed},
+            "stages": {name: self._described_model(name) for name in self.evaluated_models}
+            | {name: self._described(name) for name in self.stages if name in self.needed},
         }
+
+    def _described_model(self, name: str) -> dict:
+        """An evaluated model, as a stage without a start."""
+        facts = {"from": None, "like": None, "trainer": None, "rewards": None}
+        return {"kind": "model", "seeds": [self.settings.seed], "evaluated": True, "edges": {}, **facts}
 
     def _described(self, name: str) -> dict:
         stage, config = self.stages[name], self.resolved(name, self.seeds_of(name)[0])

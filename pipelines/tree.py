@@ -25,7 +25,9 @@ def _rows(study: Plan) -> Iterator[tuple[str, str, int, int]]:
     for model in study.settings.models:
         config = study.model(model)
         what = config.source or f"{config.layers} layers of {config.hidden_size}"
-        yield _row(study, model, f"model    {what}", [f"{study.results}/models/{model}"])
+        folders = [f"{study.results}/models/{model}"]
+        folders += [f"{folders[0]}/evaluation/{model}"] if model in study.evaluated_models else []
+        yield _row(study, model, f"model    {what}", folders)
         yield from _below(study, model, "")
     for name in [name for name, stage in study.stages.items() if "from" not in stage.edges]:
         yield _stage(study, name, "", name)

@@ -13,6 +13,33 @@ def evaluation_out(wildcards):
     return f"{RESULTS}/stages/{wildcards.stage}/evaluation"
 
 
+def model_evaluation_out(wildcards):
+    return f"{RESULTS}/models/{wildcards.model}/evaluation"
+
+
+rule evaluate_model:
+    input:
+        f"{MODEL}/checkpoint",
+        problems=f"{DATA}/test.jsonl",
+    output:
+        directory(f"{MODEL}/evaluation"),
+    wildcard_constraints:
+        model=one_of_these(STUDY.evaluated_models),
+    log:
+        f"{MODEL}/evaluate.log",
+    resources:
+        gpu=1,
+    params:
+        settings=as_json(STUDY.evaluation()),
+        out=model_evaluation_out,
+        folder=model_out,
+    message:
+        "Evaluate {wildcards.model}"
+    shell:
+        "python -m evaluation.evaluate --settings {params.settings:q} --problems {input.problems:q}"
+        " --out {params.out:q} --threads {threads} {params.folder:q} 2> {log:q}"
+
+
 rule evaluate:
     input:
         checkpoints,

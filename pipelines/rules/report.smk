@@ -16,7 +16,9 @@ def tracking_uri(wildcards):
 
 
 def evaluations(wildcards):
-    return [f"{RESULTS}/stages/{stage}/evaluation" for stage in STUDY.evaluated]
+    stages = [f"stages/{stage}" for stage in STUDY.evaluated]
+    models = [f"models/{model}" for model in STUDY.evaluated_models]
+    return [f"{RESULTS}/{folder}/evaluation" for folder in models + stages]
 
 
 rule report:

@@ -8,6 +8,7 @@ import numpy as np
 
 from algos.describe import estimator
 from algos.training.config import RunConfig
+from evaluation.collect import record_folders
 from evaluation.tasks.files import write_json, write_jsonl
 
 QUESTIONS = 40
@@ -75,13 +76,12 @@ def write_results(results: Path, made: dict) -> dict:
     write_jsonl(results / "data" / "test.jsonl", [{"id": f"test/{q}", "prompt": f"{q}?"} for q in range(QUESTIONS)])
     for number, (name, entry) in enumerate(made["stages"].items()):
         score, facts = entry.pop("score"), entry.pop("facts", {})
-        for seed in entry["seeds"]:
-            folder = results / "stages" / name / f"seed{seed}"
+        for seed, (folder, evaluation) in zip(entry["seeds"], record_folders(results, name, entry), strict=True):
             settings = {**entry["settings"], "seed": seed}
             write_record(folder, entry["kind"], settings, trainer=entry["trainer"], **facts, **work(entry["kind"]))
             write_metrics(folder, entry)
             if entry["evaluated"]:
-                write_evaluation(results / "stages" / name / "evaluation" / f"seed{seed}", score, 100 * number + seed)
+                write_evaluation(evaluation, score, 100 * number + seed)
     return made
 
 
@@ -90,7 +90,7 @@ def work(kind: str) -> dict:
     tokens = {"trained_tokens": 500} if kind == "sft" else {"generated_tokens": 1000, "generated_responses": 64}
     if kind == "reward_model":
         tokens = {"held_out": {"held_out_prompts": 20, "held_out_pairs": 50, "pair_accuracy_rater": 0.75}}
-    return {**WORK, **tokens}
+    return {**(WORK if kind != "model" else {"memory": {}}), **tokens}
 
 
 def write_record(folder: Path, kind: str, settings: dict, **facts) -> None:

@@ -70,11 +70,11 @@ def key_of(results: Path, directory: Path) -> str:
 
 
 def evaluated_by(key: str) -> str | None:
-    """stages/grpo/evaluation/seed0 -> stages/grpo/seed0, the stage that was evaluated; None if key is no evaluation."""
+    """stages/grpo/evaluation/seed0 -> stages/grpo/seed0, models/base/evaluation/base -> models/base; else None."""
     folder, *inside = key.split("/")
-    if folder != "stages" or len(inside) != 3 or inside[1] != "evaluation":
+    if folder == "data" or len(inside) != 3 or inside[1] != "evaluation":
         return None
-    return f"stages/{inside[0]}/{inside[2]}"
+    return f"stages/{inside[0]}/{inside[2]}" if folder == "stages" else f"models/{inside[0]}"
 
 
 class Mirror:
