@@ -14,7 +14,7 @@ from algos.training.config import RunConfig
 from algos.training.models.checkpoints import ScalarModel, load_policy, save_policy
 from algos.training.models.critics import SeparateCritic
 from algos.training.models.logprobs import token_logprobs, token_values
-from algos.training.run import RATIO_TOLERANCE_BFLOAT16, check_first_ratio
+from algos.training.run import KL_TOLERANCE_BFLOAT16, check_first_ratio
 from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import component_memory
 from algos.training.update.optimize import make_optimizer, master_of, optimizer_step
@@ -187,13 +187,12 @@ def test_the_masters_gradients_are_those_of_float32_up_to_rounding(models, algor
 
 
 def test_the_first_ratio_may_be_off_by_bfloat16s_rounding_and_no_more():
-    for ratio in (1 + 0.9 * RATIO_TOLERANCE_BFLOAT16, 1 - 0.9 * RATIO_TOLERANCE_BFLOAT16):
-        metrics = {"ratio_max": max(ratio, 1), "ratio_min": min(ratio, 1)}
-        check_first_ratio(metrics, "bfloat16")
-        with pytest.raises(RuntimeError, match="must be 1"):
-            check_first_ratio(metrics, "float32")
-    with pytest.raises(RuntimeError, match="must be 1"):
-        check_first_ratio({"ratio_max": 1.6, "ratio_min": 1.0}, "bfloat16")
+    far = {"ratio_max": 1.9, "ratio_min": 0.5, "approx_kl_k3": 0.9 * KL_TOLERANCE_BFLOAT16}  # single tokens
+    check_first_ratio(far, "bfloat16")
+    with pytest.raises(RuntimeError, match=r"off by 0.9 on the first step .* must be 1"):
+        check_first_ratio(far, "float32")
+    with pytest.raises(RuntimeError, match=r"0.03 nats a token apart on the first step .* must be 1"):
+        check_first_ratio({**far, "approx_kl_k3": 0.03}, "bfloat16")
 
 
 def test_trpo_is_refused_in_bfloat16():

@@ -62,6 +62,6 @@ def test_the_canary_has_a_floor_for_exact_engines_and_a_ceiling_for_the_first_ba
     canary.check(*ratios(0.9e-4))
     with pytest.raises(StaleWeights):
         canary.check(*ratios(1.2e-4))
-    for figure in (0.06, float("nan")):
+    for figure in (0.09, float("nan")):
         with pytest.raises(StaleWeights, match="another distribution"):
             RatioCanary().check(*ratios(figure))
