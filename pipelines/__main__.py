@@ -13,8 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from algos.describe import page
-from algos.pieces.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
+from algos.training.models.config import ModelConfig
 from pipelines.memory import memory_arguments, only_shape
 from pipelines.schema import write
 from pipelines.study import Study, load
@@ -58,8 +59,10 @@ def bench(study: Study, name: str, words: list[str]) -> None:
         raise SettingsError(f"{given[0]} would have no effect: settings, task and model are those of stage {name}.")
     args, run = command.arguments(words), study.resolved(name, study.seeds_of(name)[0])
     model = only_shape(study, name)
+    loaded = not from_dict(ModelConfig, model, "model").built
     with TemporaryDirectory(prefix="bench-") as scratch:
         made = parts.Bench(Path(scratch), run=run, runs=_runs(study), task=study.task(), model=model)
+        made.loaded, made.prompt = loaded, study.prompt()
         made.steps, made.threads, made.device_name, made.toy = args.steps, args.threads, args.device, args.toy
         command.measure(args, made)
 

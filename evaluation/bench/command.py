@@ -1,6 +1,7 @@
 """python -m evaluation.bench PART ...    what the suite costs, beside TRL and beside what the machine could do
 
 generation  sampling against transformers.generate
+engines     sampling by transformers.generate, by this project and by vLLM, with the accuracy of the responses
 grpo, ppo   a training step against TRL's trainer, in turns
 logits      memory of an update at a vocabulary of 151,936
 scaling     exponents of seconds in batch, group, length, width and threads
@@ -8,7 +9,7 @@ settings    what each optimization of a run is worth: time and memory, with and 
 overhead    what a finished study spent on anything but its stages, and what starting a stage costs
 gpu         one shape on this device: memory by component and phase, tokens/s, MFU, against TRL
 targets     the table of targets, from what is in --out
-all         all but gpu
+all         all but engines and gpu
 Every part writes PART.csv and PART.json into --out.
 """
 
@@ -21,10 +22,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from algos.pieces.settings import SettingsError, one_of
-from evaluation.bench import gpu, logits, output, overhead, parts, switches
+from evaluation.bench import gpu, logits, output, overhead, parts, sampling, switches
 from evaluation.options import read_json
 
-PARTS = ("generation", "grpo", "ppo", "logits", "scaling", "settings", "overhead", "gpu", "targets")
+PARTS = ("generation", "engines", "grpo", "ppo", "logits", "scaling", "settings", "overhead", "gpu", "targets")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +51,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     for part in args.parts:
         one_of(part, (*PARTS, "all"), "PART")
     if "all" in args.parts:
-        args.parts = [part for part in PARTS if part != "gpu"]
+        args.parts = [part for part in PARTS if part not in ("engines", "gpu")]
     refuse_unused(args)
     gpu.check(args)
     for name in ("steps", "threads"):
@@ -94,7 +95,8 @@ def measure(args: argparse.Namespace, bench: parts.Bench) -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     _quiet()
     measures: dict[str, Callable[[parts.Bench], Iterator[dict]]] = {
-        "generation": parts.generation,
+        "generation": sampling.generation,
+        "engines": sampling.engines,
         "grpo": partial(parts.against_trl, algorithm="grpo"),
         "ppo": partial(parts.against_trl, algorithm="ppo"),
         "logits": logits.logits,

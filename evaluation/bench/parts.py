@@ -1,32 +1,26 @@
-"""The parts of the benchmark that run models: our trainer against TRL, our sampling against transformers.generate, and
-our step against itself at other sizes.
+"""The parts of the benchmark that train: our trainer against TRL, and our step against itself at other sizes.
 
 Each part yields the rows that output.py writes.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from algos.pieces.settings import from_dict
-from algos.training.config import RunConfig
-from algos.training.models.checkpoints import load_policy, resolve_device
-from algos.training.models.tokens import encode_prompt, load_tokenizer
-from algos.training.sampling.sampler import sample
+from algos.pieces.settings import SettingsError
+from algos.training.models.checkpoints import resolve_device
 from algos.training.update.needs import sampler_gives_old_logprobs
-from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians, timed
+from evaluation.bench.measure import exponent, machine_limits, ratio_of_medians
 from evaluation.bench.output import row
 from evaluation.bench.steps import Loop, in_turns, median
-from evaluation.bench.work import StepWork, decode_bytes, generate_flops
-from evaluation.bench.workload import SHAPES, Shape, Workload, task_workload
-from evaluation.tasks.files import read_jsonl
+from evaluation.bench.work import StepWork, decode_bytes
+from evaluation.bench.workload import SHAPES, Shape, Workload, pretrained_workload, task_workload
 
 PHASES = ("generate", "reward", "logprobs", "update")
 RESPONSE_TOKENS = 20  # about the default study's mean
-NATURAL_LIMIT = 48  # the default study's limit
 RUN = {"minibatches": 4, "micro_batch_tokens": 4096, "critic_learning_rate": 3.0e-4}  # as in the default study
 RUNS = {
     "ppo": {"settings": {"clip_low": 0.2, "clip_high": 0.2, "gae_lambda": 1.0}},
@@ -45,6 +39,8 @@ class Bench:
     runs: dict[str, dict] = field(default_factory=lambda: RUNS)  # settings of an algorithm's run, over those of all
     task: dict = field(default_factory=lambda: {"name": "word_problems"})
     model: dict = field(default_factory=dict)  # sizes of the policy that differ from Shape's
+    loaded: bool = False  # the policy is a loaded model: `model` says which, with its own weights
+    prompt: dict = field(default_factory=dict)  # the study's prompt settings, for a loaded model
     steps: int = 8  # of each of two sides that take turns, after one that does not count
     threads: int = 1
     device_name: str = "auto"
@@ -67,6 +63,11 @@ class Bench:
         known = {k: v for k, v in self.model.items() if k in vars(Shape())}
         return replace(Shape(), **known, key_value_heads=known.get("heads", Shape().heads))
 
+    @property
+    def response_tokens(self) -> int:
+        """The limit of forced responses: a loaded model's is the study's."""
+        return self.run["max_response_tokens"] if self.loaded else RESPONSE_TOKENS
+
     def folder(self) -> Path:
         self.made += 1
         path = self.scratch / str(self.made)
@@ -74,6 +75,11 @@ class Bench:
         return path
 
     def workload(self, length: float | None = None, problems: int = 1024, **changed) -> Workload:
+        """length: mean tokens of a response, which a loaded model does not heed; None: all have the most tokens."""
+        if self.loaded and changed:
+            raise SettingsError("a loaded model has one shape; measure scaling with a model that the study builds.")
+        if self.loaded:
+            return pretrained_workload(self.folder(), self.model, self.task, self.prompt, problems, length is None)
         return task_workload(self.folder(), self.task, problems, replace(self.shape, **changed), length)
 
     def settings(self, algorithm: str, **changed) -> dict:
@@ -85,7 +91,7 @@ class Bench:
             "seed": 0,
             "device": self.device_name,
             "steps": self.steps + 2,  # up to two that do not count
-            "max_response_tokens": RESPONSE_TOKENS,
+            "max_response_tokens": self.response_tokens,
             "rewards": {"language": 1.0},
         }
         return {**run, **fixed, **(TOY if self.toy else {}), **changed}
@@ -170,75 +176,6 @@ def against_trl(bench: Bench, algorithm: str) -> Iterator[dict]:
         decides = not bench.toy and (minibatches, unit) == (study_minibatches, "responses")
         target = f"{algorithm}_step" if decides else ""
         yield ratio_row(name, trl, ours, f"TRL's step / ours, {len(ours)} pairs", target)
-
-
-def generation(bench: Bench) -> Iterator[dict]:
-    """Sampling beside transformers.generate: the same policy, prompts, rows and lengths; seconds per token."""
-    torch.set_num_threads(bench.threads)
-    config: RunConfig = from_dict(RunConfig, bench.settings("grpo"), "settings")
-    for case, length, limit in (("forced", None, config.max_response_tokens), ("natural", RESPONSE_TOKENS, None)):
-        limit = limit or (8 if bench.toy else NATURAL_LIMIT)
-        workload = bench.workload(length)
-        tokenizer, policy = load_tokenizer(workload.policy), load_policy(workload.policy, bench.device)
-        rows = read_jsonl(workload.prompts)[: config.prompts_per_step]
-        prompts = [encode_prompt(tokenizer, problem["prompt"]) for problem in rows]
-        generator = torch.Generator(bench.device).manual_seed(0)
-        torch.manual_seed(0)
-        common = (policy, tokenizer, prompts, config.group_size, limit)
-        sides = {"ours": partial(_sample, *common, generator), "transformers": partial(_generate, *common)}
-        tokens: dict[str, list[int]] = {side: [] for side in sides}
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        for number in range(1 + bench.steps):
-            for side in list(sides) if number % 2 else list(reversed(sides)):
-                seconds, count = timed(sides[side], bench.device)
-                if number:
-                    times[side].append(seconds)
-                    tokens[side].append(count)
-        name = f"generation, batch {config.responses_per_step}, {case}"
-        per_token = {side: [s / n for s, n in zip(times[side], tokens[side], strict=True)] for side in sides}
-        for side in sides:
-            seconds = sorted(per_token[side])[len(per_token[side]) // 2]
-            mean = sum(tokens[side]) / len(tokens[side]) / config.responses_per_step
-            yield row(f"{name}, {side}", "tokens_per_second", 1 / seconds, "tokens/s", f"{mean:.1f} tokens a response")
-            work = generate_flops(
-                workload.shape, workload.prompt_tokens, mean, config.responses_per_step, config.prompts_per_step
-            )
-            spent = seconds * mean * config.responses_per_step
-            yield row(f"{name}, {side}", "mfu", work / spent / bench.limits["matmul_flops"], "", "of the matmul peak")
-            read = decode_bytes(workload.shape, workload.prompt_tokens, mean, config.responses_per_step)
-            share = read / bench.limits["copy_bytes_per_second"] / spent
-            yield row(f"{name}, {side}", "decode_bandwidth_share", share, "", "of the time, to read weights and cache")
-        target = "generation" if case == "forced" and not bench.toy else ""
-        note = f"transformers' seconds per token / ours, {bench.steps} pairs"
-        yield ratio_row(name, per_token["transformers"], per_token["ours"], note, target)
-
-
-def _sample(policy, tokenizer, prompts: list[list[int]], group: int, limit: int, generator) -> int:
-    """Sample with our sampler; the number of generated tokens."""
-    return sample(policy, tokenizer, prompts, group, limit, 1.0, generator).response_tokens
-
-
-@torch.no_grad()
-def _generate(policy, tokenizer, prompts: list[list[int]], group: int, limit: int) -> int:
-    """Sample the same rows with transformers.generate; the number of generated tokens."""
-    from transformers import GenerationConfig
-
-    width = max(map(len, prompts))
-    pad, device = tokenizer.pad_token_id, policy.device
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts for _ in range(group)], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(group)], device=device)
-    settings = GenerationConfig(
-        max_new_tokens=limit,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    responses = policy.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, width:]
-    ended = (responses == tokenizer.eos_token_id).int()
-    return int(((ended.cumsum(dim=1) - ended) == 0).sum())
 
 
 SCALING = {  # what is varied -> (settings or shape, values, one step in logarithms)

@@ -13,22 +13,26 @@ from unittest.mock import patch
 
 import torch
 
-from algos.pieces.settings import from_dict
+from algos.pieces.settings import SettingsError, from_dict
+from algos.training.models.build import make
 from algos.training.models.checkpoints import save_policy
+from algos.training.models.config import ModelConfig
 from algos.training.models.tokens import encode_prompts, load_tokenizer, train_tokenizer
 from evaluation.config import PromptSettings
-from evaluation.memory.closed_form import QWEN, model_config, shape_config
+from evaluation.data import write_splits
+from evaluation.memory.closed_form import LLAMA, QWEN, model_config, shape_config
 from evaluation.tasks import TaskSettings, load_task
-from evaluation.tasks.files import write_jsonl
+from evaluation.tasks.files import read_jsonl, write_jsonl
 
 NEVER = "<|never|>"  # the end-of-sequence that no model can say
 LETTERS = ("abcdefghijklmnop", "абвгдежзийклмноп")  # two scripts, so that the reward `language` varies
+FAMILIES = {"qwen2": QWEN, "llama": LLAMA}
 COMMON = 8.0  # norm of the vector that all embeddings have in common, when lengths are natural
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape of a Qwen2-style model. The defaults are those of the default study's base model."""
+    """Shape of a model like Qwen2 or Llama. The defaults are those of the default study's base model."""
 
     vocab_size: int = 320
     hidden_size: int = 128
@@ -38,11 +42,12 @@ class Shape:
     intermediate_size: int = 352
     tied: bool = True  # input and output embeddings are one matrix
     max_positions: int = 4096
+    family: str = "qwen2"  # or "llama", which has no biases
 
     def config(self, tokenizer):
         """transformers' configuration; the tokenizer's end-of-sequence may lie outside the vocabulary."""
         config = shape_config(
-            {**QWEN, "max_position_embeddings": self.max_positions},
+            {**FAMILIES[self.family], "max_position_embeddings": self.max_positions},
             self.hidden_size,
             self.intermediate_size,
             self.layers,
@@ -66,13 +71,14 @@ def known_shape(name: str) -> Shape:
         sizes.num_key_value_heads,
         sizes.intermediate_size,
         sizes.tie_word_embeddings,
+        family=sizes.model_type,
     )
 
 
 SHAPES = {
     "study": Shape(),
     "toy": Shape(vocab_size=120, hidden_size=16, layers=2, heads=2, key_value_heads=2, intermediate_size=32),
-    **{name: known_shape(name) for name in ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")},
+    **{name: known_shape(name) for name in ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b")},
 }
 
 
@@ -115,6 +121,49 @@ def task_workload(
     save_policy(model, tokenizer, out / "policy")
     write_jsonl(out / "prompts.jsonl", rows)
     return Workload(shape, out / "policy", out / "prompts.jsonl", sum(map(len, prompts)) / len(prompts))
+
+
+def pretrained_workload(
+    out: Path, model: dict, task: dict, prompt: dict, problems: int, forced: bool = True
+) -> Workload:
+    """A model of a study and its task's problems; forced: its responses end at the limit alone.
+
+    Raises SettingsError for a model that the suite does not take, or whose shape the arithmetic does not know.
+    """
+    sizes = {"train": problems, "dev": 1, "test": 1, "demonstrations": 1}
+    write_splits(from_dict(TaskSettings, {**task, **sizes}, "task"), from_dict(PromptSettings, prompt, "prompt"), out)
+    loaded, tokenizer = make(from_dict(ModelConfig, model, "model"), "model", 0, str(out / "train.jsonl"), None)
+    shape = shape_of(loaded.config.get_text_config())
+    if forced:
+        tokenizer.add_special_tokens({"eos_token": NEVER})  # its id is one above those that the model can say
+        ends = tokenizer.eos_token_id
+        if ends < shape.vocab_size:
+            raise SettingsError("the model has spare rows in its embedding, so the length of a response is not forced.")
+        loaded.config.eos_token_id = loaded.generation_config.eos_token_id = ends
+    save_policy(loaded, tokenizer, out / "policy")
+    tokenizer = load_tokenizer(out / "policy")
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in read_jsonl(out / "train.jsonl")])
+    return Workload(shape, out / "policy", out / "train.jsonl", sum(map(len, prompts)) / len(prompts))
+
+
+def shape_of(config) -> Shape:
+    """The shape of a model with gated feed-forward layers, as the arithmetic of work.py counts it."""
+    try:
+        return Shape(
+            config.vocab_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.intermediate_size,
+            config.tie_word_embeddings,
+            config.max_position_embeddings,
+        )
+    except AttributeError as error:
+        raise SettingsError(
+            f"the benchmark counts the arithmetic of models like Llama and Qwen; a {config.model_type} model has no "
+            f"{error.name}."
+        ) from None
 
 
 def synthetic_workload(out: Path, shape: Shape, problems: int, prompt_tokens: int, seed: int = 0) -> Workload:

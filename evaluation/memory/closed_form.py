@@ -107,6 +107,7 @@ SHAPES = {  # their config.json, as far as memory depends on it
     "qwen2.5-0.5b": _shape(QWEN, 896, 4864, 24, 14, 2, 151936, True),
     "qwen2.5-1.5b": _shape(QWEN, 1536, 8960, 28, 12, 2, 151936, True),
     "qwen2.5-7b": _shape(QWEN, 3584, 18944, 28, 28, 4, 152064, False),
+    "smollm2-135m": _shape(LLAMA, 576, 1536, 30, 9, 3, 49152, True),
     "llama-2-7b": _shape(LLAMA, 4096, 11008, 32, 32, 32, 32000, False),
 }
 

@@ -95,8 +95,13 @@ def test_parameters_and_flops_are_those_that_torch_counts(tmp_path):
     assert counted == pytest.approx(ours + whole_square, rel=1e-3)  # and the rotary angles
 
 
-def test_a_qwen_shape_has_the_published_size():
-    for name, billions in (("qwen2.5-0.5b", 0.494), ("qwen2.5-1.5b", 1.54), ("qwen2.5-7b", 7.62)):
+def test_a_known_shape_has_the_published_size():
+    for name, billions in (
+        ("smollm2-135m", 0.1345),
+        ("qwen2.5-0.5b", 0.494),
+        ("qwen2.5-1.5b", 1.54),
+        ("qwen2.5-7b", 7.62),
+    ):
         shape = SHAPES[name]
         total = body_parameters(shape) + head_parameters(shape) * (1 if shape.tied else 2)
         assert total / 1e9 == pytest.approx(billions, rel=0.01)
