@@ -72,6 +72,16 @@ def test_the_chain_of_the_users_page_is_a_study_with_the_tree_shown(tmp_path):
     assert graph(study) in text
 
 
+def test_the_readmes_own_things_are_those_of_the_page_that_a_test_executes():
+    page = (PROJECT / "docs" / "your-own.md").read_text(encoding="utf-8")
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"```python\n(.*?)```", readme, re.S)[1] in page
+    task = re.search(r"```yaml\n(task:.*?)```", readme, re.S)[1]
+    lines = [" ".join(line.partition("  #")[0].split()) for line in task.splitlines()]
+    known = {" ".join(line.split()) for line in page.splitlines()} | {"models: {base: my/model}"}
+    assert lines and set(lines) <= known
+
+
 def test_the_readmes_graph_is_a_study(tmp_path):
     head = (PROJECT / "pipelines" / "config.yaml").read_text(encoding="utf-8").split("\nstages:\n")[0]
     stages = re.search(r"```yaml\n(stages:.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.S)[1]
