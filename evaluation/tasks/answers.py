@@ -19,6 +19,7 @@ from evaluation.tasks.numbers import clean, number_runs, parse
 MARKER = "####"
 MAX_MARKERS = 20  # a response with more claims is a list
 MAX_LINE = 500  # characters of a line or a box that may hold an answer
+LONG = 200_000  # characters at the end of a response in which "the answer is" is looked for
 TAIL = 4000  # characters at the end of a response in which its last number is looked for
 NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Question|Q|Problem|Human|User) ?\d* ?[:.]|<\|\w{1,40}\|>")
 NEXT_PARAGRAPH = re.compile(r"\n[ \t\r]*\n\s*(?=[^\s#])")
@@ -62,6 +63,7 @@ def extract_flexible(response: str) -> str | None:
         answers = {_right_side(clean(tag)) or _last_number(tag) for tag in tags}
         return answers.pop() if len(answers) == 1 else None
     cue = None
+    text = text[-LONG:]
     for cue in CUE.finditer(text):  # noqa: B007  the last one
         pass
     return _first_number(text[cue.end() :]) if cue else _last_number(text)
