@@ -35,6 +35,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "dr_grpo": "algos.dr_grpo",
     "dapo": "algos.dapo",
     "lite_ppo": "algos.lite_ppo",
+    "maxrl": "algos.maxrl",
     "gspo": "algos.gspo",
     "gspo_token": "algos.gspo:TOKEN",
     "cispo": "algos.cispo",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from algos.pieces.advantages import GROUP_SCALES
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator, changed
@@ -86,6 +87,7 @@ def _divisor(hparams: Estimator) -> str:
         "none": "none",
         "group_std": f"{kind} standard deviation of the group + {hparams.std_epsilon:g}",
         "leave_one_out_std": f"{kind} standard deviation of the group's other responses + {hparams.std_epsilon:g}",
+        "group_mean": f"mean of the group + {hparams.std_epsilon:g}",
         "batch_std": f"{kind} standard deviation of the batch's rewards + {hparams.std_epsilon:g}",
         "whiten": "standard deviation over the batch's tokens",
         "whiten_minibatch": "standard deviation over the minibatch's tokens",
@@ -188,13 +190,15 @@ def _advantage(algorithm: Algorithm, hparams: Estimator) -> list[str]:
         "length_weighted": " - sum_j T_j r_j / sum_j T_j over the group",
         "greedy": " - r(greedy response)",
     }[hparams.baseline]
-    divided = hparams.scale in ("group_std", "leave_one_out_std", "batch_std")
+    divided = hparams.scale in (*GROUP_SCALES, "batch_std")
     line = f"A_i = (r_i{baseline}) / ({_divisor(hparams)})" if divided else f"A_i = r_i{baseline}"
     if penalized and hparams.credit == "token":
         line += f";  A_it = A_i - {hparams.kl_coef:g} sum_k>=t {_kl(hparams).replace('_it', '_ik')}"
     lines.append(line)
     if hparams.scale == "leave_one_out_std":
         lines.append("(not divided where the others do not vary)")
+    if hparams.scale == "group_mean":
+        lines.append("A_i = 0 where the mean of the group is not above 0")
     return lines if not hparams.scale.startswith("whiten") else [*lines, _whitened(hparams)]
 
 

@@ -26,7 +26,7 @@ RULE = (
 )
 CRITIC = {f.name for f in fields(WithCritic)} - {f.name for f in fields(Estimator)}
 KL = ("kl_in", "kl_estimator", "kl_direction", "kl_importance_weighted", "kl_target")
-WHOLE_SPREADS = ("group_std", "leave_one_out_std", "batch_std")  # scales that add std_epsilon
+WHOLE_SPREADS = ("group_std", "leave_one_out_std", "group_mean", "batch_std")  # scales that add std_epsilon
 ONE_VALUE = ("rewards",)  # written and read as one value, not key by key
 ABSENT = "absent"  # shown for a setting that a stage does not have
 
@@ -69,7 +69,7 @@ def _hparam_in_effect(name: str, hparams: dict) -> bool:
         **dict.fromkeys(KL, kl),
         "kl_horizon": kl and hparams.get("kl_target") is not None,
         "credit": kl and hparams.get("kl_in") == "reward" and hparams.get("baseline") != "critic",
-        "std_ddof": hparams.get("scale") != "none",
+        "std_ddof": hparams.get("scale") not in ("none", "group_mean"),
         "std_epsilon": hparams.get("scale") in WHOLE_SPREADS,
         "aggregation": per_token or (kl and hparams.get("kl_in") == "loss"),  # of the terms that have a value a token
         "aggregation_length": hparams.get("aggregation") == "seq-mean-token-sum-norm",

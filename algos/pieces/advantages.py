@@ -14,9 +14,9 @@ from algos.pieces.masked import masked_sum, masked_whiten
 from algos.pieces.types import Batch
 
 Baseline = Literal["none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic"]
-Scale = Literal["none", "group_std", "leave_one_out_std", "batch_std", "whiten", "whiten_minibatch"]
+Scale = Literal["none", "group_std", "leave_one_out_std", "group_mean", "batch_std", "whiten", "whiten_minibatch"]
 GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
-GROUP_SCALES = ("group_std", "leave_one_out_std")
+GROUP_SCALES = ("group_std", "leave_one_out_std", "group_mean")
 
 
 def center(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy: Tensor | None = None) -> Tensor:
@@ -61,10 +61,11 @@ def _exact_zero(centered: Tensor, rewards: Tensor, whole_batch: bool = False) ->
 
 
 def rescale(centered: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilon: float = 1.0e-6) -> Tensor:
-    """centered (P, G) divided by a standard deviation of rewards (P, G): -> (P, G).
+    """centered (P, G) divided by a standard deviation or a mean of rewards (P, G): -> (P, G).
 
     group_std          of the group (GRPO, arXiv:2402.03300)
     leave_one_out_std  of the group's other responses (NeMo RL)
+    group_mean         the group's mean reward; 0 for a group whose mean is not above 0 (MaxRL, arXiv:2602.02710)
     batch_std          of all P x G rewards (Lite PPO, arXiv:2508.08221)
     """
     if scale in GROUP_SCALES and rewards.shape[1] < 2:
@@ -76,6 +77,9 @@ def rescale(centered: Tensor, rewards: Tensor, scale: str, ddof: int = 1, epsilo
         return torch.where(
             std > 0, centered / (std + epsilon), centered
         )  # with a single different reward, the others of its group have no spread
+    if scale == "group_mean":
+        mean = rewards.mean(dim=1, keepdim=True)
+        return torch.where(mean > 0, centered / (mean + epsilon), torch.zeros_like(centered))
     if scale == "batch_std":
         return _divided(centered, rewards.std(correction=ddof) + epsilon)
     return centered

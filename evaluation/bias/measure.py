@@ -120,6 +120,7 @@ def _token_sum(hparams: Estimator) -> dict:
 
 CAUSES = (
     Cause("group std", _is("scale", "group_std", "leave_one_out_std"), lambda _: {"scale": "none"}),
+    Cause("divided by the group's mean", _is("scale", "group_mean"), lambda _: {"scale": "none"}),
     Cause("batch std", _is("scale", "batch_std"), lambda _: {"scale": "none"}),
     Cause("whitening", _is("scale", "whiten", "whiten_minibatch"), lambda _: {"scale": "none"}),
     Cause("token rewards whitened", _is("whiten_rewards", True), lambda _: {"whiten_rewards": False}),

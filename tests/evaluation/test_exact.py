@@ -214,6 +214,19 @@ def test_a_baseline_lowers_the_variance_and_a_wrong_critic_raises_it():
     assert 3 * of("ppo_mc", **settings).variance < of("ppo_mc", critic="wrong", **settings).variance
 
 
+def test_maxrl_climbs_the_likelihood_cut_off_after_g_minus_1_terms():
+    """Rewards 0 and 1: the gradient of log p = -sum_j (1 - p)^j / j, with j to G - 1 (arXiv:2602.02710, theorem 5)."""
+
+    def likelihood(logits):
+        p = (BINARY.probabilities(logits) * BINARY.correct).sum(dim=1)
+        return -sum((1 - p) ** j / j for j in range(1, group_size)).mean()
+
+    for group_size in (2, 3):
+        settings = {"aggregation": "seq-mean-token-sum", "std_epsilon": 0.0}
+        exact = gradient_of(likelihood, BINARY.logits)
+        assert measure(ALGORITHMS["maxrl"], BINARY, group_size, exact=exact, **settings).bias < EXACT
+
+
 # KL
 
 

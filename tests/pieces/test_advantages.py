@@ -55,8 +55,23 @@ def test_golden_mean_only():  # Dr. GRPO
     close(rescale(center(rewards([1, 0, 0, 0]), "group_mean"), rewards([1, 0, 0, 0]), "none"), [[0.75, *[-0.25] * 3]])
 
 
+@pytest.mark.parametrize(
+    "group, expected",
+    [  # means 1/4, 3/4; nothing is learned from a group whose mean is not above 0
+        ([1, 0, 0, 0], [3, -1, -1, -1]),
+        ([1, 1, 1, 0], [1 / 3, 1 / 3, 1 / 3, -1]),
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+        ([0.5, -0.5, 0, 0], [0, 0, 0, 0]),
+        ([1, -2, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_golden_divided_by_the_mean(group, expected):  # MaxRL
+    given = rewards(group)
+    close(rescale(center(given, "group_mean"), given, "group_mean", epsilon=0.0), [expected])
+
+
 @pytest.mark.parametrize("epsilon", [1e-6, 0.0])
-@pytest.mark.parametrize("scale", ["group_std", "leave_one_out_std", "batch_std"])
+@pytest.mark.parametrize("scale", ["group_std", "leave_one_out_std", "group_mean", "batch_std"])
 def test_equal_rewards_give_exactly_zero_whatever_they_are(scale, epsilon):
     for reward in (0.0, 1.0, 0.1, 1 / 3, 1e6):  # the mean of equal floats may be off by an ulp
         equal = torch.full((1, 7), reward)
