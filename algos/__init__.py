@@ -22,6 +22,8 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "opo": "algos.reinforce:LENGTH_WEIGHTED",
     "rloo": "algos.rloo",
     "remax": "algos.remax",
+    "gpg": "algos.gpg",
+    "pass_at_k": "algos.pass_at_k",
     "reinforce_pp": "algos.reinforce_pp",
     "reinforce_pp_baseline": "algos.reinforce_pp:BASELINE",
     "ppo": "algos.ppo",

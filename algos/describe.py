@@ -12,6 +12,7 @@ BASELINES = {
     "batch_mean": "mean of the batch",
     "group_mean": "mean of the group, own response included",
     "leave_one_out": "mean of the group's other responses",
+    "best_of_others": "best of the group's other responses, for the best one alone",
     "length_weighted": "mean of the group weighted by response length",
     "greedy": "reward of the greedy response",
 }
@@ -130,7 +131,8 @@ def equation(algorithm: Algorithm, hparams: Estimator) -> list[str]:
     if "L sum" in total:
         lines.append(f"    L = {hparams.aggregation_length or 'max_response_tokens'}")
     if hparams.dynamic_sampling:
-        lines.append(f"    i over groups with right and wrong answers, sampled in up to {hparams.max_rounds} rounds")
+        rounds = "of one round" if hparams.max_rounds == 1 else f"sampled in up to {hparams.max_rounds} rounds"
+        lines.append(f"    i over groups with right and wrong answers, {rounds}")
     if hparams.keep == "correct":
         lines.append("    i over correct responses")
     if hparams.mask_truncated:
@@ -187,6 +189,7 @@ def _advantage(algorithm: Algorithm, hparams: Estimator) -> list[str]:
         "batch_mean": " - mean of the batch",
         "group_mean": " - mean_j in group r_j",
         "leave_one_out": " - mean_j in group, j != i r_j",
+        "best_of_others": " - max_j in group, j != i r_j where that is above 0, else 0",
         "length_weighted": " - sum_j T_j r_j / sum_j T_j over the group",
         "greedy": " - r(greedy response)",
     }[hparams.baseline]

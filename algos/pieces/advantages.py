@@ -13,9 +13,11 @@ from algos.pieces.kl import SAMPLED, kl_k1
 from algos.pieces.masked import masked_sum, masked_whiten
 from algos.pieces.types import Batch
 
-Baseline = Literal["none", "batch_mean", "group_mean", "leave_one_out", "length_weighted", "greedy", "critic"]
+Baseline = Literal[
+    "none", "batch_mean", "group_mean", "leave_one_out", "best_of_others", "length_weighted", "greedy", "critic"
+]
 Scale = Literal["none", "group_std", "leave_one_out_std", "group_mean", "batch_std", "whiten", "whiten_minibatch"]
-GROUP_BASELINES = ("group_mean", "leave_one_out", "length_weighted")
+GROUP_BASELINES = ("group_mean", "leave_one_out", "best_of_others", "length_weighted")
 GROUP_SCALES = ("group_std", "leave_one_out_std", "group_mean")
 
 
@@ -26,6 +28,8 @@ def center(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy
     batch_mean       mean over all P x G rewards
     group_mean       mean of the group, own response included: bias factor (G - 1) / G (arXiv:2503.20783)
     leave_one_out    mean of the group's other responses: G / (G - 1) times group_mean's result (arXiv:2402.14740)
+    best_of_others   the largest of the group's other rewards, for the best response; 0 is left of all others: what each
+                     response adds to the best reward of its group (pass@k, arXiv:2503.19595)
     length_weighted  sum of T r / sum of T over the group, lengths (P, G) (OPO, arXiv:2505.23585)
     greedy           reward of the greedy response, (P,) (ReMax, arXiv:2310.10505)
     """
@@ -44,6 +48,9 @@ def center(rewards: Tensor, baseline: str, lengths: Tensor | None = None, greedy
             raise ValueError("baseline length_weighted needs the lengths of the responses, got None")
         weights = lengths / lengths.sum(dim=1, keepdim=True).clamp(min=1)
         return _exact_zero(rewards - (weights * rewards).sum(dim=1, keepdim=True), rewards)
+    if baseline == "best_of_others":
+        best, second = rewards.topk(2, dim=1).values.split(1, dim=1)
+        return torch.where(rewards == best, best - second, torch.zeros_like(rewards))
     centered = rewards - rewards.mean(dim=1, keepdim=True)
     if baseline == "leave_one_out":
         group = rewards.shape[1]

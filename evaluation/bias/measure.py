@@ -139,6 +139,11 @@ CAUSES = (
     Cause(
         "gamma < 1", lambda hparams, _: isinstance(hparams, WithCritic) and hparams.gamma < 1, lambda _: {"gamma": 1.0}
     ),
+    Cause(
+        "the best reward of a group, not the mean",
+        _is("baseline", "best_of_others"),
+        lambda _: {"baseline": "leave_one_out"},
+    ),
     Cause("dynamic sampling", _is("dynamic_sampling", True), lambda _: {"dynamic_sampling": False}),
     Cause("only correct responses", _is("keep", "correct"), lambda _: {"keep": "all"}),
     Cause("truncated responses left out", _is("mask_truncated", True), lambda _: {"mask_truncated": False}),

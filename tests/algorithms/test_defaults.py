@@ -39,6 +39,8 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("dapo", "clip_low", 0.2, "arXiv:2503.14476, section 4.1"),
     ("dapo", "clip_high", 0.28, "arXiv:2503.14476, section 4.1"),
     ("dapo", "dynamic_sampling", True, "arXiv:2503.14476, section 3.2"),
+    ("gpg", "dynamic_sampling", True, "arXiv:2504.02546, section 3: alpha leaves groups of equal rewards out"),
+    ("gpg", "max_rounds", 1, "arXiv:2504.02546, section 3: none are sampled in their place"),
     ("gspo", "clip_low", 3.0e-4, "arXiv:2507.18071, section 5.1"),
     ("gspo", "clip_high", 4.0e-4, "arXiv:2507.18071, section 5.1"),
     ("gspo_token", "clip_low", 3.0e-4, "arXiv:2507.18071, section 5.1"),

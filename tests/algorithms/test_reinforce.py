@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import close, gradient
 
-from algos import raft, reinforce, reinforce_pp, remax, rloo
+from algos import gpg, pass_at_k, raft, reinforce, reinforce_pp, remax, rloo
 
 
 def loss_of(a, algorithm, **settings):
@@ -29,6 +29,19 @@ def loss_of(a, algorithm, **settings):
 def test_golden_loss(a, algorithm, expected):
     loss, _ = loss_of(a, algorithm)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_golden_gpg(a):
+    """A = +-0.5, the mean over 5 tokens: (0.5 x 2.4332634 - 0.5 x 1.8708027) / 5."""
+    loss, grad = loss_of(a, gpg.ALGORITHM)
+    assert loss.item() == pytest.approx(0.0562461, abs=1e-6)
+    close(grad, [[-0.1] * 3, [0.1, 0.1, 0.0]])
+
+
+def test_golden_pass_at_k(a):  # A = 1 - 0 and 0: 2.4332634 / 2
+    loss, grad = loss_of(a, pass_at_k.ALGORITHM)
+    assert loss.item() == pytest.approx(1.2166317, abs=1e-6)
+    close(grad, [[-0.5] * 3, [0.0] * 3])
 
 
 def test_golden_loss_against_the_greedy_response(a):  # greedy reward 0.25: A = 0.75, -0.25

@@ -28,7 +28,7 @@ def test_the_order_of_groups_and_within_them_permutes_the_advantages(case):
 def test_the_last_valid_token_is_rewarded(case):  # row 3: wrong, 2 tokens of 5, the second one its end of sequence
     def gradient(case, right: bool):
         b = make(case.hparams, spread=0.0)
-        b.correct[3], b.rewards[3] = right, float(right)
+        b.correct[3], b.rewards[3] = right, 3.0 * right  # the best of its group
         return step(case, with_advantages(case, with_keep(b, case.hparams))).gradients["logprobs"][3]
 
     change = gradient(case, True) - gradient(case, False)

@@ -227,6 +227,20 @@ def test_maxrl_climbs_the_likelihood_cut_off_after_g_minus_1_terms():
         assert measure(ALGORITHMS["maxrl"], BINARY, group_size, exact=exact, **settings).bias < EXACT
 
 
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_pass_at_k_climbs_the_best_reward_of_the_group(group_size):
+    """The expected best of all groups of responses, weighted by their probabilities."""
+
+    def best(logits):
+        p, total = TOY.probabilities(logits), 0.0
+        for group in torch.cartesian_prod(*[torch.arange(len(TOY.tokens))] * group_size):
+            total = total + p[:, group].prod(dim=1) * TOY.rewards[:, group].max(dim=1).values
+        return total.mean()
+
+    found = measure(ALGORITHMS["pass_at_k"], TOY, group_size, exact=gradient_of(best, TOY.logits))
+    assert found.factor == pytest.approx(1 / group_size, abs=EXACT) and found.rest < EXACT
+
+
 # KL
 
 

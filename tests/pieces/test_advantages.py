@@ -57,6 +57,18 @@ def test_golden_mean_only():  # Dr. GRPO
 
 @pytest.mark.parametrize(
     "group, expected",
+    [  # the best reward without the response: 0.5 instead of 1; two that are best have each other
+        ([1, 0.5, 0, 0], [0.5, 0, 0, 0]),
+        ([1, 1, 0, 0], [0, 0, 0, 0]),
+        ([-1, -2, -4, -4], [1, 0, 0, 0]),
+    ],
+)
+def test_golden_what_a_response_adds_to_the_best(group, expected):  # pass@k
+    close(center(rewards(group), "best_of_others"), [expected])
+
+
+@pytest.mark.parametrize(
+    "group, expected",
     [  # means 1/4, 3/4; nothing is learned from a group whose mean is not above 0
         ([1, 0, 0, 0], [3, -1, -1, -1]),
         ([1, 1, 1, 0], [1 / 3, 1 / 3, 1 / 3, -1]),
@@ -75,7 +87,7 @@ def test_golden_divided_by_the_mean(group, expected):  # MaxRL
 def test_equal_rewards_give_exactly_zero_whatever_they_are(scale, epsilon):
     for reward in (0.0, 1.0, 0.1, 1 / 3, 1e6):  # the mean of equal floats may be off by an ulp
         equal = torch.full((1, 7), reward)
-        for baseline in ("group_mean", "leave_one_out", "batch_mean", "length_weighted"):
+        for baseline in ("group_mean", "leave_one_out", "best_of_others", "batch_mean", "length_weighted"):
             centered = center(equal, baseline, lengths=torch.arange(1.0, 8.0)[None])
             assert (rescale(centered, equal, scale, 1, epsilon) == 0).all()
 
@@ -87,7 +99,7 @@ def test_adding_a_constant_or_scaling_all_rewards_of_a_group_changes_nothing():
     torch.testing.assert_close(group_advantages(some * 3, 0.0), plain)
 
 
-@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out", "length_weighted"])
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out", "best_of_others", "length_weighted"])
 def test_a_group_of_one_is_refused(baseline):
     ones = torch.tensor([[1.0], [0.0]])
     with pytest.raises(ValueError, match="at least 2"):
