@@ -40,6 +40,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "maxrl": "algos.maxrl",
     "gspo": "algos.gspo",
     "gspo_token": "algos.gspo:TOKEN",
+    "luspo": "algos.luspo",
     "cispo": "algos.cispo",
     "gmpo": "algos.gmpo",
     "sapo": "algos.sapo",

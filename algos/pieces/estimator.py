@@ -97,7 +97,8 @@ class Estimator:
                 f"per-token one (baseline {self.baseline}, scale {self.scale}, credit {self.credit}); "
                 "use ratio sequence_token"
             )
-        if self.ratio.startswith("sequence") and self.aggregation != "seq-mean-token-mean":
+        lengths_weigh = self.ratio == "sequence_token" and self.aggregation == "seq-mean-token-sum"  # LUSPO
+        if self.ratio.startswith("sequence") and self.aggregation != "seq-mean-token-mean" and not lengths_weigh:
             raise ValueError(
                 f"ratio {self.ratio} with aggregation {self.aggregation} weighs a response's one ratio by tokens; "
                 "use seq-mean-token-mean"

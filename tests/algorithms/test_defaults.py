@@ -45,6 +45,8 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("gspo", "clip_high", 4.0e-4, "arXiv:2507.18071, section 5.1"),
     ("gspo_token", "clip_low", 3.0e-4, "arXiv:2507.18071, section 5.1"),
     ("gspo_token", "clip_high", 4.0e-4, "arXiv:2507.18071, section 5.1"),
+    ("luspo", "clip_low", 2.0e-3, "arXiv:2602.05261, section 5.1"),
+    ("luspo", "clip_high", 2.5e-3, "arXiv:2602.05261, section 5.1"),
     ("cispo", "is_max", 5.0, "ScaleRL, arXiv:2510.13786"),
     ("gmpo", "clip_log", 0.4, "arXiv:2507.20673: the range (e^-0.4, e^0.4)"),
     ("sapo", "tau_pos", 1.0, "arXiv:2511.20347"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from golden import close, gradient
 
-from algos import grpo, gspo
+from algos import grpo, gspo, luspo
 
 PAPER = gspo.GSPOConfig()
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
@@ -31,6 +31,16 @@ def test_golden_loss_inside_the_clip_range(a, algorithm):  # s = 1.00030004, 0.9
     assert metrics["clip_fraction"] == 0
     assert metrics["sequence_ratio_max"].item() == pytest.approx(1.0003000450, abs=1e-9)
     assert metrics["sequence_ratio_min"].item() == pytest.approx(0.9998000200, abs=1e-9)
+
+
+def test_golden_luspo(a):
+    """Each response's term times its length: (-0.9573756 x 3 + 0.998 x 2) / 2, -A s / B for tokens of response 1.
+
+    The clip range is its own: 1 - 2e-3 = 0.998.
+    """
+    loss, grad = gradient(run(a, luspo.ALGORITHM), a.new)
+    assert loss.item() == pytest.approx(-0.4380634, abs=1e-6)
+    close(grad, [[-0.4786878] * 3, [0.0, 0.0, 0.0]])
 
 
 def test_clip_fraction_counts_responses(a):

@@ -38,6 +38,8 @@ CASES = {
     "gspo": ("gspo", {"clip_low": 0.03, "clip_high": 0.04, "kl_coef": 0.04}, "grpo", "clip_fraction", 0.05),
     "gspo_paper_clip": ("gspo", {}, "grpo", "clip_fraction", 0.002),
     "gspo_token": ("gspo_token", {"clip_low": 0.03, "clip_high": 0.04}, "grpo", "clip_fraction", 0.05),
+    "luspo": ("luspo", {"clip_low": 0.03, "clip_high": 0.04, "kl_coef": 0.04}, "luspo", "clip_fraction", 0.05),
+    "luspo_paper_clip": ("luspo", {}, "luspo", "clip_fraction", 0.01),
     "dr_grpo": ("dr_grpo", {}, "dr_grpo", "clip_fraction", 0.3),
     "dapo": ("dapo", {"dynamic_sampling": False, "mask_truncated": True}, "dapo", "clip_fraction", 0.3),
     "dapo_entropy": ("dapo", {"dynamic_sampling": False, "entropy_coef": 0.5}, "dapo", "clip_fraction", 0.3),

@@ -98,6 +98,7 @@ WITH_BASELINE = {  # every algorithm that has a TRL baseline, with the settings 
     "lite_ppo": (GRPO, {}, "bnpo"),
     "gspo": (GRPO, {}, "grpo"),
     "gspo_token": (GRPO, {}, "grpo"),
+    "luspo": (GRPO, {}, "luspo"),
     "cispo": (GRPO, ONE_STEP, "cispo"),
     "sapo": (GRPO, {}, "sapo"),
     "grpo_as_trl": ({}, ONE_STEP, "dapo"),

@@ -9,7 +9,7 @@ response i, over an optimizer step of B responses:
 
 loss_type  divisor of a token of response i                         here
 grpo       B T_i                                                    seq-mean-token-mean
-luspo      B (with the token ratio)                                 seq-mean-token-sum
+luspo      B                                                        seq-mean-token-sum, ratio token or sequence_token
 dr_grpo    B max_completion_length                                  seq-mean-token-sum-norm
 dapo       tokens of the *rollout batch* / optimizer steps on it    token-mean, with one minibatch
 bnpo       tokens of the micro-batch, then mean over micro-batches  token-mean, if the minibatch is one micro-batch
