@@ -42,6 +42,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "gspo_token": "algos.gspo:TOKEN",
     "luspo": "algos.luspo",
     "cispo": "algos.cispo",
+    "vespo": "algos.vespo",
     "gmpo": "algos.gmpo",
     "sapo": "algos.sapo",
     "raft": "algos.raft",

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
-from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.estimator import Estimator, needs_ratio, needs_token_ratio
 from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
@@ -32,8 +32,7 @@ class CISPOConfig(Estimator):
     def __post_init__(self):
         super().__post_init__()
         needs_ratio(self)
-        if self.ratio != "token":
-            raise ValueError(f"CISPO weighs each token by its own ratio: ratio must be token, got {self.ratio}")
+        needs_token_ratio(self, "CISPO weighs each token by its own ratio")
 
 
 def truncated_objective(

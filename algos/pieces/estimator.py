@@ -197,6 +197,11 @@ def needs_ratio(config) -> None:
         raise ValueError("ratio none: this objective is made of the ratio; choose token, or the algorithm reinforce")
 
 
+def needs_token_ratio(config, why: str) -> None:
+    if config.ratio != "token":
+        raise ValueError(f"{why}: ratio must be token, got {config.ratio}")
+
+
 def policy_loss(
     objective: Objective,
     logprobs: Tensor,

@@ -35,8 +35,12 @@ def sequence_token(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
 
 def product(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Three (B, T) -> (B, 1): summed log-ratio, clamped to +-20."""
-    total = masked_sum(log_ratio(logprobs, old_logprobs, mask), mask, dim=1, keepdim=True)
-    return total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return whole_response(log_ratio(logprobs, old_logprobs, mask), mask)
+
+
+def whole_response(token_log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """Log-ratios of tokens (B, T) -> of responses (B, 1): their sum, clamped to +-20."""
+    return masked_sum(token_log_ratio, mask, dim=1, keepdim=True).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 Level = Literal["none", "token", "sequence", "sequence_token", "product"]

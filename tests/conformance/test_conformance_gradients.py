@@ -6,11 +6,13 @@ import pytest
 import torch
 from cases import LEAVES, Case, batch, every, loss_mask, make, moves, step, with_advantages
 
-from algos import cispo, ppo_penalty
+from algos import cispo, ppo_penalty, vespo
 from algos.pieces.aggregation import aggregate
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.correction import weights
 from algos.pieces.types import Totals
+
+WEIGHTED = (cispo.truncated_objective, vespo.reshaped_objective)  # log pi times what the ratio makes, without gradient
 
 
 @every
@@ -63,9 +65,9 @@ def frozen(case: Case, b) -> Algorithm:
     """The algorithm with its stop-gradients written out as constants, so that finite differences see what it means."""
     start, mask, algorithm = torch.where(loss_mask(b), b.logprobs, 0.0), loss_mask(b), case.algorithm
     log_ratio = torch.where(mask, b.logprobs - b.old_logprobs, 0.0)
-    if algorithm.objective is cispo.truncated_objective:
-        weight = log_ratio.exp().clamp(max=case.hparams.is_max)
-        return replace(algorithm, objective=lambda _, logprobs, A, *rest: (weight * A * logprobs, {}))
+    if algorithm.objective in WEIGHTED:
+        inner = algorithm.objective
+        return replace(algorithm, objective=lambda _, logprobs, *rest: inner(log_ratio, logprobs, *rest))
     if case.hparams.ratio == "sequence_token":
         mean = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         inner = algorithm.objective

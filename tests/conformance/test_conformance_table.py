@@ -42,7 +42,10 @@ SUMS = {  # what the first line of the equation sums over
     "seq-mean-token-sum": "1/B sum_i sum_t ",
     "seq-mean-token-sum-norm": "1/B sum_i 1/L sum_t ",
 }
-RANGES = ("is_max", "clip_log", "tau_pos", "tau_neg", "penalty_coef", "max_kl", "dual_clip", "ratio_cap")
+RANGES = (
+    *("is_max", "clip_log", "tau_pos", "tau_neg", "penalty_coef", "max_kl", "dual_clip", "ratio_cap"),
+    *("power_pos", "decay_pos", "power_neg", "decay_neg"),
+)
 
 
 @every

@@ -161,9 +161,9 @@ def _check_loss_type(config: RunConfig, hparams: Estimator) -> None:
             hparams.aggregation,
             f"set settings.aggregation to {' or '.join(possible)}",
         )
-    if kind == "cispo" and config.minibatches > 1:
+    if kind in ("cispo", "vespo") and config.minibatches > 1:
         refuse(
-            "TRL's cispo divides by the tokens of the rollout batch, our loss by those of the minibatch",
+            f"TRL's {kind} divides by the tokens of the rollout batch, our loss by those of the minibatch",
             f"minibatches {config.minibatches}",
             "set minibatches to 1 (and epochs above 1, so that ratios leave 1)",
         )

@@ -15,6 +15,7 @@ dapo       tokens of the *rollout batch* / optimizer steps on it    token-mean, 
 bnpo       tokens of the micro-batch, then mean over micro-batches  token-mean, if the minibatch is one micro-batch
 sapo       as grpo                                                  SAPO with seq-mean-token-mean
 cispo      as dapo                                                  CISPO with token-mean and one minibatch
+vespo      as dapo                                                  VESPO with token-mean and one minibatch
 
 TRL's B counts masked responses, our B does not.
 """
@@ -28,6 +29,7 @@ from algos.pieces.settings import SettingsError
 from algos.reinforce import reinforce_objective
 from algos.sapo import gated_objective
 from algos.training.config import RunConfig
+from algos.vespo import reshaped_objective
 
 TRL_STD_EPSILON = 1.0e-4  # a constant in trl.GRPOTrainer
 
@@ -38,6 +40,7 @@ LOSS_TYPES = {  # (objective, aggregation) -> TRL's loss_type; for token-mean se
     (clipped_objective, "token-mean"): "dapo",
     (gated_objective, "seq-mean-token-mean"): "sapo",
     (truncated_objective, "token-mean"): "cispo",
+    (reshaped_objective, "token-mean"): "vespo",
 }
 
 
@@ -103,6 +106,10 @@ GROUP = {  # trl.GRPOTrainer
     "is_max": same("epsilon_high"),  # with loss_type cispo this option is the bound itself
     "tau_pos": same("sapo_temperature_pos"),
     "tau_neg": same("sapo_temperature_neg"),
+    "power_pos": same("vespo_k_pos"),
+    "decay_pos": same("vespo_lambda_pos"),
+    "power_neg": same("vespo_k_neg"),
+    "decay_neg": same("vespo_lambda_neg"),
     "kl_coef": same("beta"),
     "kl_in": only("loss", why="TRL's GRPO has its KL in the loss (its RLOO and PPO: in the reward)"),
     "kl_estimator": only("k3", why="TRL's GRPO estimates its KL by k3"),
@@ -173,7 +180,11 @@ class Trainer:
 
 
 TRAINERS = {
-    "grpo": Trainer("grpo", GROUP, (clipped_objective, gated_objective, truncated_objective, reinforce_objective)),
+    "grpo": Trainer(
+        "grpo",
+        GROUP,
+        (clipped_objective, gated_objective, truncated_objective, reshaped_objective, reinforce_objective),
+    ),
     "rloo": Trainer("rloo", LEAVE_ONE_OUT, (clipped_objective, reinforce_objective)),
     "ppo": Trainer("ppo", CRITIC, (clipped_objective,)),
 }
