@@ -42,6 +42,8 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "gspo_token": "algos.gspo:TOKEN",
     "luspo": "algos.luspo",
     "cispo": "algos.cispo",
+    "dppo": "algos.dppo",
+    "dppo_kl": "algos.dppo:KL",
     "vespo": "algos.vespo",
     "gmpo": "algos.gmpo",
     "sapo": "algos.sapo",

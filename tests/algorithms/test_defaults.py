@@ -10,6 +10,7 @@ from algos.pieces.estimator import Estimator
 HUANG = "arXiv:2403.17031, the hyperparameters of PPO"
 TRPO = "arXiv:1502.05477, section 8"
 COMMON_PRACTICE = "TRPO implementations (Spinning Up, ikostrikov's)"
+TRL_DPPO = "TRL 0423cdb, dppo_config.py: 0.15 for TV, 0.05 for KL, as recommended by arXiv:2602.04879"
 OURS = "chosen here"
 PUBLISHED = [  # algorithm, setting, value, source
     ("ppo", "clip_low", 0.2, "arXiv:1707.06347, section 6.1"),
@@ -51,6 +52,12 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("gmpo", "clip_log", 0.4, "arXiv:2507.20673: the range (e^-0.4, e^0.4)"),
     ("sapo", "tau_pos", 1.0, "arXiv:2511.20347"),
     ("sapo", "tau_neg", 1.05, "arXiv:2511.20347"),
+    ("dppo", "limit_low", 0.15, TRL_DPPO),
+    ("dppo", "limit_high", 0.15, TRL_DPPO),
+    ("dppo", "drift_coef", 0.0, "arXiv:2602.04879v3 has none"),
+    ("dppo_kl", "limit_low", 0.05, TRL_DPPO),
+    ("dppo_kl", "limit_high", 0.05, TRL_DPPO),
+    ("dppo_kl", "drift_coef", 0.0, "arXiv:2602.04879v3 has none"),
     ("vespo", "power_pos", 2.0, "arXiv:2602.10693v3, section 4.1"),
     ("vespo", "decay_pos", 3.0, "arXiv:2602.10693v3, section 4.1"),
     ("vespo", "power_neg", 3.0, "arXiv:2602.10693v3, section 4.1"),

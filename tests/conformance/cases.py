@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algos import ALGORITHMS, describe, grpo
+from algos import ALGORITHMS, describe, grpo, ppo_penalty
 from algos.pieces import advantages as pieces
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator
@@ -215,6 +215,12 @@ def same(got, expected, atol: float = 1e-12, rtol: float = 1e-9):
         assert close, f"{name}: {x.item()}, not {wanted.item()}"
     for name, x in got.gradients.items():
         torch.testing.assert_close(x, expected.gradients[name], atol=atol, rtol=rtol, check_dtype=False)
+
+
+def penalized(case: Case) -> bool:
+    """Whether the objective has a penalty on the distance from the old policy: 0 only where the two are one."""
+    own = case.algorithm.objective is ppo_penalty.penalized_objective
+    return own or bool(getattr(case.hparams, "drift_coef", 0.0))
 
 
 def moves(got) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import batch, every_default, make, moves, rows_of, step, with_advantages, with_keep
+from cases import batch, every_default, make, moves, penalized, rows_of, step, with_advantages, with_keep
 
 from algos import ALGORITHMS
 from algos.pieces import advantages as pieces
@@ -42,7 +42,7 @@ def test_the_last_valid_token_is_rewarded(case):  # row 3: wrong, 2 tokens of 5,
 @every_default
 def test_equal_rewards_are_finite_and_teach_a_group_baseline_nothing(case):
     hparams = replace(case.hparams, kl_coef=0.0, kl_target=None)  # a penalty in the reward would tell responses apart
-    b = make(hparams, group_size=3)
+    b = make(hparams, group_size=3, spread=0.0 if penalized(case) else 0.3)
     b.rewards, b.correct = torch.full_like(b.rewards, 0.1), torch.ones_like(b.correct)  # (0.1 + 0.1 + 0.1) / 3 > 0.1
     b.greedy_rewards = torch.full_like(b.greedy_rewards, 0.1)
     case = replace(case, hparams=hparams)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import LEAVES, Case, batch, every, loss_mask, make, moves, step, with_advantages
+from cases import LEAVES, Case, batch, every, loss_mask, make, moves, penalized, step, with_advantages
 
-from algos import cispo, ppo_penalty, vespo
+from algos import cispo, vespo
 from algos.pieces.aggregation import aggregate
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.correction import weights
@@ -40,8 +40,7 @@ def test_on_the_first_step_ratios_are_1_and_the_gradient_is_the_plain_policy_gra
 @every
 def test_without_advantage_the_policy_term_has_no_gradient(case):
     case = replace(case, hparams=replace(case.hparams, kl_coef=0.0, kl_target=None, entropy_coef=0.0))
-    penalized = case.algorithm.objective is ppo_penalty.penalized_objective  # its penalty is 0 only where it starts
-    b = batch(case, spread=0.0 if penalized else 0.3)
+    b = batch(case, spread=0.0 if penalized(case) else 0.3)
     b.advantages = torch.zeros_like(b.advantages)
     assert (step(case, b).gradients["logprobs"] == 0).all()
 
