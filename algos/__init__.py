@@ -45,6 +45,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "dppo": "algos.dppo",
     "dppo_kl": "algos.dppo:KL",
     "vespo": "algos.vespo",
+    "topr": "algos.topr",
     "gmpo": "algos.gmpo",
     "sapo": "algos.sapo",
     "raft": "algos.raft",

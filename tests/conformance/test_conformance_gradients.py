@@ -6,13 +6,14 @@ import pytest
 import torch
 from cases import LEAVES, Case, batch, every, loss_mask, make, moves, penalized, step, with_advantages
 
-from algos import cispo, vespo
+from algos import cispo, topr, vespo
 from algos.pieces.aggregation import aggregate
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.correction import weights
 from algos.pieces.types import Totals
 
-WEIGHTED = (cispo.truncated_objective, vespo.reshaped_objective)  # log pi times what the ratio makes, without gradient
+# log pi times what is made of the ratio, without gradient
+WEIGHTED = (cispo.truncated_objective, topr.tapered_objective, vespo.reshaped_objective)
 
 
 @every
