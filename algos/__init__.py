@@ -46,6 +46,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "dppo_kl": "algos.dppo:KL",
     "vespo": "algos.vespo",
     "topr": "algos.topr",
+    "dro": "algos.dro",
     "gmpo": "algos.gmpo",
     "sapo": "algos.sapo",
     "raft": "algos.raft",

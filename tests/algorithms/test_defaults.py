@@ -58,6 +58,7 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("dppo_kl", "limit_low", 0.05, TRL_DPPO),
     ("dppo_kl", "limit_high", 0.05, TRL_DPPO),
     ("dppo_kl", "drift_coef", 0.0, "arXiv:2602.04879v3 has none"),
+    ("dro", "drift_coef", 0.1, OURS + ": arXiv:2501.12599 does not publish its tau"),
     ("vespo", "power_pos", 2.0, "arXiv:2602.10693v3, section 4.1"),
     ("vespo", "decay_pos", 3.0, "arXiv:2602.10693v3, section 4.1"),
     ("vespo", "power_neg", 3.0, "arXiv:2602.10693v3, section 4.1"),
