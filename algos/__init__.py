@@ -35,6 +35,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "trpo": "algos.trpo",
     "grpo": "algos.grpo",
     "dr_grpo": "algos.dr_grpo",
+    "grpo_off_policy_mask": "algos.grpo_off_policy_mask",
     "dapo": "algos.dapo",
     "lite_ppo": "algos.lite_ppo",
     "maxrl": "algos.maxrl",

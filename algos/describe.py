@@ -71,7 +71,8 @@ def _special(hparams: Estimator) -> dict[str, object]:
         found["kl_importance_weighted"] = hparams.kl_importance_weighted
     if hparams.kl_coef and hparams.kl_target is not None:
         found["kl_target"] = hparams.kl_target
-    for name in ("entropy_coef", "target_kl", "dual_clip", "ratio_cap", "whiten_rewards", "value_warmup"):
+    special = ("dual_clip", "ratio_cap", "off_policy_threshold", "drift_coef")
+    for name in ("entropy_coef", "target_kl", *special, "whiten_rewards", "value_warmup"):
         if getattr(hparams, name, None):
             found[name] = getattr(hparams, name)
     return found

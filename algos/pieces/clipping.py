@@ -3,10 +3,11 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.masked import masked_mean
 from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
@@ -16,6 +17,8 @@ class Clipped(Estimator):
     clip_low: NonNegativeFloat = 0.2  # ratios below 1 - clip_low are not pushed further down
     clip_high: NonNegativeFloat = 0.2  # ratios above 1 + clip_high are not pushed further up
     dual_clip: Annotated[float, Field(gt=1)] | None = None  # c: with A < 0 the loss is at most -c A (arXiv:1912.09729)
+    # nats per token: a response that drifted further is left out where A < 0 (DeepSeek-V3.2, arXiv:2512.02556)
+    off_policy_threshold: PositiveFloat | None = None
     ratio_cap: float | None = None  # ratios are cut at this before the minimum (two-sided clip, arXiv:2505.07291)
 
     def __post_init__(self):
@@ -25,6 +28,11 @@ class Clipped(Estimator):
             raise ValueError(
                 f"ratio_cap must be at least 1 + clip_high = {1 + self.clip_high:g}, or null for none, "
                 f"got {self.ratio_cap}"
+            )
+        if self.off_policy_threshold is not None and self.ratio == "product":
+            raise ValueError(
+                f"off_policy_threshold {self.off_policy_threshold} is a mean over a response's tokens, "
+                "ratio product a sum; use ratio token or sequence"
             )
 
 
@@ -51,6 +59,11 @@ def clipped_objective(
         bounded = torch.where(advantages < 0, torch.maximum(objective, hparams.dual_clip * advantages), objective)
         shares["dual_clip_fraction"] = bounded > objective
         objective = bounded
+    if hparams.off_policy_threshold is not None:
+        drift = -masked_mean(log_ratio.detach(), mask, dim=1, keepdim=True)  # (B, 1), also where the ratio is a mean
+        off_policy = (advantages < 0) & (drift > hparams.off_policy_threshold)
+        shares["off_policy_fraction"] = off_policy
+        objective = torch.where(off_policy, torch.zeros_like(objective), objective)
     return objective, shares
 
 
@@ -59,4 +72,7 @@ def describe_clipped(hparams: Clipped) -> str:
     term = f"min({capped} A, clip(rho, {1 - hparams.clip_low:g}, {1 + hparams.clip_high:g}) A)"
     if hparams.dual_clip is not None:
         term = f"max({term}, {hparams.dual_clip:g} A) if A < 0 else {term}"
+    if hparams.off_policy_threshold is not None:
+        limit = f"{hparams.off_policy_threshold:g}"
+        term += f", or 0 where A < 0 and mean_t (log pi_old(y_it) - log pi(y_it)) > {limit}"
     return term

@@ -40,6 +40,7 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("dapo", "clip_low", 0.2, "arXiv:2503.14476, section 4.1"),
     ("dapo", "clip_high", 0.28, "arXiv:2503.14476, section 4.1"),
     ("dapo", "dynamic_sampling", True, "arXiv:2503.14476, section 3.2"),
+    ("grpo_off_policy_mask", "off_policy_threshold", 0.5, "TRL 1.12's documentation; arXiv:2512.02556 has no number"),
     ("gpg", "dynamic_sampling", True, "arXiv:2504.02546, section 3: alpha leaves groups of equal rewards out"),
     ("gpg", "max_rounds", 1, "arXiv:2504.02546, section 3: none are sampled in their place"),
     ("gspo", "clip_low", 3.0e-4, "arXiv:2507.18071, section 5.1"),
@@ -83,6 +84,7 @@ SHARED = [  # of every algorithm that has the setting and no line for it above
     ("correction_low", 0.5, "arXiv:2510.18855 (IcePop)"),
     ("correction_high", 2.0, "Yao et al. 2025"),
     ("dual_clip", None, "arXiv:1707.06347 has none"),
+    ("off_policy_threshold", None, "DeepSeek-V3.2's, arXiv:2512.02556; GRPO has none"),
     ("ratio_cap", None, "arXiv:1707.06347 has none"),
 ]
 

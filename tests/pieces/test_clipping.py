@@ -57,6 +57,16 @@ def test_the_two_sided_clip_caps_the_ratio_inside_the_minimum():  # A = -1, rho 
     assert one_token(5.0, 1.0, ratio_cap=4.0) == one_token(5.0, 1.0)
 
 
+@pytest.mark.parametrize("threshold, loss, masked", [(0.13, -0.4875, 0.5), (0.14, -0.0125, 0.0)])
+def test_golden_off_policy_mask(a, threshold, loss, masked):
+    """Response 2, A < 0, drifted by -(log 0.7 + log 1.1) / 2 = 0.1306824; only (1.2 + 0.6 + 1.125) / 3 / 2 is left."""
+    hparams = grpo.GRPOConfig(off_policy_threshold=threshold)
+    for advantages, expected, share in ((A2, loss, masked), (-A2, None, 0.0)):  # response 1 drifted less: 0.0436
+        got, metrics = grpo.ALGORITHM.loss(a.new, a.old, advantages, a.mask, hparams, a.totals)
+        assert metrics["off_policy_fraction"] == share
+        assert expected is None or got.item() == pytest.approx(expected)
+
+
 def test_golden_tokens_of_fixture_a(a):
     """A = +-1, range 0.2: 1.3 -> 1.2 with A > 0, 0.7 -> 0.8 with A < 0; the others keep ratio and gradient."""
     log_ratio = torch.where(a.mask, a.new - a.old, 0.0).requires_grad_(True)

@@ -121,6 +121,8 @@ REFUSED = [
     # out of range
     (settings("grpo", dual_clip=1.0), "dual_clip must be above 1, or null, got 1"),
     (settings("grpo", clip_high=0.3, ratio_cap=1.2), r"ratio_cap must be at least 1 \+ clip_high = 1.3, .* got 1.2"),
+    (settings("grpo", off_policy_threshold=0.0), "off_policy_threshold must be above 0, or null, got 0"),
+    (settings("grpo", off_policy_threshold=0.1, ratio="product"), "off_policy_threshold 0.1 .* product a sum"),
     (settings("grpo", clip_low=-0.1), "clip_low must be at least 0, got -0.1"),
     (settings("grpo", clip_high=-0.1), "clip_high must be at least 0, got -0.1"),
     (settings("grpo", correction_low=-0.1), "correction_low must be at least 0, got -0.1"),

@@ -94,6 +94,7 @@ WITH_BASELINE = {  # every algorithm that has a TRL baseline, with the settings 
     "reinforce_group": ({}, ONE_STEP, "luspo"),
     "rloo": ({}, ONE_STEP, "rloo"),
     "grpo": (GRPO, {}, "grpo"),
+    "grpo_off_policy_mask": (GRPO, {}, "grpo"),
     "dr_grpo": ({}, {}, "dr_grpo"),
     "dapo": ({**GRPO, "dynamic_sampling": False}, {}, "bnpo"),
     "lite_ppo": (GRPO, {}, "bnpo"),

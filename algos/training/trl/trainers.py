@@ -103,6 +103,7 @@ GROUP = {  # trl.GRPOTrainer
     "clip_low": same("epsilon"),
     "clip_high": same("epsilon_high"),
     "ratio_cap": same("delta"),
+    "off_policy_threshold": same("off_policy_mask_threshold"),
     "is_max": same("epsilon_high"),  # with loss_type cispo this option is the bound itself
     "tau_pos": same("sapo_temperature_pos"),
     "tau_neg": same("sapo_temperature_neg"),
@@ -127,6 +128,7 @@ LEAVE_ONE_OUT = {  # trl.RLOOTrainer
     "clip_low": same("epsilon"),
     "clip_high": same("epsilon_high"),
     "ratio_cap": only(None, why="TRL's RLOO does not cap its ratio"),
+    "off_policy_threshold": only(None, why="TRL's RLOO masks no off-policy response"),
     "kl_coef": same("beta"),
     "kl_in": only("reward", why="TRL's RLOO has its KL in the reward"),
     "kl_estimator": only("k1", why="TRL's RLOO estimates its KL by k1"),
@@ -146,6 +148,7 @@ CRITIC = {  # trl.experimental.ppo.PPOTrainer
     "clip_low": same("cliprange"),
     "clip_high": Setting(),  # must equal clip_low: see check.py
     "ratio_cap": only(None, why="TRL's PPO does not cap its ratio"),
+    "off_policy_threshold": only(None, why="TRL's PPO masks no off-policy response"),
     "kl_coef": same("kl_coef"),
     "kl_in": only("reward", why="TRL's PPO has its KL in the reward"),
     "kl_estimator": choice("kl_estimator", "TRL's PPO has no such estimator", k1="k1", k3="k3"),
