@@ -36,6 +36,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "grpo": "algos.grpo",
     "dr_grpo": "algos.dr_grpo",
     "grpo_off_policy_mask": "algos.grpo_off_policy_mask",
+    "grpo_geometric_mask": "algos.grpo_geometric_mask",
     "dapo": "algos.dapo",
     "lite_ppo": "algos.lite_ppo",
     "maxrl": "algos.maxrl",

@@ -3,7 +3,8 @@
 The same parameters give different log-probabilities in another engine (kernels, precision, stale parameters). Let mu be
 the sampler and w_t = pi_old / mu. The policy term of the loss is multiplied by a weight made of w_t, which carries no
 gradient. The KL term is not multiplied. Sources: decoupled PPO, arXiv:2110.00641; Yao et al. 2025, "Your Efficient RL
-Framework Secretly Brings You Off-Policy RL Training" (truncation); IcePop, arXiv:2510.18855 (masks).
+Framework Secretly Brings You Off-Policy RL Training" (truncation); IcePop, arXiv:2510.18855 (masks); Liu, Li et al.
+2025, "When Speed Kills Stability" (geometric mask).
 """
 
 from typing import Literal
@@ -14,13 +15,14 @@ from torch import Tensor
 from algos.pieces.kl import log_ratio
 from algos.pieces.masked import masked_mean, masked_sum
 
-Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "geometric_mask"]
 
 
 def weights(old_logprobs: Tensor, sampler_logprobs: Tensor | None, mask: Tensor, hparams) -> Tensor:
     """Weights (B, T), 0 on padding, no grad. In sequence modes every token has the product over its response.
 
-    truncate: min(w, correction_high). mask: w where correction_low <= w <= correction_high, else 0.
+    truncate: min(w, correction_high). mask: w where correction_low <= w <= correction_high, else 0. geometric_mask: 1
+    or 0 for a whole response, by whether the geometric mean of its tokens' w lies in that range, whatever its length.
     """
     if sampler_logprobs is None:
         raise ValueError(f"correction {hparams.correction} needs the sampler's log-probabilities, got None")
@@ -28,12 +30,15 @@ def weights(old_logprobs: Tensor, sampler_logprobs: Tensor | None, mask: Tensor,
         difference = log_ratio(old_logprobs, sampler_logprobs, mask)
         if hparams.correction.startswith("sequence"):
             difference = masked_sum(difference, mask, dim=1, keepdim=True).clamp(-20, 20).expand_as(difference)
+        if hparams.correction == "geometric_mask":
+            difference = masked_mean(difference, mask, dim=1, keepdim=True).expand_as(difference)
         weight = difference.exp()
         if hparams.correction.endswith("truncate"):
             weight = weight.clamp(max=hparams.correction_high)
         else:
             inside = (weight >= hparams.correction_low) & (weight <= hparams.correction_high)
-            weight = torch.where(inside, weight, torch.zeros_like(weight))
+            kept = torch.ones_like(weight) if hparams.correction == "geometric_mask" else weight
+            weight = torch.where(inside, kept, torch.zeros_like(weight))
         return torch.where(mask, weight, torch.zeros_like(weight))
 
 

@@ -174,6 +174,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         for level in ("token", "sequence")
         for how, low, high in (("truncate", 0.0, 1.0e9), ("truncate", 0.0, 2.0), ("mask", 0.5, 2.0))
     },
+    "geometric_mask, 0.5 to 2": {"correction": "geometric_mask", "correction_low": 0.5, "correction_high": 2.0},
 }
 
 

@@ -41,6 +41,8 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("dapo", "clip_high", 0.28, "arXiv:2503.14476, section 4.1"),
     ("dapo", "dynamic_sampling", True, "arXiv:2503.14476, section 3.2"),
     ("grpo_off_policy_mask", "off_policy_threshold", 0.5, "TRL 1.12's documentation; arXiv:2512.02556 has no number"),
+    ("grpo_geometric_mask", "correction_low", 0.99, "SkyRL, geo_mask_low"),
+    ("grpo_geometric_mask", "correction_high", 1.01, "SkyRL, geo_mask_high"),
     ("gpg", "dynamic_sampling", True, "arXiv:2504.02546, section 3: alpha leaves groups of equal rewards out"),
     ("gpg", "max_rounds", 1, "arXiv:2504.02546, section 3: none are sampled in their place"),
     ("gspo", "clip_low", 3.0e-4, "arXiv:2507.18071, section 5.1"),

@@ -113,7 +113,8 @@ class Made(SimpleNamespace):
 def make(hparams: Estimator, lengths=LENGTHS, group_size: int = 4, width: int = 5, spread: float = 0.3, seed: int = 0):
     """A batch of len(lengths) / group_size prompts. Row 6 is not kept; with keep `correct` no wrong response is.
 
-    spread: standard deviation of the log-ratios, in nats.
+    spread: standard deviation of the log-ratios, in nats. The sampler is far from the old policy on every other row,
+    so that even a narrow range of weights keeps some responses and drops some.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = len(lengths)
@@ -129,7 +130,7 @@ def make(hparams: Estimator, lengths=LENGTHS, group_size: int = 4, width: int = 
         old_logprobs=old,
         logprobs=old + spread * normal(rows, width),
         ref_logprobs=old + 0.3 * normal(rows, width),
-        sampler_logprobs=old + 0.3 * normal(rows, width),
+        sampler_logprobs=old + torch.where(torch.arange(rows) % 2 == 0, 0.3, 0.002)[:, None] * normal(rows, width),
         values=normal(rows, width),
         full_kl=normal(rows, width) ** 2,
         entropies=normal(rows, width) ** 2,

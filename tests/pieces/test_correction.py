@@ -27,6 +27,7 @@ def hparams(mode: str, **settings):
         ("token_mask", [1.5, 0.0, 0.8]),
         ("sequence_truncate", [2.0, 2.0, 2.0]),
         ("sequence_mask", [0.0, 0.0, 0.0]),
+        ("geometric_mask", [1.0, 1.0, 1.0]),  # the cube root of 3 is 1.4422496
     ],
 )
 def test_golden_weights(mode, expected):
@@ -36,6 +37,12 @@ def test_golden_weights(mode, expected):
 def test_a_sequence_weight_is_the_product_where_it_is_inside_the_range():  # 1.5 x 2.5 x 0.8
     for mode in ("sequence_truncate", "sequence_mask"):
         close(weights(TRAINER, SAMPLER, MASK, hparams(mode, correction_high=4.0)), [[3.0, 3.0, 3.0, 0.0]])
+
+
+@pytest.mark.parametrize("low, high, kept", [(1.442, 1.443, 1.0), (0.5, 1.442, 0.0), (1.443, 2.0, 0.0)])
+def test_golden_geometric_mask(low, high, kept):  # the cube root of 3 is 1.4422496
+    settings = hparams("geometric_mask", correction_low=low, correction_high=high)
+    close(weights(TRAINER, SAMPLER, MASK, settings), [[kept, kept, kept, 0.0]])
 
 
 def test_masks_drop_below_the_range_too_and_truncation_does_not():  # 0.8 < 0.9
