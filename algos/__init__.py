@@ -26,6 +26,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "pass_at_k": "algos.pass_at_k",
     "reinforce_pp": "algos.reinforce_pp",
     "reinforce_pp_baseline": "algos.reinforce_pp:BASELINE",
+    "decoupled_ppo": "algos.decoupled_ppo",
     "ppo": "algos.ppo",
     "ppo_mc": "algos.ppo_variants:MONTE_CARLO",
     "ppo_shared": "algos.ppo_variants:SHARED",

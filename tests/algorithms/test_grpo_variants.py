@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import close, gradient
 
-from algos import dapo, dr_grpo, grpo, lite_ppo
+from algos import dapo, dr_grpo, grpo, lite_ppo, maxrl
 
 A2 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 
@@ -27,6 +27,14 @@ def test_golden_dapo(a):  # [[-1.28, -0.6, -1.125], [0.8, 1.1]] over 5 tokens; w
     assert loss.item() == pytest.approx(-0.221, abs=1e-9)
     close(grad, [[0.0, -0.12, -0.225], [0.0, 0.22, 0.0]])
     assert hparams.dynamic_sampling and hparams.kl_coef == 0 and dapo.ALGORITHM.run["rewards"] == {"overlong": 1.0}
+
+
+def test_golden_maxrl(a):  # (1 - 1/2) / (1/2) = 1: [[-1.2, -0.6, -1.125], [0.8, 1.1]] over 5 tokens
+    hparams = maxrl.ALGORITHM.defaults
+    advantages = maxrl.ALGORITHM.advantages(a, hparams)
+    close(advantages, [[1.0], [-1.0]], atol=1e-5)
+    loss = maxrl.ALGORITHM.loss(a.new, a.old, advantages, a.mask, hparams, a.totals)[0]
+    assert loss.item() == pytest.approx(-0.205, abs=1e-5)
 
 
 def test_lite_ppo_divides_by_the_batchs_standard_deviation():

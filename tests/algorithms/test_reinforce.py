@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import close, gradient
 
-from algos import gpg, pass_at_k, raft, reinforce, reinforce_pp, remax, rloo
+from algos import decoupled_ppo, gpg, pass_at_k, raft, reinforce, reinforce_pp, remax, rloo
 
 
 def loss_of(a, algorithm, **settings):
@@ -71,3 +71,20 @@ def test_reinforce_pp_clips_as_ppo_does_and_takes_the_token_mean(a):
     loss, _ = loss_of(a, reinforce_pp.BASELINE)
     expected = (-0.7302967 * (1.2 + 0.6 + 1.125) + 1.0954451 * (0.8 + 1.1)) / 5
     assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_golden_decoupled_ppo(a):
+    """Those ratios and advantages, times pi_old over the sampler: 2 for one token, 6 for another, which is left out.
+
+    -A rho w / 5: 0.7302967 x 0.6 x 2 and 0.7302967 x 1.125, the first token of each response being clipped.
+    """
+    hparams = decoupled_ppo.ALGORITHM.defaults
+    sampler = a.old - torch.tensor([[1.0, 2.0, 1.0], [1.0, 6.0, 1.0]], dtype=torch.float64).log()
+    advantages = decoupled_ppo.ALGORITHM.advantages(a, hparams)
+
+    def loss(x):
+        return decoupled_ppo.ALGORITHM.loss(x, a.old, advantages, a.mask, hparams, a.totals, sampler_logprobs=sampler)
+
+    value, grad = gradient(lambda x: loss(x)[0], a.new)
+    close(grad, [[0.0, -0.1752712, -0.1643168], [0.0, 0.0, 0.0]])
+    assert value.item() == pytest.approx((-0.7302967 * (1.2 + 1.2 + 1.125) + 1.0954451 * 0.8) / 5, abs=1e-6)
