@@ -45,6 +45,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "gspo_token": "algos.gspo:TOKEN",
     "luspo": "algos.luspo",
     "cispo": "algos.cispo",
+    "m2po": "algos.m2po",
     "dppo": "algos.dppo",
     "dppo_kl": "algos.dppo:KL",
     "vespo": "algos.vespo",

@@ -85,7 +85,7 @@ def objective(algorithm: str) -> object:
     if algorithm not in ALGORITHMS:
         return algorithm
     entry = ALGORITHMS[algorithm]
-    return type(entry), entry.objective, entry.advantages, entry.adapt, entry.update
+    return type(entry), entry.objective, entry.advantages, entry.select, entry.adapt, entry.update
 
 
 def setting_differences(first: Stage, second: Stage) -> Split:

@@ -52,6 +52,9 @@ class Algorithm:
     source      paper and section
     relative    the nearest algorithm in the table
     advantages  (batch, hparams) -> (B, 1) or (B, T), no grad; default: made by hparams baseline, scale and credit
+    select      (minibatch, hparams) -> (B, T) bool: the tokens that the objective treats in another way, chosen among
+                all tokens of an optimizer step. The minibatch holds the policy's log-probabilities and entropies before
+                the step, which cost a forward pass.
     adapt       (hparams, metrics of the rollout batch, responses) -> the hparams of the next rollout batch
     run         settings of the training loop that the algorithm asks for, such as epochs. A run's own settings win over
                 them. Rewards in `run` are added to the rewards of the study.
@@ -68,6 +71,7 @@ class Algorithm:
     source: str
     relative: str = ""
     advantages: Callable[[Batch, Any], Tensor] = advantages
+    select: Callable[[Batch, Any], Tensor] | None = None
     adapt: Callable[[Any, dict[str, float], int], Any] = adapt
     run: dict = field(default_factory=dict)
     update: Callable | None = None

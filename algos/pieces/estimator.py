@@ -214,6 +214,7 @@ def policy_loss(
     sampler_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
     full_kl: Tensor | None = None,
+    selected: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one micro-batch, and metrics that add up over the micro-batches of an optimizer step.
 
@@ -226,6 +227,7 @@ def policy_loss(
     ref_logprobs            (B, T)  under the frozen reference, no grad; needed for a sampled KL in the loss
     sampler_logprobs        (B, T)  as the sampler reported them, no grad; needed for a correction
     entropies, full_kl      (B, T)  over the whole vocabulary, with grad; needed for entropy_coef and kl_estimator full
+    selected                (B, T)  bool, of the algorithm's select, if it has one
     Raises ValueError if advantages is (B,), which would silently broadcast to (B, B), or if an input is missing.
     """
     rows, columns = logprobs.shape
@@ -240,17 +242,19 @@ def policy_loss(
         sampler_logprobs,
         entropies,
         full_kl,
+        selected,
     )
     if columns == 1:  # add an empty second column, so that from here on one column means one number per response
         inputs = tuple(x if x is None else torch.nn.functional.pad(x, (0, 1)) for x in inputs)
-    logprobs, old_logprobs, mask, ref_logprobs, sampler_logprobs, entropies, full_kl = inputs
+    logprobs, old_logprobs, mask, ref_logprobs, sampler_logprobs, entropies, full_kl, selected = inputs
     advantages, zeros = advantages.detach(), torch.zeros_like(logprobs)
     logprobs = torch.where(mask, logprobs, zeros)
     token_log_ratio = ratios.token(logprobs, old_logprobs, mask)
     if advantages.shape == logprobs.shape:
         advantages = torch.where(mask, advantages, zeros.to(advantages.dtype))
     log_ratio = ratios.LEVELS[hparams.ratio](logprobs, old_logprobs, mask)
-    value, shares = objective(log_ratio, logprobs, advantages, mask, hparams)
+    selection = () if selected is None else (selected,)
+    value, shares = objective(log_ratio, logprobs, advantages, mask, hparams, *selection)
     metrics = ratio_metrics(token_log_ratio, mask, totals)
     with torch.no_grad():
         metrics |= {name: share_of(x, mask, totals) for name, x in shares.items()}

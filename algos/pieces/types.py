@@ -13,8 +13,9 @@ from torch import Tensor
 
 Shares = dict[str, Tensor]  # name of a metric -> a tensor whose mean is logged, such as "this token is clipped"
 # How an algorithm joins importance ratio and advantage: (log_ratio, logprobs, advantages, mask, hparams) -> the value
-# to maximize, (B, T) or (B, 1), and shares of the same shape.
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Any], tuple[Tensor, Shares]]
+# to maximize, (B, T) or (B, 1), and shares of the same shape. If the algorithm selects tokens of the whole optimizer
+# step, a sixth argument, selected (B, T) bool, says which.
+Objective = Callable[..., tuple[Tensor, Shares]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ class Batch:
     full_kl: Tensor | None = None  # (B, T) float32, nats: KL(policy || reference) over the vocabulary, at rollout time
     greedy_rewards: Tensor | None = None  # (P,) float32: reward of each prompt's greedy response (ReMax)
     keep: Tensor | None = None  # (B,) bool: the responses that count in the loss; None: all
+    logprobs: Tensor | None = None  # (B, T) float32, nats: policy before an optimizer step; for a selection alone
+    entropies: Tensor | None = None  # (B, T) float32, nats: of the distributions behind logprobs
+    selected: Tensor | None = None  # (B, T) bool: the tokens that the algorithm selects in an optimizer step
     groups: Tensor | None = None  # (B,) int64: responses with the same number have the same prompt; None: unknown
     packed: Packed | None = None  # of a micro-batch: its layout for a forward pass; None: one sequence per row
 

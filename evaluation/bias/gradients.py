@@ -121,6 +121,21 @@ def advantages_of(algorithm: Algorithm, hparams: Estimator, batch: Batch) -> Ten
     return per_minibatch(algorithm.advantages(batch, hparams), batch.loss_mask, hparams)
 
 
+def with_selected(
+    algorithm: Algorithm, hparams: Estimator, toy: Toy, batch: Batch, prompts: Tensor, logits: Tensor
+) -> Batch:
+    """A batch with the tokens that the algorithm selects, if it does; logits (P, T, V), prompts (N,)."""
+    if algorithm.select is None:
+        return batch
+    everything = torch.log_softmax(logits, dim=-1)[prompts]  # (N, T, V)
+    batch = replace(
+        batch,
+        logprobs=everything.gather(-1, batch.response_ids[..., None]).squeeze(-1),
+        entropies=-(everything.exp() * everything).sum(dim=-1),
+    )
+    return replace(batch, selected=algorithm.select(batch, hparams))
+
+
 def looks_across_groups(hparams: Estimator) -> bool:
     """Whether an advantage depends on other groups, so that batches must be handed over one by one."""
     across = hparams.baseline == "batch_mean" or hparams.scale in ("batch_std", "whiten", "whiten_minibatch")
@@ -154,6 +169,7 @@ def loss_of(
         sampler_logprobs=batch.sampler_logprobs,
         entropies=-(logprobs.exp() * logprobs).sum(dim=-1),
         full_kl=full_kl,
+        selected=batch.selected,
     )[0]
 
 
@@ -172,12 +188,18 @@ def gradients(
     """
     count, rows = len(prompts), responses[0].numel()
     batch = as_batch(toy, prompts.flatten(), responses.flatten(0, 1), hparams, policies, critic)
+    prompt = prompts.flatten().repeat_interleave(batch.group_size)  # (K P G,)
+    parts = [rows_of(batch, k * rows, (k + 1) * rows) for k in range(count)]
     if looks_across_groups(hparams):
-        parts = [rows_of(batch, k * rows, (k + 1) * rows) for k in range(count)]
         advantages = torch.cat([advantages_of(algorithm, hparams, part) for part in parts])
     else:
         advantages = advantages_of(algorithm, hparams, batch)
-    prompt = prompts.flatten().repeat_interleave(batch.group_size)  # (K P G,)
+    if algorithm.select is not None:  # among all tokens of a batch
+        given = zip(parts, advantages.split(rows), prompt.split(rows), strict=True)
+        chosen = [
+            with_selected(algorithm, hparams, toy, replace(part, advantages=a), p, policies.new) for part, a, p in given
+        ]
+        batch = replace(batch, selected=torch.cat([part.selected for part in chosen if part.selected is not None]))
     number = torch.arange(count).repeat_interleave(rows)
     mask = batch.loss_mask.view(count, rows, LENGTH)
     counts = torch.stack((mask.any(dim=-1).sum(dim=1), mask.sum(dim=(1, 2))), dim=-1).clamp(min=1)  # Totals.of, each
@@ -210,6 +232,8 @@ def sampled_gradients(
         batch = as_batch(toy, prompts[0], responses[0], hparams, policies, critic)
         advantages = advantages_of(algorithm, hparams, batch)
         prompt = prompts[0].repeat_interleave(group_size)
+        batch = replace(batch, advantages=advantages)
+        batch = with_selected(algorithm, hparams, toy, batch, prompt, policies.new)
         leaf = policies.new.clone().requires_grad_(True)
         totals = Totals.of(batch.loss_mask)
         loss = loss_of(algorithm, hparams, toy, batch, advantages, leaf[prompt], prompt, totals)

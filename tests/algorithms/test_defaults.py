@@ -65,6 +65,7 @@ PUBLISHED = [  # algorithm, setting, value, source
     ("dppo_kl", "limit_high", 0.05, TRL_DPPO),
     ("dppo_kl", "drift_coef", 0.0, "arXiv:2602.04879v3 has none"),
     ("dro", "drift_coef", 0.1, OURS + ": arXiv:2501.12599 does not publish its tau"),
+    ("m2po", "second_moment", 0.04, "arXiv:2510.01161v2, section 5.2"),
     ("vespo", "power_pos", 2.0, "arXiv:2602.10693v3, section 4.1"),
     ("vespo", "decay_pos", 3.0, "arXiv:2602.10693v3, section 4.1"),
     ("vespo", "power_neg", 3.0, "arXiv:2602.10693v3, section 4.1"),

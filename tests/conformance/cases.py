@@ -105,6 +105,8 @@ PER_TOKEN = (*LEAVES, "old_logprobs", "ref_logprobs", "sampler_logprobs", "value
 class Made(SimpleNamespace):
     """A batch whose tensors a test may replace."""
 
+    selected = None
+
     @property
     def loss_mask(self) -> Tensor:
         return self.response_mask & self.keep[:, None]
@@ -154,6 +156,8 @@ def with_advantages(case: Case, b):
     b.advantages = case.algorithm.advantages(b, case.hparams)
     b.advantages = pieces.per_minibatch(b.advantages, loss_mask(b), case.hparams)
     b.returns = case.algorithm.returns(b, case.hparams) if case.hparams.has_critic else torch.zeros_like(b.values)
+    if case.algorithm.select is not None:
+        b.selected = case.algorithm.select(b, case.hparams)
     return b
 
 
@@ -197,6 +201,7 @@ def step(case: Case, b, totals: Totals | None = None, algorithm: Algorithm | Non
         sampler_logprobs=b.sampler_logprobs,
         entropies=leaf["entropies"],
         full_kl=leaf["full_kl"],
+        selected=b.selected,
     )
     numbers, total = {"loss": loss.detach(), **metrics}, loss
     if hparams.has_critic:

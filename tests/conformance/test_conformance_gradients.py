@@ -27,9 +27,13 @@ def test_on_the_first_step_ratios_are_1_and_the_gradient_is_the_plain_policy_gra
             assert x == 0, name
     logprobs = b.logprobs.clone().requires_grad_(True)
     hparams, policy = case.hparams, replace(case.hparams, kl_coef=0.0, kl_target=None, entropy_coef=0.0)
-    one_number = case.algorithm.objective(logprobs, logprobs, b.advantages, mask, hparams)[0].shape[1] == 1
+    selection = () if b.selected is None else (b.selected,)
+    value, _ = case.algorithm.objective(logprobs, logprobs, b.advantages, mask, hparams, *selection)
+    one_number = value.shape[1] == 1
     mode = "seq-mean-token-mean" if one_number else hparams.aggregation
     plain = b.advantages * torch.where(mask, logprobs, 0.0)
+    if b.selected is not None and not penalized(case):
+        plain = plain * b.selected
     if hparams.correction != "none":
         plain = plain * weights(b.old_logprobs, b.sampler_logprobs, mask, hparams)
     (-aggregate(plain, mask, mode, totals, hparams.aggregation_length)).backward()
@@ -85,7 +89,7 @@ def test_gradients_are_those_of_finite_differences(case, spread):
     def total(name, x):
         given = {leaf: x if leaf == name else getattr(b, leaf) for leaf in LEAVES}
         extra = {"entropies": given["entropies"], "full_kl": given["full_kl"]}
-        extra |= {"ref_logprobs": b.ref_logprobs, "sampler_logprobs": b.sampler_logprobs}
+        extra |= {"ref_logprobs": b.ref_logprobs, "sampler_logprobs": b.sampler_logprobs, "selected": b.selected}
         if name == "new_values":
             return algorithm.value_loss(x, b.values, b.returns, mask, hparams, totals)[0]
         return algorithm.loss(given["logprobs"], b.old_logprobs, b.advantages, mask, hparams, totals, **extra)[0]

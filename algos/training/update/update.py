@@ -156,6 +156,22 @@ def kl_after_update(batch: Batch, learner: Learner, config: RunConfig) -> float:
     return float(masked_mean(torch.expm1(difference) - difference, batch.loss_mask))
 
 
+def with_selected(minibatch: Batch, learner: Learner, config: RunConfig, hparams: Estimator) -> Batch:
+    """The minibatch with the tokens that its algorithm selects, if it does."""
+    select = config.algorithm_entry.select
+    if select is None:
+        return minibatch
+
+    def outputs(part):
+        out = policy_outputs(learner.policy, part, config.temperature, True, logits_at_once=config.logits_at_once)
+        assert out.entropies is not None  # asked for
+        return torch.stack((out.logprobs, out.entropies), dim=-1)
+
+    with torch.no_grad():
+        logprobs, entropies = in_micro_batches(outputs, minibatch, learner.layout(config)).unbind(-1)
+        return replace(minibatch, selected=select(replace(minibatch, logprobs=logprobs, entropies=entropies), hparams))
+
+
 def policy_part(
     part: Batch, learner: Learner, config: RunConfig, hparams: Estimator, totals: Totals
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -182,6 +198,7 @@ def policy_part(
         sampler_logprobs=part.sampler_logprobs,
         entropies=outputs.entropies,
         full_kl=outputs.full_kl,
+        selected=part.selected,
     )
     return loss, outputs.states, {"policy_loss": loss.detach(), **metrics}
 
@@ -203,6 +220,8 @@ def accumulate_gradients(
     A critic of its own comes after the policy's backward pass, so that the activations of one model are kept at a
     time. A critic on the policy's backbone shares the policy's pass, and both losses go back through it together.
     """
+    if not warming_up:
+        minibatch = with_selected(minibatch, learner, config, hparams)
     totals = Totals.of(minibatch.loss_mask)
     together = learner.critic is not None and isinstance(hparams, WithCritic) and hparams.critic == "shared"
     parts = []
