@@ -46,6 +46,8 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "luspo": "algos.luspo",
     "cispo": "algos.cispo",
     "m2po": "algos.m2po",
+    "clip_cov": "algos.clip_cov",
+    "kl_cov": "algos.clip_cov:KL",
     "dppo": "algos.dppo",
     "dppo_kl": "algos.dppo:KL",
     "vespo": "algos.vespo",

@@ -146,6 +146,11 @@ CAUSES = (
     ),
     Cause("dynamic sampling", _is("dynamic_sampling", True), lambda _: {"dynamic_sampling": False}),
     Cause("only correct responses", _is("keep", "correct"), lambda _: {"keep": "all"}),
+    Cause(
+        "tokens of high covariance left out",
+        lambda hparams, _: hasattr(hparams, "cov_low") and hparams.cov_share > 0,
+        lambda _: {"cov_share": 0.0},
+    ),
     Cause("truncated responses left out", _is("mask_truncated", True), lambda _: {"mask_truncated": False}),
 )
 FACTORS = {  # (hyperparameter, value) -> a constant factor of the expectation

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algos import ALGORITHMS, describe, grpo, ppo_penalty
+from algos import ALGORITHMS, clip_cov, describe, grpo, ppo_penalty
 from algos.pieces import advantages as pieces
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.estimator import Estimator
@@ -225,7 +225,7 @@ def same(got, expected, atol: float = 1e-12, rtol: float = 1e-9):
 
 def penalized(case: Case) -> bool:
     """Whether the objective has a penalty on the distance from the old policy: 0 only where the two are one."""
-    own = case.algorithm.objective is ppo_penalty.penalized_objective
+    own = case.algorithm.objective in (ppo_penalty.penalized_objective, clip_cov.kl_cov_objective)
     return own or bool(getattr(case.hparams, "drift_coef", 0.0))
 
 
