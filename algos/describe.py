@@ -122,18 +122,18 @@ def equation(algorithm: Algorithm, hparams: Estimator) -> list[str]:
     lines += [f"    {line}" for line in _advantage(algorithm, hparams)]
     if weight:
         kind, how = hparams.correction.split("_")
-        w = {
+        v = {
             "token": "pi_old(y_it) / mu(y_it)",
             "sequence": "prod_t pi_old(y_it) / mu(y_it)",
             "geometric": "exp(1/T_i sum_t [log pi_old(y_it) - log mu(y_it)])",
         }[kind]
-        kept = "1" if kind == "geometric" else "w"
+        kept = "1" if kind == "geometric" else "v"
         cut = (
-            f"min(w, {hparams.correction_high:g})"
+            f"min(v, {hparams.correction_high:g})"
             if how == "truncate"
-            else f"{kept} where {hparams.correction_low:g} <= w <= {hparams.correction_high:g}, else 0"
+            else f"{kept} where {hparams.correction_low:g} <= v <= {hparams.correction_high:g}, else 0"
         )
-        lines.append(f"    w = {cut.replace('w', 'v')},  v = {w},  mu: the sampler; no gradient")
+        lines.append(f"    w = {cut},  v = {v},  mu: the sampler; no gradient")
     if "L sum" in total:
         lines.append(f"    L = {hparams.aggregation_length or 'max_response_tokens'}")
     if hparams.dynamic_sampling:

@@ -68,4 +68,5 @@ def test_its_page_shows_aggregation_clip_range_and_what_is_added(case):
         assert f"{hparams.kl_coef:g} " in (lines[0] if hparams.kl_in == "loss" else "\n".join(lines[1:]))
     if hparams.correction != "none":
         assert "mu: the sampler" in "\n".join(lines)
+        assert hparams.correction.endswith("truncate") or any(" where " in line for line in lines[1:])
     assert (" H(pi(" in lines[0]) == bool(hparams.entropy_coef)
