@@ -39,6 +39,7 @@ FILES = {  # name in the study file -> module that defines ALGORITHM, or module:
     "grpo_off_policy_mask": "algos.grpo_off_policy_mask",
     "grpo_geometric_mask": "algos.grpo_geometric_mask",
     "dapo": "algos.dapo",
+    "top_entropy": "algos.top_entropy",
     "lite_ppo": "algos.lite_ppo",
     "maxrl": "algos.maxrl",
     "gspo": "algos.gspo",

@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
-from algos.pieces.clipping import Clipped, clipped_objective, describe_clipped
+from algos.pieces.clipping import Clipped, clipped_objective, clipped_selection, describe_clipped
 from algos.pieces.estimator import Estimator, needs_token_ratio
 from algos.pieces.kl import log_ratio
 from algos.pieces.masked import masked_mean
@@ -94,14 +94,6 @@ def costly_tokens(minibatch: Batch, hparams: KLCovConfig) -> Tensor:
     return torch.zeros_like(cov, dtype=torch.bool).flatten().index_fill(0, top, True).view_as(cov) & (cov > 0)
 
 
-def clip_cov_objective(
-    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: ClipCovConfig, selected: Tensor
-) -> tuple[Tensor, Shares]:
-    """min(ratio A, clip(ratio) A) for the selected tokens, 0 for the others: (B, T)."""
-    objective, shares = clipped_objective(log_ratio, logprobs, advantages, mask, hparams)
-    return torch.where(selected, objective, 0.0), {**shares, "covariance_clipped": ~selected}
-
-
 def kl_cov_objective(
     log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: KLCovConfig, selected: Tensor
 ) -> tuple[Tensor, Shares]:
@@ -112,7 +104,7 @@ def kl_cov_objective(
 
 ALGORITHM = Algorithm(
     ClipCovConfig(),
-    clip_cov_objective,
+    clipped_selection,
     lambda hparams: (
         f"{describe_clipped(hparams)}, or 0 for {hparams.cov_share:g} of all tokens, drawn among those whose "
         f"covariance of A and log pi is between {hparams.cov_low:g} and {hparams.cov_high:g}"

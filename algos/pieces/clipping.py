@@ -67,6 +67,14 @@ def clipped_objective(
     return objective, shares
 
 
+def clipped_selection(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: Clipped, selected: Tensor
+) -> tuple[Tensor, Shares]:
+    """The clipped objective for the selected tokens, 0 for the others: (B, T)."""
+    objective, shares = clipped_objective(log_ratio, logprobs, advantages, mask, hparams)
+    return torch.where(selected, objective, 0.0), {**shares, "left_out_fraction": ~selected}
+
+
 def describe_clipped(hparams: Clipped) -> str:
     capped = "rho" if hparams.ratio_cap is None else f"min(rho, {hparams.ratio_cap:g})"
     term = f"min({capped} A, clip(rho, {1 - hparams.clip_low:g}, {1 + hparams.clip_high:g}) A)"

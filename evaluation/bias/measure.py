@@ -147,6 +147,11 @@ CAUSES = (
     Cause("dynamic sampling", _is("dynamic_sampling", True), lambda _: {"dynamic_sampling": False}),
     Cause("only correct responses", _is("keep", "correct"), lambda _: {"keep": "all"}),
     Cause(
+        "tokens of low entropy left out",
+        lambda hparams, _: getattr(hparams, "entropy_share", 1.0) < 1,
+        lambda _: {"entropy_share": 1.0},
+    ),
+    Cause(
         "tokens of high covariance left out",
         lambda hparams, _: hasattr(hparams, "cov_low") and hparams.cov_share > 0,
         lambda _: {"cov_share": 0.0},

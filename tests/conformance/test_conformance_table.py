@@ -44,7 +44,7 @@ SUMS = {  # what the first line of the equation sums over
 }
 RANGES = (
     *("is_max", "clip_log", "tau_pos", "tau_neg", "penalty_coef", "max_kl", "dual_clip", "ratio_cap"),
-    *("off_policy_threshold", "second_moment", "cov_share", "cov_low", "cov_high", "cov_penalty"),
+    *("off_policy_threshold", "second_moment", "cov_share", "cov_low", "cov_high", "cov_penalty", "entropy_share"),
     *("power_pos", "decay_pos", "power_neg", "decay_neg", "limit_low", "limit_high"),
 )
 

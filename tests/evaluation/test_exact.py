@@ -188,7 +188,7 @@ def test_an_estimator_without_its_causes_is_unbiased_up_to_a_factor(name):
 
 
 @pytest.mark.parametrize(
-    "name, critic", [(n, "exact") for n in ("opo", "grpo", "lite_ppo", "dapo")] + [("ppo", "wrong")]
+    "name, critic", [(n, "exact") for n in ("opo", "grpo", "lite_ppo", "dapo", "top_entropy")] + [("ppo", "wrong")]
 )
 def test_each_cause_alone_makes_an_estimator_biased(name, critic):
     hparams = configured(ALGORITHMS[name])

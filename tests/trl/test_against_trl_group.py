@@ -57,6 +57,7 @@ CASES = {
     "dr_grpo": ("dr_grpo", {}, "dr_grpo", "clip_fraction", 0.3),
     "dapo": ("dapo", {"dynamic_sampling": False, "mask_truncated": True}, "dapo", "clip_fraction", 0.3),
     "dapo_entropy": ("dapo", {"dynamic_sampling": False, "entropy_coef": 0.5}, "dapo", "clip_fraction", 0.3),
+    "top_entropy": ("top_entropy", {"dynamic_sampling": False, "kl_coef": 0.04}, "dapo", "clip_fraction", 0.3),
     "lite_ppo": ("lite_ppo", {}, "bnpo", "clip_fraction", 0.3),
     "cispo": ("cispo", {"is_max": 1.2, "kl_coef": 0.04}, "cispo", "clip_fraction", 0.3),
     "vespo": ("vespo", {"kl_coef": 0.04}, "vespo", "response_weight_below_half", 0.3),
@@ -158,7 +159,9 @@ def test_advantages_loss_and_gradient(case, tmp_path):
 
     noise = torch.randn(batch.response_mask.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     old = batch.old_logprobs + distance * noise * batch.response_mask  # some ratios are clipped, some are not
-    outputs = policy_outputs(model, batch, 1.0, entropy=run.entropy_coef > 0)
+    outputs = policy_outputs(model, batch, 1.0, entropy=True)
+    if entry.select is not None:
+        batch = replace(batch, selected=entry.select(replace(batch, entropies=outputs.entropies.detach()), run))
     loss, metrics = entry.loss(
         outputs.logprobs,
         old,
@@ -168,6 +171,7 @@ def test_advantages_loss_and_gradient(case, tmp_path):
         Totals.of(batch.loss_mask),
         batch.ref_logprobs,
         entropies=outputs.entropies,
+        selected=batch.selected,
     )
     loss.backward()
     if clip is not None:

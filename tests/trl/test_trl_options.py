@@ -92,11 +92,13 @@ def test_what_trl_cannot_do_is_refused_by_name(algorithm, settings, options, mes
 ONE_STEP = {"epochs": 1, "minibatches": 1}
 WITH_BASELINE = {  # every algorithm that has a TRL baseline, with the settings it needs
     "reinforce_group": ({}, ONE_STEP, "luspo"),
+    "gpg": ({"dynamic_sampling": False}, ONE_STEP, "dapo"),
     "rloo": ({}, ONE_STEP, "rloo"),
     "grpo": (GRPO, {}, "grpo"),
     "grpo_off_policy_mask": (GRPO, {}, "grpo"),
     "dr_grpo": ({}, {}, "dr_grpo"),
     "dapo": ({**GRPO, "dynamic_sampling": False}, {}, "bnpo"),
+    "top_entropy": ({**GRPO, "dynamic_sampling": False}, {}, "bnpo"),
     "lite_ppo": (GRPO, {}, "bnpo"),
     "gspo": (GRPO, {}, "grpo"),
     "gspo_token": (GRPO, {}, "grpo"),

@@ -85,7 +85,8 @@ def grpo_arguments(config: RunConfig, out: str, device) -> dict:
     minibatch = config.responses_per_step // config.minibatches
     micro = math.gcd(minibatch, config.micro_batch_size)  # equal micro-batches, over which TRL's loss adds up exactly
     kind = loss_type(config)
-    if kind == "bnpo" or config.hparams.entropy_coef:  # these are means over the micro-batch's tokens
+    over_tokens = config.hparams.entropy_coef or config.algorithm_entry.select is not None
+    if kind == "bnpo" or over_tokens:  # TRL takes these over the tokens of a micro-batch
         micro = minibatch
     return {
         **_sampling_arguments(config, out, device, micro),

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from algos.cispo import truncated_objective
 from algos.pieces.algorithm import Algorithm
-from algos.pieces.clipping import clipped_objective
+from algos.pieces.clipping import clipped_objective, clipped_selection
 from algos.pieces.settings import SettingsError
 from algos.reinforce import reinforce_objective
 from algos.sapo import gated_objective
@@ -38,6 +38,7 @@ LOSS_TYPES = {  # (objective, aggregation) -> TRL's loss_type; for token-mean se
     (clipped_objective, "seq-mean-token-sum"): "luspo",
     (clipped_objective, "seq-mean-token-sum-norm"): "dr_grpo",
     (clipped_objective, "token-mean"): "dapo",
+    (clipped_selection, "token-mean"): "dapo",
     (gated_objective, "seq-mean-token-mean"): "sapo",
     (truncated_objective, "token-mean"): "cispo",
     (reshaped_objective, "token-mean"): "vespo",
@@ -111,6 +112,7 @@ GROUP = {  # trl.GRPOTrainer
     "decay_pos": same("vespo_lambda_pos"),
     "power_neg": same("vespo_k_neg"),
     "decay_neg": same("vespo_lambda_neg"),
+    "entropy_share": same("top_entropy_quantile"),
     "kl_coef": same("beta"),
     "kl_in": only("loss", why="TRL's GRPO has its KL in the loss (its RLOO and PPO: in the reward)"),
     "kl_estimator": only("k3", why="TRL's GRPO estimates its KL by k3"),

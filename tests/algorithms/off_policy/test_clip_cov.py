@@ -44,7 +44,7 @@ def test_golden_covariances(a):
 def test_golden_clip_cov(a, share, low, loss, left_out):
     value, metrics = run(a, clip_cov.ALGORITHM, cov_share=share, cov_low=low)(a.new)
     assert value.item() == pytest.approx(loss)
-    assert metrics["covariance_clipped"].item() == pytest.approx(left_out)
+    assert metrics["left_out_fraction"].item() == pytest.approx(left_out)
     assert metrics["clip_fraction"].item() == pytest.approx(0.4)
 
 
