@@ -68,8 +68,8 @@ def bounded_objective(
 def term(hparams: DPPOConfig) -> str:
     distance = "|pi - pi_old|" if hparams.divergence == "tv" else "KL((pi_old, 1 - pi_old) || (pi, 1 - pi))"
     limits = f"{hparams.limit_high:g} (A > 0), {hparams.limit_low:g} (A < 0)"
-    penalty = f" - {hparams.drift_coef:g} (log rho)^2" if hparams.drift_coef else ""
-    return f"rho A, or 0 where A (rho - 1) > 0 and {distance} > {limits}{penalty}"
+    bounded = f"rho A, or 0 where A (rho - 1) > 0 and {distance} > {limits}"
+    return f"({bounded}) - {hparams.drift_coef:g} (log rho)^2" if hparams.drift_coef else bounded
 
 
 ALGORITHM = Algorithm(

@@ -1,4 +1,4 @@
-"""PPO, GRPO and GSPO with the defaults of public frameworks: one name, several different losses.
+"""PPO, GRPO and others with the defaults of public frameworks: one name, several different losses.
 
 Read from the frameworks' sources in mid-2026, at the commits named with each preset; defaults change over time. A
 preset sets the hyperparameters of the loss. Learning rate, batch and group size come from the study, so that presets
@@ -7,12 +7,23 @@ are compared at one learning rate and batch; the frameworks' own values of them 
 
 from dataclasses import replace
 
-from algos import grpo, gspo, ppo
+from torch import Tensor
+
+from algos import cispo, dppo, grpo, gspo, ppo, reinforce
+from algos.pieces.estimator import Estimator
+from algos.pieces.types import Shares
 
 TRL = "TRL f2cd577; the estimator's options agree with the installed 1.12"
 VERL, OPENRLHF = "verl 1dda039", "OpenRLHF 3c3be62"
 OPEN_INSTRUCT, NEMO = "open-instruct e6c3044", "NeMo RL 7ea279a"
 SKYRL = "SkyRL a956457, NeMo RL 7ea279a and OpenRLHF 3c3be62"
+
+
+def weighted_objective(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, hparams: Estimator
+) -> tuple[Tensor, Shares]:
+    """ratio A: (B, T)."""
+    return log_ratio.exp() * advantages, {}
 
 
 def _as(base, preset_of: str, source: str, notes: tuple[str, ...], run: dict, idea: str, **settings):
@@ -102,6 +113,107 @@ GRPO_AS_NEMO = _as(
     baseline="leave_one_out",
     scale="leave_one_out_std",
     kl_coef=0.01,
+)
+GRPO_AS_SKYRL = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    "SkyRL a956457",
+    (
+        "framework defaults of the loop: one epoch; recipes use groups of 5, learning rate 1e-6 and 4 minibatches",
+        "the KL loss is on by default",
+    ),
+    {"epochs": 1},
+    "GRPO by SkyRL's defaults: token mean, k3 with 0.001",
+    aggregation="token-mean",
+    kl_coef=0.001,
+)
+GRPO_AS_SLIME = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    "slime 624b824",
+    (
+        "framework defaults of the loop: learning rate 1e-6, one epoch; recipes use groups of 8 and raise the upper "
+        "clip to 0.28",
+        "a flag of slime makes the mean one over tokens; KL and the correction for the sampler are off",
+    ),
+    {"epochs": 1},
+    "GRPO by slime's defaults, which are the paper's without a KL",
+)
+GRPO_AS_AREAL = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    "AReaL 00d07c0, gsm8k_grpo.yaml; 2274616, functional.py",
+    (
+        "recipe of the loop: groups of 4, learning rate 1.7e-5, one epoch, one minibatch, samples up to 2 versions old",
+        "as in decoupled_ppo the clip is around the trainer's policy, and tokens with a weight above 5 are dropped",
+        "advantages are then normalized over the batch as well; not copied",
+    ),
+    {"epochs": 1, "minibatches": 1},
+    "GRPO by AReaL's recipe: a wide clip around the trainer's policy, weighted against the sampler",
+    clip_low=0.4,
+    clip_high=0.4,
+    aggregation="token-mean",
+    std_epsilon=1.0e-5,
+    correction="token_mask",
+    correction_low=0.0,
+    correction_high=5.0,
+)
+GRPO_AS_TORCHTITAN = _as(
+    grpo.ALGORITHM,
+    "grpo",
+    "torchtitan 72bc39a, rl/losses/grpo.py; 4df72f0, rollout/advantage.py",
+    (
+        "the ratio is against the log-probabilities that the sampler reported",
+        "if told to, it divides by the population standard deviation",
+    ),
+    {"epochs": 1},
+    "GRPO by torchtitan's defaults: token mean, rewards only centered, no KL",
+    aggregation="token-mean",
+    scale="none",
+)
+DPPO_AS_PRIME_RL = _as(
+    dppo.ALGORITHM,
+    "dppo",
+    "prime-rl 0fcbdb0, losses.py",
+    (
+        "framework defaults of the loop: learning rate 1e-6, asynchronous",
+        "the ratio is against the log-probabilities that the sampler reported",
+    ),
+    {"epochs": 1},
+    "DPPO by prime-rl's defaults: limits of 0.2, and a penalty on the squared log-ratio",
+    limit_low=0.2,
+    limit_high=0.2,
+    drift_coef=1.0e-3,
+)
+REINFORCE_AS_TINKER = replace(
+    reinforce.GROUP_BASELINE,
+    defaults=Estimator(baseline="group_mean", ratio="token", aggregation="seq-mean-token-sum"),
+    objective=weighted_objective,
+    term=lambda hparams: "rho A",
+    idea="the policy gradient by the Tinker cookbook's defaults: an importance ratio, no clip, rewards only centered",
+    source="tinker-cookbook 1baf9d2, rl; Tinker's documentation of importance_sampling",
+    relative="reinforce_group",
+    preset_of="reinforce_group",
+    notes=(
+        "framework defaults of the loop: one update per rollout batch, no KL",
+        "the ratio is against the log-probabilities that the sampler reported",
+        "Tinker sums over the batch's tokens; here that sum is divided by the number of responses",
+    ),
+)
+SCALERL = _as(
+    cispo.ALGORITHM,
+    "cispo",
+    "arXiv:2510.13786v1, section 4",
+    (
+        "the mean is over the batch's tokens; the paper's is over the tokens of a prompt, then over prompts",
+        "not copied: a language-model head in FP32 in sampler and trainer, forced interruptions at the length limit, "
+        "prompts left out for good once 90 % of the answers are right, samples 8 updates old",
+    ),
+    {"epochs": 1},
+    "the recipe of ScaleRL: CISPO, advantages divided by the batch's standard deviation, mixed groups only",
+    scale="batch_std",
+    dynamic_sampling=True,
+    max_rounds=1,
 )
 PPO_AS_TRL = _as(
     ppo.ALGORITHM,
