@@ -11,6 +11,8 @@ from algos.pieces.masked import masked_mean
 from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
+FAR = 0.1  # from 1: clip ranges beyond are for the ratios of single tokens
+
 
 @settings
 class Clipped(Estimator):
@@ -34,6 +36,15 @@ class Clipped(Estimator):
                 f"off_policy_threshold {self.off_policy_threshold} is a mean over a response's tokens, "
                 "ratio product a sum; use ratio token or sequence"
             )
+
+    def warnings(self, optimizer_steps: int = 1) -> list[str]:
+        found = super().warnings(optimizer_steps)
+        if self.ratio.startswith("sequence") and optimizer_steps > 1 and min(self.clip_low, self.clip_high) > FAR:
+            found.append(
+                f"ratio {self.ratio} with clip_low {self.clip_low:g} and clip_high {self.clip_high:g}: a mean over a "
+                "response's tokens hardly ever moves that far, so nothing is clipped; GSPO's are 3e-4 and 4e-4."
+            )
+        return found
 
 
 def clipped_objective(

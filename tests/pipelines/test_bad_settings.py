@@ -306,6 +306,9 @@ WARNED = [
     (settings("ppo", kl_coef=0.1, kl_estimator="k2"), "k2 in the reward has the gradient of no divergence"),
     (settings("ppo", kl_coef=0.1, kl_estimator="k3"), "k3 in the reward has the gradient of no divergence"),
     (settings("grpo", ratio="product"), "ratio product explodes or vanishes with length"),
+    (settings("gspo", clip_low=0.2, clip_high=0.2), "ratio sequence with clip_low 0.2 and clip_high 0.2: a mean over"),
+    (settings("grpo", ratio="sequence_token"), "ratio sequence_token with clip_low 0.2 and clip_high 0.2: a mean over"),
+    ({"algorithm": "gspo_unclipped"}, "ratio sequence with clip_low 0.2 and clip_high 0.2: a mean over"),
     ({"algorithm": "reinforce", "minibatches": 4}, "ratio none with 4 optimizer steps per rollout batch"),
     ({"algorithm": "rloo", "epochs": 3}, "ratio none with 3 optimizer steps per rollout batch"),
     *(
@@ -321,6 +324,7 @@ WARNED = [
 UNWARNED = [
     settings("grpo", kl_coef=0.1, kl_estimator="k1", kl_importance_weighted=True),
     settings("grpo", kl_coef=0.1, kl_estimator="k2"),
+    settings("gspo", clip_low=0.03, clip_high=0.04),
     settings("ppo", kl_coef=0.1),
     settings("lite_ppo", baseline="batch_mean"),
     {"algorithm": "reinforce"},  # one step per batch is its own
