@@ -6,6 +6,7 @@ from algos.pieces.advantages import GROUP_SCALES
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator, changed
+from algos.pieces.ratios import PER_RESPONSE
 
 BASELINES = {
     "none": "none",
@@ -52,6 +53,7 @@ def estimator(hparams: Estimator) -> dict[str, object]:
         "advantage_baseline": critic or BASELINES[hparams.baseline],
         "advantage_divisor": _divisor(hparams),
         "ratio_level": RATIOS[hparams.ratio],
+        **({} if hparams.ratio == "none" else {"clipped_share": f"of {_unit(hparams)}"}),
         **{name: getattr(hparams, name) for name in ("clip_low", "clip_high") if hasattr(hparams, name)},
         "kl_place": hparams.kl_in if hparams.kl_coef else "none",
         "kl_estimator": hparams.kl_estimator if hparams.kl_coef else "none",
@@ -62,6 +64,11 @@ def estimator(hparams: Estimator) -> dict[str, object]:
         "responses_kept": _kept(hparams),
         "off_policy_correction": hparams.correction,
     }
+
+
+def _unit(hparams: Estimator) -> str:
+    """What the shares of an objective are shares of, such as clip_fraction."""
+    return "responses" if hparams.ratio in PER_RESPONSE else "tokens"
 
 
 def _special(hparams: Estimator) -> dict[str, object]:

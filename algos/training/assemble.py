@@ -20,6 +20,7 @@ from algos.training.run import Inputs, Run, State
 from algos.training.sampling.engines import make_engine
 from algos.training.stage.record import Record
 from algos.training.update import offload
+from algos.training.update.needs import ratio_denominator
 from algos.training.update.optimize import make_optimizer
 from algos.training.update.update import Learner
 from evaluation.tasks import check_rows
@@ -64,7 +65,7 @@ def start_record(config: RunConfig, paths: Checkpoints, out: str, name: str, thr
         trainer=config.trainer,
         name=name,
         seed=config.seed,
-        estimator=estimator(config.hparams),
+        estimator={**estimator(config.hparams), **ratio_denominator(config)},
         warnings=warnings(config, paths, device),
         device=str(device),
     )

@@ -42,3 +42,11 @@ def sampler_gives_old_logprobs(config: RunConfig) -> bool:
     """
     exact = config.engine == "transformers" and config.dtype == "float32"
     return exact and config.old_logprobs == "sampler" and not full_kl_in(config.hparams, "reward")
+
+
+def ratio_denominator(config: RunConfig) -> dict[str, str]:
+    """Whose log-probabilities the ratios and their clipped shares are against, for the record; nothing without one."""
+    if config.hparams.ratio == "none":
+        return {}
+    sampled = config.trainer == "own" and sampler_gives_old_logprobs(config)
+    return {"ratio_denominator": "reported by the sampler" if sampled else "recomputed by the trainer"}

@@ -12,7 +12,7 @@ from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.stage.config import OptimizerConfig
 from algos.training.train import train
 from algos.training.update import offload
-from algos.training.update.needs import needed_parts, sampler_gives_old_logprobs
+from algos.training.update.needs import needed_parts, ratio_denominator, sampler_gives_old_logprobs
 from evaluation.tasks.files import write_jsonl
 
 
@@ -143,8 +143,11 @@ def test_the_samplers_log_probabilities_are_the_old_ones_where_the_trainers_mode
     full = {"kl_coef": 0.1, "kl_estimator": "full", "kl_in": "reward"}
     vllm = run_config("ppo")
     object.__setattr__(vllm, "engine", "vllm")  # vLLM need not be installed here
+    assert ratio_denominator(run_config("ppo")) == {"ratio_denominator": "reported by the sampler"}
     for other in (run_config("ppo", full), run_config(dtype="bfloat16"), run_config(old_logprobs="recomputed"), vllm):
         assert not sampler_gives_old_logprobs(other)
+        assert ratio_denominator(other) == {"ratio_denominator": "recomputed by the trainer"}
+    assert ratio_denominator(run_config("reinforce")) == {}
 
 
 def test_on_the_cpu_offloading_has_no_effect_and_says_so(loop, capsys):
