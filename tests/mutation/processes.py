@@ -17,6 +17,7 @@ from mutants import Mutant
 TESTS = (  # tests of the mathematics alone: the tests of the mutated file first, then all others, fastest first
     *("masked", "kl", "ratios", "clipping", "aggregation", "advantages", "critic", "correction", "limits"),
     *("ppo", "grpo", "grpo_variants", "gspo", "gmpo", "cispo", "sapo", "reinforce", "trpo"),
+    *("dppo", "vespo", "topr", "dro", "m2po", "clip_cov", "top_entropy"),
     *("conformance_masks", "conformance_advantages", "conformance_gradients"),
     *("reference_losses", "defaults", "bad_settings", "exact"),
 )
@@ -145,8 +146,8 @@ class Process:
 
 def test_file(name: str) -> str:
     """The path of a test file, from its name and whatever folder it stands in."""
-    found = sorted(Path("tests").glob(f"*/test_{name}.py"))
-    return found[0].as_posix() if found else f"tests/*/test_{name}.py"
+    found = sorted(Path("tests").rglob(f"test_{name}.py"))
+    return found[0].as_posix() if found else f"tests/**/test_{name}.py"
 
 
 def baseline(names: list[str]) -> dict[str, float]:
