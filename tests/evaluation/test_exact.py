@@ -370,7 +370,7 @@ def test_a_sequence_correction_is_exact_before_truncation_and_a_token_correction
 
 
 def test_the_tables_are_printed_and_written(tmp_path, monkeypatch, capsys):
-    names = ("rloo", "reinforce", "grpo", "gspo", "cispo", "sapo", "gmpo", "ppo", "ppo_mc")
+    names = ("rloo", "reinforce", "grpo", "gspo", "cispo", "sapo", "gmpo", "dppo", "vespo", "topr", "ppo", "ppo_mc")
     monkeypatch.setattr(exact, "ALGORITHMS", {name: ALGORITHMS[name] for name in names})
     monkeypatch.setattr(exact, "GROUP_SIZE", 2)
     monkeypatch.setattr(sys, "argv", ["exact", "--samples", "5", "--out", str(tmp_path / "exact.csv")])
