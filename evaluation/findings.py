@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from algos.training.stage.mirror import find_records, key_of
+from algos.training.stage.records import find_records, key_of
 from evaluation.collect import Stage, read_json, record_folders, rl_stages, verdict
 from evaluation.statistics import Interval, wilson
 

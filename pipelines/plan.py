@@ -33,6 +33,7 @@ class SamplingSettings:
 @settings
 class MlflowSettings:
     tracking_uri: str | None = None  # null: a SQLite file in the results folder
+    register_models: bool = False  # each final checkpoint as a version of its stage's model in MLflow's registry
 
 
 @settings

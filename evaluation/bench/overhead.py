@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from algos.pieces.settings import SettingsError
-from algos.training.stage.mirror import find_records
+from algos.training.stage.records import find_records
 from evaluation.bench.output import row
 
 STAMP = re.compile(r"^\[(\w{3} \w{3} +\d+ \d\d:\d\d:\d\d \d{4})\]$")  # Snakemake's, to the second

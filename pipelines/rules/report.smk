@@ -1,18 +1,19 @@
 # (8) All scores -> tables and figures, each with a caption; all records -> MLflow
 REPORT = f"{RESULTS}/report"
-TRACKING_URI = STUDY.settings.mlflow.tracking_uri or f"sqlite:///{RESULTS}/mlflow.db"
+MLFLOW = STUDY.settings.mlflow
+MIRROR = [
+    *("--results", RESULTS, "--experiment", STUDY.name),
+    *("--uri", MLFLOW.tracking_uri or f"sqlite:///{RESULTS}/mlflow.db"),
+    *(["--register-models"] if MLFLOW.register_models else []),
+]
 
 
 def study(wildcards):
     return json.dumps(STUDY.report())  # not sorted: the report keeps the order of the study file
 
 
-def experiment(wildcards):
-    return STUDY.name
-
-
-def tracking_uri(wildcards):
-    return TRACKING_URI
+def mirror(wildcards):
+    return MIRROR
 
 
 def evaluations(wildcards):
@@ -58,21 +59,17 @@ rule mlflow:
     log:
         f"{RESULTS}/mlflow_mirror.log",
     params:
-        results=RESULTS,
-        uri=tracking_uri,
-        experiment=experiment,
+        mirror=mirror,
     message:
         "Mirror the runs into MLflow"
     shell:
-        "python -m algos.training.stage.mirror --results {params.results:q} --uri {params.uri:q}"
-        " --experiment {params.experiment:q} --summary {output.summary:q} 2> {log:q}"
+        "python -m algos.training.stage.mirror {params.mirror:q} --summary {output.summary:q} 2> {log:q}"
 
 
 onstart:
     # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
     subprocess.Popen(
-        [sys.executable, "-m", "algos.training.stage.mirror", "--results", RESULTS, "--uri", TRACKING_URI]
-        + ["--experiment", STUDY.name, "--watch", str(os.getpid())],
+        [sys.executable, "-m", "algos.training.stage.mirror", *MIRROR, "--watch", str(os.getpid())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

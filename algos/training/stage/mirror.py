@@ -1,247 +1,312 @@
 """Mirrors the records of a study into MLflow. The files are the record, MLflow is a view of the files.
 
-Training never talks to MLflow: this program alone writes to MLflow's store. So no stage fails or loses a metric because
-the store is locked or away, and the mirror can be made anew from the files at any time:
+Training never talks to MLflow: this program alone writes to MLflow's store. So no stage waits for the store, fails with
+it or loses a metric. The same command adds whatever the store does not have yet, at any time and as often as one likes:
     python -m algos.training.stage.mirror --results results --uri sqlite:///results/mlflow.db --experiment default
-Each call adds the lines that are new since the last call. With --watch PID the program mirrors again and again until
-the process PID ends.
+With --watch PID the program mirrors again and again until the process PID ends, and once more then.
+
+Every stage is an MLflow run, and so is each of its seeds, below it: with metrics, parameters, artifacts, and the scores
+of its evaluation. One run has the report as its artifacts; data and models are below it. A stage that was made again
+takes the place of its earlier run. One whose process ended before the stage did is FAILED.
 """
 
 import argparse
 import fcntl
 import json
 import os
-import shlex
+import re
 import sys
 import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-STATE = ".mlflow_state.json"  # in the results folder: the MLflow run of each record, and how many lines it has
+from algos.training.stage.records import (
+    Kept,
+    data_sets,
+    find_records,
+    key_of,
+    numbers,
+    parameters,
+    read_record,
+    tags,
+    totals,
+)
+
+IDENTITY = ".mlflow_id"  # in the results folder: tells its runs from those of other folders in the same experiment
 WATCH_SECONDS = 20.0
-METRICS_PER_CALL = 900  # MLflow takes 1,000 at most
-ATTEMPTS = 3  # at a store that is locked or away
-FOLDERS = ("data", "models", "stages")  # of a study's results
-ARTIFACT_FOLDER = "mlflow_artifacts"  # in the results folder, if the store is SQLite
-ARTIFACTS = ("run.json", "metrics.jsonl", "samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl")
-NO_PARAMETERS = {
-    "settings",
-    "estimator",
-    "packages",
-    "hardware",
-    "command",
-    "memory",
-    "peak_memory",
-    "phase_seconds",
-    "held_out",
-    "started",
-    "finished",
-    "seconds",
-    "start_up_seconds",
-    "status",
-    "rows",
-}
+WATCH_SHARE = 0.1  # of a core, at most
+ARTIFACT_FOLDER = "mlflow_artifacts"  # in the results folder, unless a server keeps the artifacts
+STORE_FAULTS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # MLflow's codes for a store that is locked or away
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}  # the next pass tries again
+REPORT = "report"
+NOTHING = {"mirrored": ""}  # how far a run is mirrored: lines of metrics, evaluations of a stage, time of the report
+NOTE = """**What to look at**
+- *Runs:* a row is a stage, with the means over its seeds; unfold it to see the seeds. Sort by `eval/mean_at_8`.
+- *Group by* the tag `algorithm`, and filter with `tags.kind = "rl"` or `tags.seed = "0"`.
+- *Charts:* `reward/accuracy` and `policy/entropy` say whether a run learns, `ratio/clip_fraction` how far it leaves the
+  policy that sampled, `time/step_seconds` what it costs. A parallel-coordinates plot of `optimizer.learning_rate`,
+  `kl_coef` and `eval/mean_at_8` shows which settings matter.
+- The run of kind `study` holds the report, its tables and its figures. docs/metrics.md says what each metric means.
+
+This is a view of the study's files; delete it, and the same command makes it again.
+"""
 
 
-def metric_name(name: str) -> str:
-    """MLflow allows no @ in a metric's name."""
-    return name.replace("@", "_at_")
+@dataclass
+class View:
+    """The MLflow run of a directory."""
 
-
-def flatten(values: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def find_records(results: Path) -> list[Path]:
-    """The directories of this study that hold a run.json, evaluations last; studies in folders below are left out."""
-    found = [path.parent for folder in FOLDERS for path in (results / folder).rglob("run.json")]
-    return sorted(found, key=lambda directory: (evaluated_by(key_of(results, directory)) is not None, directory))
-
-
-def key_of(results: Path, directory: Path) -> str:
-    return directory.relative_to(results).as_posix()
-
-
-def evaluated_by(key: str) -> str | None:
-    """stages/grpo/evaluation/seed0 -> stages/grpo/seed0, models/base/evaluation/base -> models/base; else None."""
-    folder, *inside = key.split("/")
-    if folder == "data" or len(inside) != 3 or inside[1] != "evaluation":
-        return None
-    return f"stages/{inside[0]}/{inside[2]}" if folder == "stages" else f"models/{inside[0]}"
+    id: str
+    started: str  # see Kept.started
+    status: str
+    tags: dict[str, str]
 
 
 class Mirror:
     """One results folder and its MLflow experiment."""
 
-    def __init__(self, results: Path, uri: str, experiment: str):
+    def __init__(self, results: Path, uri: str, experiment: str, register_models: bool = False):
         import logging
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
-        self.results, self.client = results, MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        local = uri.startswith("sqlite:")
-        self.experiment = (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(
-                experiment, artifact_location=(results / ARTIFACT_FOLDER).resolve().as_uri() if local else None
+        self.results, self.name, self.register_models = results, experiment, register_models
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiment = self._experiment(uri)
+        identity = results / IDENTITY
+        if not identity.is_file():
+            identity.write_text(uuid.uuid4().hex, encoding="utf-8")
+        self.shared = {"study": experiment, "results": identity.read_text(encoding="utf-8")}
+        self.views = self._views()
+
+    def _experiment(self, uri: str) -> str:
+        found = self.client.get_experiment_by_name(self.name)
+        if found is None:
+            local = re.match("sqlite|postgresql|mysql|mssql", uri)  # no server, which keeps artifacts itself
+            place = (self.results / ARTIFACT_FOLDER).resolve().as_uri() if local else None
+            made = self.client.create_experiment(self.name, place, {"mlflow.note.content": NOTE})
+            return str(made)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _views(self) -> dict[str, View]:
+        """The MLflow run of each directory. Of several the last one counts: a restored experiment has them all."""
+        views: dict[str, View] = {}
+        token, of_these = None, f"tags.results = '{self.shared['results']}'"
+        while True:
+            page = self.client.search_runs(
+                [self.experiment], of_these, order_by=["attributes.start_time"], page_token=token
             )
-        )
-        self.state_path = results / STATE
-        self.state = json.loads(self.state_path.read_text(encoding="utf-8")) if self.state_path.is_file() else {}
+            for run in page:
+                if run.data.tags["directory"] in views:
+                    self.client.delete_run(views[run.data.tags["directory"]].id)
+                view = View(run.info.run_id, str(run.info.start_time), run.info.status, run.data.tags)
+                views[view.tags["directory"]] = view
+            token = page.token
+            if not token:
+                return views
 
-    def mirror_all(self) -> dict:
-        """Mirror every record. An error of one record is noted, and the others go on. Returns a summary."""
-        lines, errors, records = 0, [], find_records(self.results)
-        for directory in records:
-            key = key_of(self.results, directory)
-            try:
-                lines += self.mirror(directory, key)
-            except Exception as error:  # of MLflow or its store: the files still hold everything
-                errors.append(f"{key}: {type(error).__name__}: {error}")
-            partial = self.state_path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.state, indent=1), encoding="utf-8")
-            partial.replace(self.state_path)  # never half a file, whenever this program is stopped
-        return {"records": len(records), "new_lines": lines, "errors": errors}
+    def mirror_all(self, going: bool = False) -> dict:
+        """Mirror every record; an error of one is noted, and the others go on. Returns a summary.
 
-    def mirror(self, directory: Path, key: str) -> int:
-        """Add the new lines of one record to its MLflow run; returns the number of new metrics lines."""
-        facts = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        entry = self._entry(key, facts)
-        new = self._metrics(directory, entry, facts)
-        if facts["status"] == "finished" and entry["status"] != "finished":
-            summary = {
-                f"{group}.{name}": value
-                for group in ("memory", "peak_memory", "phase_seconds", "held_out")
-                for name, value in flatten(facts.get(group, {})).items()
-                if isinstance(value, (int, float))
-            }
-            summary["seconds"] = facts["seconds"]
-            self._log_metrics(entry["run_id"], summary, facts["finished"], 0)
-            self._log_parameters(entry["run_id"], facts)  # a finished record holds more facts
-            for name in ARTIFACTS:
-                if (directory / name).is_file():
-                    self.client.log_artifact(entry["run_id"], str(directory / name))
-            if evaluated_by(key):
-                self._copy_scores_to_parent(directory, key, facts)
-            self.client.set_terminated(entry["run_id"], "FINISHED", int(facts["finished"] * 1000))
-            entry["status"] = "finished"
-        return new
-
-    def _entry(self, key: str, facts: dict) -> dict:
-        """The state of one record; a new MLflow run if the record is new, was made again, or is gone from the store."""
-        entry = self.state.get(key)
-        if entry is not None and self._exists(entry["run_id"]):
-            if entry["started"] == facts["started"]:
-                return entry
-            self.client.delete_run(entry["run_id"])  # the stage ran again, and the earlier files are gone
-        tags = {
-            "kind": facts["kind"],
-            "directory": key,
-            "commit": str(facts.get("commit")),
-            "device": str(facts.get("device", "cpu")),
-            "command": shlex.join(facts.get("command", [])),
-        }
-        parent = self.state.get(evaluated_by(key) or "")
-        if parent:
-            tags["mlflow.parentRunId"] = parent["run_id"]
-        run = self.client.create_run(
-            self.experiment, start_time=int(facts["started"] * 1000), run_name=key.removeprefix("stages/"), tags=tags
-        )
-        self._log_parameters(run.info.run_id, facts)
-        self.state[key] = {"run_id": run.info.run_id, "started": facts["started"], "lines": 0, "status": "running"}
-        return self.state[key]
-
-    def _exists(self, run_id: str) -> bool:
+        going: whether the study still runs, as far as the caller knows.
+        """
         from mlflow.exceptions import MlflowException
 
-        try:
-            return self.client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
+        found = {key_of(self.results, directory): directory for directory in find_records(self.results, "*run.json")}
+        records = {key: directory for key, directory in found.items() if key.count("/") < 3}  # evaluations have 3
+        new, errors = 0, []
+        for key in (*records, REPORT):
+            try:
+                if key == REPORT:
+                    self._end(records, going)
+                else:
+                    new += self._record(key, records[key])
+            except Exception as error:  # of MLflow or its store: the files still hold everything
+                errors.append(f"{key}: {type(error).__name__}: {error}")
+                if isinstance(error, MlflowException) and error.error_code in STORE_FAULTS:
+                    break
+        return {"records": len(records), "new_lines": new, "errors": errors}
 
-    def _log_parameters(self, run_id: str, facts: dict) -> None:
-        from mlflow.entities import Param
+    def _record(self, key: str, directory: Path) -> int:
+        """Bring the run of one record up to date; returns the number of new lines of metrics."""
+        record, evaluation, new = read_record(directory), self._evaluation(key), 0
+        view, status = self._view(key, record, evaluation), record.status
+        if status != view.status or status == "RUNNING":
+            new = self._lines(view, record)
+        if status != view.status:
+            self._log(view, totals(record.facts), record.ended)
+            self._artifacts(view, record)
+            self._set(view, status, record.ended)
+        if evaluation and "evaluated" not in view.tags:
+            self._log(view, numbers(evaluation.lines[-1], "eval"), evaluation.ended)
+            self._inputs(view, evaluation)
+            self._artifacts(view, evaluation, "evaluation")
+            self._tag(view, "evaluated", evaluation.started)
+        if self.register_models and status == "FINISHED" and (directory / "checkpoint").is_dir():
+            self._register(view, directory / "checkpoint")
+        return new
 
-        values = {
-            **flatten(facts.get("settings", {})),
-            **flatten(facts.get("estimator", {}), "estimator."),
-            **flatten(facts.get("packages", {}), "package."),
-            **flatten(facts.get("hardware", {}), "hardware."),
-            **flatten(facts.get("rows", {}), "rows."),
-            **{k: v for k, v in facts.items() if k not in NO_PARAMETERS and not isinstance(v, (dict, list))},
-        }
-        items = [Param(name, str(value)[:500]) for name, value in values.items()]
-        for start in range(0, len(items), 100):
-            self.client.log_batch(run_id, params=items[start : start + 100])
+    def _evaluation(self, key: str) -> Kept | None:
+        """The finished evaluation of a stage and seed."""
+        stage, _, seed = key.rpartition("/")
+        directory = self.results / stage / "evaluation" / seed
+        evaluation = read_record(directory) if (directory / "run.json").is_file() else None
+        return evaluation if evaluation and evaluation.status == "FINISHED" else None
 
-    def _metrics(self, directory: Path, entry: dict, facts: dict) -> int:
-        from mlflow.entities import Metric
+    def _view(self, key: str, record: Kept, evaluation: Kept | None) -> View:
+        """The run of a record. It is made anew if the stage, or its evaluation, was made again."""
+        view, evaluated = self.views.get(key), evaluation.started if evaluation else None
+        above = {"mlflow.parentRunId": self._above(key, record).id}
+        if view and (view.started != record.started or view.tags.get("evaluated", evaluated) != evaluated):
+            self.client.delete_run(view.id)
+            view = None
+        if view is None:
+            view = self._create(key, record.started, {**tags(record.facts), **above})
+        if not view.tags.items() >= above.items():  # the run above was there twice: an answer of the server was lost
+            self._tag(view, *above.popitem())
+        if "mirrored" not in view.tags:
+            from mlflow.entities import Param
 
-        path = directory / "metrics.jsonl"
-        if not path.is_file():
-            return 0
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end is not fully written yet
-        pending, start = [], entry["lines"]
-        for number in range(start, len(lines)):
-            row = json.loads(lines[number])
-            for name, value in row.items():
-                if name not in ("step", "time") and isinstance(value, (int, float)):
-                    pending.append(Metric(metric_name(name), value, int(row["time"] * 1000), row["step"]))
-            if len(pending) >= METRICS_PER_CALL - 100 or number == len(lines) - 1:
-                for first in range(0, len(pending), METRICS_PER_CALL):
-                    self.client.log_batch(entry["run_id"], metrics=pending[first : first + METRICS_PER_CALL])
-                pending, entry["lines"] = [], number + 1
-        return entry["lines"] - start
+            params = [Param(name, str(value)) for name, value in parameters(record.facts).items()]
+            self.client.log_batch(view.id, params=params)
+            self._inputs(view, record)
+            self._tag(view, "mirrored", "0")
+        return view
 
-    def _log_metrics(self, run_id: str, values: dict, seconds: float, step: int) -> None:
-        from mlflow.entities import Metric
+    def _above(self, key: str, record: Kept) -> View:
+        """The run of a stage, which is above its seeds, or of the study, which is above data and models."""
+        if not key.startswith("stages/"):
+            return self.views.get(REPORT) or self._create(
+                REPORT, record.started, {"kind": "study", **NOTHING}, self.name
+            )
+        stage = key.rpartition("/")[0]
+        shared = {k: v for k, v in tags(record.facts).items() if k in ("kind", "algorithm", "trainer", "from")}
+        return self.views.get(stage) or self._create(stage, record.started, {**shared, **NOTHING})
 
-        metrics = [Metric(metric_name(name), value, int(seconds * 1000), step) for name, value in values.items()]
-        for start in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+    def _create(self, key: str, started: str, own: dict[str, str], name: str | None = None) -> View:
+        given = {**self.shared, **own, "directory": key}
+        name = name or key.partition("/")[2] or key
+        run = self.client.create_run(self.experiment, start_time=int(started), run_name=name, tags=given)
+        self.views[key] = View(run.info.run_id, started, "RUNNING", given)
+        return self.views[key]
 
-    def _copy_scores_to_parent(self, directory: Path, key: str, facts: dict) -> None:
-        """Put the test scores on the stage's MLflow run too, so that stages can be sorted by score."""
-        parent = self.state.get(evaluated_by(key))
-        if parent is None or not (directory / "scores.json").is_file():
+    def _lines(self, view: View, record: Kept) -> int:
+        """Add the lines that the run does not have yet. Those that a resumed stage writes again count once."""
+        lines = record.lines[int(view.tags["mirrored"]) :]
+        if lines:
+            made = [metric for line in lines for metric in _metrics(numbers(line), line["time"], line["step"])]
+            self.client.log_batch(view.id, metrics=made)
+            self._tag(view, "mirrored", str(int(view.tags["mirrored"]) + len(lines)))
+        return len(lines)
+
+    def _log(self, view: View, values: dict[str, float], seconds: float, step: int = 0) -> None:
+        self.client.log_batch(view.id, metrics=_metrics(values, seconds, step))
+
+    def _inputs(self, view: View, record: Kept) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        found = data_sets(record.facts["command"])
+        inputs = [
+            DatasetInput(Dataset(name, digest, "local", source), [InputTag("mlflow.data.context", context)])
+            for name, digest, source, context in found
+        ]
+        self.client.log_inputs(view.id, datasets=inputs)
+
+    def _artifacts(self, view: View, record: Kept, folder: str | None = None) -> None:
+        for path in record.files:
+            self.client.log_artifact(view.id, str(path), folder)
+
+    def _tag(self, view: View, name: str, value: str) -> None:
+        self.client.set_tag(view.id, name, value)
+        view.tags[name] = value
+
+    def _set(self, view: View, status: str, seconds: float) -> None:
+        if status == "RUNNING":
+            self.client.update_run(view.id, status)
+        else:
+            self.client.set_terminated(view.id, status, int(seconds * 1000))
+        view.status = status
+
+    def _register(self, view: View, checkpoint: Path) -> None:
+        """Make the checkpoint the newest version of the stage's registered model."""
+        from mlflow.exceptions import MlflowException
+
+        if self.client.search_model_versions(f"run_id = '{view.id}'"):
             return
-        overall = json.loads((directory / "scores.json").read_text(encoding="utf-8"))["overall"]
-        self._log_metrics(
-            parent["run_id"],
-            {f"test/{name}": value for name, value in overall.items() if isinstance(value, (int, float))},
-            facts["finished"],
-            0,
-        )
+        name = re.sub("[/:]", "_", f"{self.name}.{checkpoint.parents[1].name}")
+        self.client.log_artifacts(view.id, str(checkpoint), checkpoint.name)
+        with suppress(MlflowException):  # it exists
+            self.client.create_registered_model(name)
+        source = f"{self.client.get_run(view.id).info.artifact_uri}/{checkpoint.name}"
+        self.client.create_model_version(name, source, view.id, tags={"seed": view.tags["seed"]})
+
+    def _end(self, records: dict[str, Path], going: bool) -> None:
+        """Runs whose record is gone; and stages and the study, whose statuses follow from those of the runs below."""
+        for key in sorted(set(self.views) - {REPORT, *records}, reverse=True):  # seeds before their stage
+            view, seeds = self.views[key], [k for k in self.views if k.startswith(f"{key}/")]
+            if seeds:
+                self._means(view, [e for e in map(self._evaluation, seeds) if e])
+                self._follow(view, seeds, "FINISHED")
+            elif view.status == "RUNNING":
+                self._set(view, "FAILED", time.time())  # killed, and Snakemake has removed the record
+        study, page = self.views.get(REPORT), self.results / REPORT / "report.html"
+        if study is None:
+            return
+        if page.is_file() and study.tags["mirrored"] != (made := str(page.stat().st_mtime_ns)):
+            self.client.log_artifacts(study.id, str(page.parent))
+            self._tag(study, "mirrored", made)
+        stopped = "RUNNING" if going else "KILLED"
+        self._follow(study, [k for k in self.views if k != REPORT], "FINISHED" if page.is_file() else stopped)
+
+    def _follow(self, view: View, below: list[str], otherwise: str) -> None:
+        statuses = {self.views[key].status for key in below}
+        status = next((s for s in ("RUNNING", "FAILED") if s in statuses), otherwise)
+        if status != view.status:
+            self._set(view, status, time.time())
+
+    def _means(self, view: View, evaluations: list[Kept]) -> None:
+        """The means of the scores over the seeds that are evaluated."""
+        newest = max((e.started for e in evaluations), default="")
+        if newest and newest != view.tags["mirrored"]:
+            scores = [numbers(e.lines[-1], "eval") for e in evaluations]
+            means = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0] if "error" not in name}
+            self._log(view, means, max(e.ended for e in evaluations), len(evaluations))
+            self._tag(view, "mirrored", newest)
 
 
-def mirror_once(results: Path, uri: str, experiment: str) -> dict:
-    """Mirror every record, one program at a time. Tries again while the store is locked or away, and never raises."""
+def _metrics(values: dict[str, float], seconds: float, step: int) -> list:
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, int(seconds * 1000), step) for name, value in values.items()]
+
+
+def mirror_once(results: Path, uri: str, experiment: str, register_models: bool = False, going: bool = False) -> dict:
+    """Mirror every record, one program at a time; never raises."""
     results.mkdir(parents=True, exist_ok=True)
-    summary = {"records": 0, "new_lines": 0, "errors": ["not tried"]}
     with (results / ".mlflow_lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(2.0**attempt)
-            try:
-                summary = Mirror(results, uri, experiment).mirror_all()
-            except Exception as error:  # the store cannot even be opened
-                summary = {"records": 0, "new_lines": 0, "errors": [f"{type(error).__name__}: {error}"]}
-            if not summary["errors"]:
-                break
-    return summary
+        try:
+            return Mirror(results, uri, experiment, register_models).mirror_all(going)
+        except Exception as error:  # the store cannot even be opened
+            return {"records": 0, "new_lines": 0, "errors": [f"{type(error).__name__}: {error}"]}
+
+
+def watch(pid: int, results: Path, *store) -> None:
+    """Mirror while the process lives, and once more when it has ended."""
+    os.nice(5)
+    while alive(pid):
+        start = time.monotonic()
+        mirror_once(results, *store, going=True)
+        end = time.monotonic() + max(WATCH_SECONDS, (time.monotonic() - start) / WATCH_SHARE)
+        while alive(pid) and time.monotonic() < end:
+            time.sleep(1.0)
+    if results.is_dir():
+        mirror_once(results, *store)
 
 
 def alive(pid: int) -> bool:
@@ -259,32 +324,30 @@ def main() -> None:
     parser.add_argument("--results", required=True, type=Path, help="the study's results folder")
     parser.add_argument("--uri", required=True, help="MLflow tracking URI")
     parser.add_argument("--experiment", required=True, help="MLflow experiment")
+    parser.add_argument("--register-models", action="store_true", help="register the checkpoints in the model registry")
     parser.add_argument("--watch", type=int, metavar="PID", help="mirror again and again until this process ends")
     parser.add_argument("--summary", type=Path, help="write a summary of the call to this file, as JSON")
     args = parser.parse_args()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    store = args.uri, args.experiment, args.register_models
     if args.watch is not None:
-        os.nice(5)
-        while alive(args.watch):
-            mirror_once(args.results, args.uri, args.experiment)
-            for _ in range(int(WATCH_SECONDS)):
-                if not alive(args.watch):
-                    break
-                time.sleep(1.0)
+        watch(args.watch, args.results, *store)
         return
-    summary = mirror_once(args.results, args.uri, args.experiment)
+    summary, uri = mirror_once(args.results, *store), re.sub("//[^@/]*@", "//***@", args.uri)  # without a password
     for error in summary["errors"]:
         print(f"not mirrored into MLflow: {error}", file=sys.stderr)
     if summary["errors"]:
         print(
-            f"MLflow at {args.uri} misses {len(summary['errors'])} record(s); nothing is lost: the files in "
+            f"MLflow at {uri} misses {len(summary['errors'])} record(s); nothing is lost: the files in "
             f"{args.results} are the record. Mirror them later with: python -m algos.training.stage.mirror "
-            f"--results {args.results} --uri {args.uri} --experiment {args.experiment}",
+            f"--results {args.results} --uri {uri} --experiment {args.experiment}",
             flush=True,
         )
     if args.summary:
         args.summary.write_text(
-            json.dumps({"uri": args.uri, "experiment": args.experiment, **summary}, indent=2) + "\n", encoding="utf-8"
+            json.dumps({"uri": uri, "experiment": args.experiment, **summary}, indent=2) + "\n", encoding="utf-8"
         )
 
 

@@ -4,6 +4,7 @@ Also the facts in them: time by phase, memory by component, commit, packages and
 """
 
 import argparse
+import fcntl
 import gc
 import json
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
@@ -64,6 +65,8 @@ class Record:
         }
         self.metrics = (self.out / "metrics.jsonl").open("w", encoding="utf-8")
         self.samples = (self.out / "samples.jsonl").open("w", encoding="utf-8")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self.metrics, fcntl.LOCK_EX)  # until this process ends: by it others see that the stage lives
         write_json(self.out / "run.json", self.facts)
         Record.unfinished.append(self)
 
@@ -80,12 +83,12 @@ class Record:
         self.samples.flush()
 
     def finish(self, **facts) -> None:
-        self.metrics.close()
         self.samples.close()
         finished = time.time()
         Record.unfinished.remove(self)
         self.facts.update(status="finished", finished=finished, seconds=finished - self.started, **facts)
         write_json(self.out / "run.json", self.facts)
+        self.metrics.close()
 
     def set_aside(self) -> None:
         """Rename the files of a stage that did not finish, so that no one takes the stage for finished."""

@@ -1,50 +1,70 @@
 """The MLflow mirror: complete, additive, and no danger to the record."""
 
+import fcntl
 import json
-import sqlite3
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from algos.training.stage import mirror as tracking
+from algos.training.stage.record import Record
+
+SEED, EVALUATION = "stages/grpo/seed0", "stages/grpo/evaluation/seed0"
+
+
+def write_record(directory: Path, kind: str, lines: list[dict], started: float = 100.0, **facts) -> None:
+    """A record as Record leaves it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    fixed = {
+        "kind": kind,
+        "status": "finished",
+        "settings": {"optimizer": {"learning_rate": 0.1}},
+        "packages": {"torch": "2"},
+        "commit": "abc",
+        "command": ["python", "-m", "algos.training.train", "--out", str(directory)],
+        "started": started,
+        "finished": started + 10,
+        "seconds": 10.0,
+    }
+    (directory / "run.json").write_text(json.dumps({**fixed, **facts}))
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def line(step: int, **metrics) -> dict:
+    return {"step": step, "time": 100.0 + step, "seconds": float(step), **metrics}
+
+
+LINES = [line(step, reward=step / 2, clip_fraction=None) for step in range(3)]
 
 
 @pytest.fixture
 def results(tmp_path):
-    """A results folder with one finished run and its evaluation, as Record writes them."""
-    stage = tmp_path / "results" / "stages" / "grpo"
-    for directory, kind in ((stage / "seed0", "rl"), (stage / "evaluation" / "seed0", "evaluation")):
-        directory.mkdir(parents=True)
-        (directory / "run.json").write_text(
-            json.dumps(
-                {
-                    "kind": kind,
-                    "status": "finished",
-                    "settings": {"optimizer": {"learning_rate": 0.1}},
-                    "estimator": {"ratio_level": "token"},
-                    "packages": {"torch": "2"},
-                    "commit": "abc",
-                    "command": ["python"],
-                    "started": 100.0,
-                    "finished": 110.0,
-                    "seconds": 10.0,
-                }
-            )
-        )
-        (directory / "metrics.jsonl").write_text(
-            "".join(
-                json.dumps({"step": i, "time": 100.0 + i, "reward": i / 2, "mean@8": None}) + "\n" for i in range(3)
-            )
-        )
-    (stage / "evaluation" / "seed0" / "scores.json").write_text(
-        json.dumps({"overall": {"mean@8": 0.5, "greedy_wilson95": [0, 1]}})
-    )
-    return tmp_path / "results"
+    """A results folder with data, one finished run and its evaluation."""
+    results = tmp_path / "results"
+    write_record(results / "data", "data", [line(0, train_problems=4)])
+    (results / "data" / "train.jsonl").write_text("{}\n")
+    command = ["python", "-m", "algos.training.train", "--from", "results/stages/cold/seed0/checkpoint"]
+    command += ["--prompts", str(results / "data" / "train.jsonl")]
+    facts = {"algorithm": "grpo", "trainer": "own", "seed": 0, "command": command, "phase_seconds": {"update": 2.0}}
+    write_record(results / SEED, "rl", LINES, estimator={"ratio_level": "token"}, **facts)
+    write_record(results / EVALUATION, "evaluation", [line(0, **{"mean@8": 0.5})])
+    return results
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A store with its tables, which take seconds to make."""
+    store = tmp_path_factory.mktemp("store") / "mlflow.db"
+    client(f"sqlite:///{store}").search_experiments()
+    return store
 
 
 @pytest.fixture
-def uri(tmp_path):
+def uri(tmp_path, empty_store):
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
@@ -55,7 +75,9 @@ def client(uri):
 
 
 def runs(uri):
+    """The runs by directory; a directory has one."""
     found = client(uri).search_runs([client(uri).get_experiment_by_name("study").experiment_id])
+    assert len({run.data.tags["directory"] for run in found}) == len(found)
     return {run.data.tags["directory"]: run for run in found}
 
 
@@ -63,114 +85,203 @@ def history(uri, run, name):
     return [(m.step, m.value) for m in client(uri).get_metric_history(run.info.run_id, name)]
 
 
-def test_everything_is_mirrored_once_and_what_is_new_is_added(results, uri):
+def mirrored(results, uri) -> dict:
     summary = tracking.mirror_once(results, uri, "study")
-    assert (summary["records"], summary["errors"]) == (2, [])
-    run = runs(uri)["stages/grpo/seed0"]
-    assert history(uri, run, "reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
-    assert run.data.params["optimizer.learning_rate"] == "0.1" and run.data.params["estimator.ratio_level"] == "token"
-    assert (
-        run.data.params["package.torch"] == "2" and run.data.tags["commit"] == "abc" and run.info.status == "FINISHED"
-    )
-    assert run.data.metrics["test/mean_at_8"] == 0.5  # from the evaluation, which is its child
-    assert runs(uri)["stages/grpo/evaluation/seed0"].data.tags["mlflow.parentRunId"] == run.info.run_id
-    assert {a.path for a in client(uri).list_artifacts(run.info.run_id)} >= {"run.json", "metrics.jsonl"}
-
-    again = tracking.mirror_once(results, uri, "study")
-    assert again["new_lines"] == 0 and again["records"] == 2 and len(runs(uri)) == 2
-    with (results / "stages" / "grpo" / "seed0" / "metrics.jsonl").open("a") as lines:
-        lines.write(
-            json.dumps({"step": 3, "time": 103.0, "reward": 7.0}) + "\n" + '{"step": 4, "time": 104.0, "rew'
-        )  # half a line
-    assert tracking.mirror_once(results, uri, "study")["new_lines"] == 1
-    assert history(uri, runs(uri)["stages/grpo/seed0"], "reward")[-1] == (3, 7.0)
+    assert summary["errors"] == []
+    return summary
 
 
-def test_a_stage_that_ran_again_replaces_its_run(results, uri):
-    tracking.mirror_once(results, uri, "study")
-    first = runs(uri)["stages/grpo/seed0"].info.run_id
-    path = results / "stages" / "grpo" / "seed0" / "run.json"
-    path.write_text(path.read_text().replace('"started": 100.0', '"started": 200.0'))
-    tracking.mirror_once(results, uri, "study")
-    assert runs(uri)["stages/grpo/seed0"].info.run_id != first and len(runs(uri)) == 2
+def make_running(results, lines=LINES, started=200.0):
+    """The stage again, as it is while it runs; returns its metrics, open and locked as its process has them."""
+    write_record(results / SEED, "rl", lines, started, status="running", algorithm="grpo", seed=0)
+    metrics = (results / SEED / "metrics.jsonl").open("a")
+    fcntl.flock(metrics, fcntl.LOCK_EX)
+    return metrics
+
+
+def test_a_stage_is_one_run_with_its_seeds_below_and_the_study_one_with_data_and_models(results, uri):
+    assert mirrored(results, uri)["records"] == 2
+    found = runs(uri)
+    assert {key: run.info.run_name for key, run in found.items()} == {
+        "report": "study",
+        "data": "data",
+        "stages/grpo": "grpo",
+        SEED: "grpo/seed0",
+    }
+    above = {key: run.data.tags.get("mlflow.parentRunId") for key, run in found.items()}
+    assert above[SEED] == found["stages/grpo"].info.run_id and above["data"] == found["report"].info.run_id
+    run = found[SEED]
+    assert history(uri, run, "reward/reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    assert run.data.params == {
+        "optimizer.learning_rate": "0.1",
+        "estimator.ratio_level": "token",
+        "package.torch": "2",
+    }
+    assert run.data.metrics["time/phase_seconds.update"] == 2.0 and run.data.metrics["eval/mean_at_8"] == 0.5
+    assert found["stages/grpo"].data.metrics["eval/mean_at_8"] == 0.5
+    expected = {"study": "study", "kind": "rl", "algorithm": "grpo", "seed": "0", "from": "cold", "trainer": "own"}
+    expected |= {"mlflow.source.name": "algos.training.train", "mlflow.source.git.commit": "abc"}
+    assert run.data.tags.items() >= expected.items()
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "results/data/train" and data.tags[0].value == "training"
+    assert {a.path for a in client(uri).list_artifacts(run.info.run_id)} == {"run.json", "metrics.jsonl", "evaluation"}
+
+
+def test_what_is_new_is_added_and_nothing_comes_twice(results, uri):
+    metrics = make_running(results)
+    assert mirrored(results, uri)["new_lines"] == 4  # one of data
+    assert mirrored(results, uri)["new_lines"] == 0 and runs(uri)[SEED].info.status == "RUNNING"
+    metrics.write(json.dumps(line(3, reward=7.0)) + "\n" + '{"step": 4, "time": 104.0, "rew')  # half a line
+    metrics.flush()
+    assert mirrored(results, uri)["new_lines"] == 1
+    assert history(uri, runs(uri)[SEED], "reward/reward") == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 7.0)]
+
+
+def test_lines_that_the_store_took_before_a_fault_come_once(results, uri, monkeypatch):
+    metrics, tag = make_running(results), tracking.Mirror._tag
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Mirror, "_tag", lambda *args: 1 / 0 if args[3] == "3" else tag(*args))
+        assert "ZeroDivisionError" in tracking.mirror_once(results, uri, "study")["errors"][0]
+    mirrored(results, uri)
+    assert history(uri, runs(uri)[SEED], "reward/reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    metrics.close()
+
+
+def test_a_stage_or_an_evaluation_that_was_made_again_replaces_its_run(results, uri):
+    mirrored(results, uri)
+    write_record(results / EVALUATION, "evaluation", [line(0, **{"mean@8": 0.75})], started=300.0)
+    mirrored(results, uri)
+    run = runs(uri)[SEED]
+    assert history(uri, run, "eval/mean_at_8") == [(0, 0.75)] and len(history(uri, run, "reward/reward")) == 3
+    write_record(results / SEED, "rl", LINES[:1], started=400.0)
+    mirrored(results, uri)
+    assert history(uri, runs(uri)[SEED], "reward/reward") == [(0, 0.0)]
+    assert runs(uri)["stages/grpo"].data.metrics["eval/mean_at_8"] == 0.75
+
+
+def test_a_stage_whose_process_is_gone_is_failed_and_running_when_it_goes_on(results, uri):
+    metrics = make_running(results)
+    mirrored(results, uri)
+    assert {runs(uri)[key].info.status for key in (SEED, "stages/grpo", "report")} == {"RUNNING"}
+    metrics.close()  # SIGKILL leaves nothing else
+    mirrored(results, uri)
+    assert {runs(uri)[key].info.status for key in (SEED, "stages/grpo", "report")} == {"FAILED"}
+    metrics = make_running(results)  # as a stage does that resumes
+    mirrored(results, uri)
+    assert {runs(uri)[key].info.status for key in (SEED, "stages/grpo", "report")} == {"RUNNING"}
+    assert len(history(uri, runs(uri)[SEED], "reward/reward")) == 3
+
+
+def test_a_stage_whose_files_snakemake_removed_is_failed(results, uri):
+    metrics = make_running(results)
+    mirrored(results, uri)
+    metrics.close()
+    for path in (results / SEED).iterdir():
+        path.unlink()
+    mirrored(results, uri)
+    assert runs(uri)[SEED].info.status == "FAILED"
+
+
+def test_a_stage_that_was_stopped_has_the_lines_of_its_record_that_was_set_aside(results, uri):
+    record = Record(results / SEED, "rl", {}, threads=1, seed=0)
+    record.log(0, {"reward": 1.0})
+    mirrored(results, uri)
+    assert runs(uri)[SEED].info.status == "RUNNING"
+    record.log(1, {"reward": 2.0})
+    record.set_aside()
+    Record.unfinished.remove(record)
+    mirrored(results, uri)
+    run = runs(uri)[SEED]
+    assert run.info.status == "FAILED" and history(uri, run, "reward/reward") == [(0, 1.0), (1, 2.0)]
+    assert "interrupted-run.json" in {a.path for a in client(uri).list_artifacts(run.info.run_id)}
+
+
+def test_the_report_is_an_artifact_of_the_studys_run(results, uri):
+    mirrored(results, uri)
+    assert runs(uri)["report"].info.status == "KILLED"  # nothing runs, and there is no report
+    (results / "report").mkdir()
+    (results / "report" / "report.html").write_text("<p>")
+    (results / "report" / "comparison.csv").write_text("a")
+    mirrored(results, uri)
+    run = runs(uri)["report"]
+    assert run.info.status == "FINISHED" and run.data.tags["kind"] == "study"
+    assert {a.path for a in client(uri).list_artifacts(run.info.run_id)} == {"report.html", "comparison.csv"}
+
+
+def test_checkpoints_are_registered_where_it_is_asked_for(results, uri):
+    (results / SEED / "checkpoint").mkdir()
+    (results / SEED / "checkpoint" / "config.json").write_text("{}")
+    mirrored(results, uri)
+    assert not client(uri).search_registered_models()
+    for _ in range(2):
+        assert tracking.mirror_once(results, uri, "study", register_models=True)["errors"] == []
+    (version,) = client(uri).search_model_versions("name = 'study.grpo'")
+    assert version.run_id == runs(uri)[SEED].info.run_id and version.tags == {"seed": "0"}
+    assert (Path(version.source.removeprefix("file://")) / "config.json").is_file()
+
+
+def test_an_experiment_that_was_deleted_in_the_ui_is_restored_without_runs_that_were_replaced(results, uri):
+    mirrored(results, uri)
+    write_record(results / SEED, "rl", LINES, started=400.0)
+    mirrored(results, uri)
+    experiment = client(uri).get_experiment_by_name("study")
+    assert "What to look at" in experiment.tags["mlflow.note.content"]
+    client(uri).delete_experiment(experiment.experiment_id)
+    mirrored(results, uri)
+    assert runs(uri)[SEED].info.start_time == 400_000
+    assert client(uri).get_experiment_by_name("study").lifecycle_stage == "active"
+
+
+def test_two_folders_in_one_experiment_have_runs_of_their_own(results, uri, tmp_path):
+    mirrored(results, uri)
+    write_record(tmp_path / "other" / SEED, "rl", LINES, started=400.0)
+    mirrored(tmp_path / "other", uri)
+    mirrored(results, uri)
+    found = client(uri).search_runs([client(uri).get_experiment_by_name("study").experiment_id])
+    assert sorted(r.info.start_time for r in found if r.data.tags["directory"] == SEED) == [100_000, 400_000]
 
 
 def test_a_locked_store_costs_nothing_and_is_caught_up_with(results, uri, tmp_path, monkeypatch):
-    tracking.mirror_once(results, uri, "study")  # the store's tables exist
-    with (results / "stages" / "grpo" / "seed0" / "metrics.jsonl").open("a") as lines:
-        lines.write(json.dumps({"step": 3, "time": 103.0, "reward": 7.0}) + "\n")
-    monkeypatch.setattr(tracking, "ATTEMPTS", 1)
-    lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
-    lock.execute("BEGIN EXCLUSIVE")
-    try:
+    mirrored(results, uri)  # the store's tables exist
+    write_record(results / SEED, "rl", [*LINES, line(3, reward=7.0)], started=400.0)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def locked(*_, **__):
+        raise MlflowException("locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", locked)
         summary = tracking.mirror_once(results, uri, "study")
-    finally:
-        lock.execute("ROLLBACK")
-        lock.close()
-    assert summary["errors"]
-    assert tracking.mirror_once(results, uri, "study")["errors"] == []
-    assert history(uri, runs(uri)["stages/grpo/seed0"], "reward")[-1] == (3, 7.0)
+    assert len(summary["errors"]) == 1  # the first one ends the pass
+    assert mirrored(results, uri)["new_lines"] == 4
+    assert history(uri, runs(uri)[SEED], "reward/reward")[-1] == (3, 7.0)
 
 
-def test_a_store_that_is_away_is_reported_and_not_raised(results, monkeypatch):
-    monkeypatch.setattr(tracking, "ATTEMPTS", 1)
+def test_a_store_that_is_away_is_reported_and_not_raised(results):
     summary = tracking.mirror_once(results, "sqlite:////dev/null/mlflow.db", "study")
     assert len(summary["errors"]) == 1 and "Error" in summary["errors"][0]
 
 
-def test_one_broken_stage_does_not_stop_the_others(results, uri, monkeypatch):
-    monkeypatch.setattr(tracking, "ATTEMPTS", 1)
+def test_one_broken_stage_does_not_stop_the_others(results, uri):
     broken = results / "stages" / "aaa" / "seed0"
     broken.mkdir(parents=True)
     (broken / "run.json").write_text("{")
     summary = tracking.mirror_once(results, uri, "study")
-    assert len(summary["errors"]) == 1 and summary["errors"][0].startswith("stages/aaa/seed0") and len(runs(uri)) == 2
+    assert len(summary["errors"]) == 1 and summary["errors"][0].startswith("stages/aaa/seed0") and SEED in runs(uri)
 
 
 def test_a_store_that_was_deleted_is_made_anew(results, uri, tmp_path):
-    tracking.mirror_once(results, uri, "study")
+    mirrored(results, uri)
     (tmp_path / "mlflow.db").unlink()
-    command = [
-        sys.executable,
-        "-m",
-        "algos.training.stage.mirror",
-        "--results",
-        str(results),
-        "--uri",
-        uri,
-        "--experiment",
-        "study",
-    ]
-    subprocess.run(command, check=True, timeout=120)  # a new process, as a user would: engines are cached within one
-    assert len(history(uri, runs(uri)["stages/grpo/seed0"], "reward")) == 3
+    command = [sys.executable, "-m", "algos.training.stage.mirror", "--results", str(results)]
+    # a new process, as a user would: engines are cached within one
+    subprocess.run([*command, "--uri", uri, "--experiment", "study"], check=True, timeout=120)
+    assert len(history(uri, runs(uri)[SEED], "reward/reward")) == 3
 
 
-def test_another_study_below_the_results_folder_is_not_mirrored(results, uri):
-    other = results / "smoke" / "stages" / "ppo" / "seed0"
-    other.mkdir(parents=True)
-    (other / "run.json").write_text((results / "stages" / "grpo" / "seed0" / "run.json").read_text())
-    assert tracking.mirror_once(results, uri, "study")["records"] == 2
-
-
-def test_runs_are_tagged_with_their_kind_and_named_by_stage_and_seed(results, uri):
-    tracking.mirror_once(results, uri, "study")
-    found = {run.info.run_name: run.data.tags["kind"] for run in runs(uri).values()}
-    assert found == {"grpo/seed0": "rl", "grpo/evaluation/seed0": "evaluation"}
-
-
-def test_a_stage_may_be_called_evaluation(results, uri):
+def test_a_stage_may_be_called_evaluation_and_another_study_may_lie_below(results, uri):
     (results / "stages" / "grpo").rename(results / "stages" / "evaluation")
-    assert tracking.mirror_once(results, uri, "study")["errors"] == []
-    run = runs(uri)["stages/evaluation/seed0"]
-    assert "mlflow.parentRunId" not in run.data.tags and run.data.metrics["test/mean_at_8"] == 0.5
-
-
-def test_a_measurement_that_a_record_corrects_at_its_end_is_mirrored(results, uri):
-    """The evaluation of a second seed finds out at its end that its process had started already."""
-    path = results / "stages" / "grpo" / "evaluation" / "seed0" / "run.json"
-    finished = json.loads(path.read_text())
-    path.write_text(json.dumps({**finished, "status": "running", "start_up_seconds": 12.5}))
-    assert tracking.mirror_once(results, uri, "study")["errors"] == []
-    path.write_text(json.dumps({**finished, "start_up_seconds": 0.0}))
-    assert tracking.mirror_once(results, uri, "study")["errors"] == []
-    assert runs(uri)["stages/grpo/evaluation/seed0"].info.status == "FINISHED"
+    write_record(results / "smoke" / "stages" / "ppo" / "seed0", "rl", LINES)
+    assert mirrored(results, uri)["records"] == 2
+    assert runs(uri)["stages/evaluation/seed0"].data.metrics["eval/mean_at_8"] == 0.5
