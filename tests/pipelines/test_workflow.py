@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from metrics_page import missing
 from project import PROJECT, STUDY, copy_project, environment, planned, record, results, snakemake
 
 from evaluation.report import write as write_report
@@ -146,31 +147,36 @@ def test_mlflow_has_every_stage_and_every_metric(tree):
     client = MlflowClient(tracking_uri=f"sqlite:///{results(tree) / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("smoke")
     runs = {run.data.tags["directory"]: run for run in client.search_runs([experiment.experiment_id], max_results=500)}
-    on_disk = {
-        p.parent.relative_to(results(tree)).as_posix()
-        for p in results(tree).rglob("run.json")
-        if "mlflow_artifacts" not in p.parts
-    }
-    stages = [name for name in SMOKE.stages]
-    assert set(runs) == on_disk
-    assert len(on_disk) == 1 + len(SMOKE.settings.models) + len(stages) + len(SMOKE.evaluated)  # data, models, stages
+    stages = {f"stages/{name}" for name in SMOKE.stages}
+    models = {f"models/{name}" for name in SMOKE.settings.models}
+    assert set(runs) == {"report", "data", *models, *stages, *(f"{stage}/seed0" for stage in stages)}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True
     ).stdout.strip()
     for name in RUNS:
         run = runs[f"stages/{name}/seed0"]
-        assert run.info.status == "FINISHED" and "test/mean_at_8" in run.data.metrics
-        assert (
-            run.data.params["estimator.ratio_level"]
-            and run.data.params["package.torch"]
-            and run.data.tags["commit"] == head
-        )
-        history = client.get_metric_history(run.info.run_id, "reward")
+        assert "eval/mean_at_8" in run.data.metrics and "eval/mean_at_8" in runs[f"stages/{name}"].data.metrics
+        assert run.data.params["estimator.ratio_level"] and run.data.params["package.torch"]
+        assert run.data.tags["mlflow.source.git.commit"] == head
+        assert run.data.tags["from"] == SMOKE.edges(name)["from"]
+        history = client.get_metric_history(run.info.run_id, "reward/reward")
         lines = read_jsonl(record(tree, name) / "metrics.jsonl")
         assert [(m.step, m.value) for m in history] == [(line["step"], line["reward"]) for line in lines]
-        assert {"run.json", "metrics.jsonl", "samples.jsonl"} <= {
+        assert {"run.json", "metrics.jsonl", "samples.jsonl", "evaluation"} == {
             a.path for a in client.list_artifacts(run.info.run_id)
         }
+    data = {d.dataset.name for d in runs["stages/rejection_sft/seed0"].inputs.dataset_inputs}
+    assert data == {"accepted/seed0/accepted", "smoke/data/test"}
+    report = {a.path for a in client.list_artifacts(runs["report"].info.run_id)}
+    assert {"report.html", "comparison.csv", "curves_tokens.svg"} <= report
+
+
+def test_every_metric_that_a_stage_logs_is_on_the_page_of_metrics(tree):
+    for path in (path for part in ("data", "models", "stages") for path in (results(tree) / part).rglob("run.json")):
+        kind = json.loads(path.read_text())["kind"]
+        logged = {name for line in read_jsonl(path.parent / "metrics.jsonl") for name in line} - {"step", "time"}
+        assert not missing(logged, "eval" if kind == "evaluation" else None), path
 
 
 def test_a_study_leaves_the_checkout_clean(tree):
@@ -276,7 +282,7 @@ def test_the_pages_algorithm_is_trained_measured_and_reported_after_three_edits(
     found = client.search_runs(
         [client.get_experiment_by_name("smoke").experiment_id], "tags.directory = 'stages/grpo_v32/seed0'"
     )
-    assert len(found) == 1 and "test/mean_at_8" in found[0].data.metrics
+    assert len(found) == 1 and "eval/mean_at_8" in found[0].data.metrics
 
 
 def test_snakemakes_own_report_works(tree, tmp_path):
