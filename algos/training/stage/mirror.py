@@ -41,13 +41,17 @@ ARTIFACT_FOLDER = "mlflow_artifacts"  # in the results folder, unless a server k
 STORE_FAULTS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # MLflow's codes for a store that is locked or away
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}  # the next pass tries again
 REPORT = "report"
-NOTHING = {"mirrored": ""}  # how far a run is mirrored: lines of metrics, evaluations of a stage, time of the report
+# Tags of its own, which MLflow's UI hides.
+FOLDER = "mlflow.mirror.folder"  # the results folder of a run
+DONE = "mlflow.mirror.done"  # how far it is mirrored: lines of metrics; last evaluation of a stage; time of the report
+EVALUATED = "mlflow.mirror.evaluated"  # the evaluation whose scores it has
+ABOVE = "mlflow.parentRunId"
 NOTE = """**What to look at**
 - *Runs:* a row is a stage, with the means over its seeds; unfold it to see the seeds. Sort by `eval/mean_at_8`.
 - *Group by* the tag `algorithm`, and filter with `tags.kind = "rl"` or `tags.seed = "0"`.
 - *Charts:* `reward/accuracy` and `policy/entropy` say whether a run learns, `ratio/clip_fraction` how far it leaves the
   policy that sampled, `time/step_seconds` what it costs. A parallel-coordinates plot of `optimizer.learning_rate`,
-  `kl_coef` and `eval/mean_at_8` shows which settings matter.
+  `settings.kl_coef` and `eval/mean_at_8` shows which settings matter.
 - The run of kind `study` holds the report, its tables and its figures. docs/metrics.md says what each metric means.
 
 This is a view of the study's files; delete it, and the same command makes it again.
@@ -61,6 +65,7 @@ class View:
     id: str
     started: str  # see Kept.started
     status: str
+    ended: int  # in ms; 0 while it runs
     tags: dict[str, str]
 
 
@@ -79,7 +84,7 @@ class Mirror:
         identity = results / IDENTITY
         if not identity.is_file():
             identity.write_text(uuid.uuid4().hex, encoding="utf-8")
-        self.shared = {"study": experiment, "results": identity.read_text(encoding="utf-8")}
+        self.shared = {"study": experiment, FOLDER: identity.read_text(encoding="utf-8")}
         self.views = self._views()
 
     def _experiment(self, uri: str) -> str:
@@ -87,7 +92,8 @@ class Mirror:
         if found is None:
             local = re.match("sqlite|postgresql|mysql|mssql", uri)  # no server, which keeps artifacts itself
             place = (self.results / ARTIFACT_FOLDER).resolve().as_uri() if local else None
-            made = self.client.create_experiment(self.name, place, {"mlflow.note.content": NOTE})
+            shown = {"mlflow.note.content": NOTE, "mlflow.experimentKind": "custom_model_development"}
+            made = self.client.create_experiment(self.name, place, shown)
             return str(made)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
@@ -96,16 +102,16 @@ class Mirror:
     def _views(self) -> dict[str, View]:
         """The MLflow run of each directory. Of several the last one counts: a restored experiment has them all."""
         views: dict[str, View] = {}
-        token, of_these = None, f"tags.results = '{self.shared['results']}'"
+        token, of_these = None, f"tags.`{FOLDER}` = '{self.shared[FOLDER]}'"
         while True:
             page = self.client.search_runs(
                 [self.experiment], of_these, order_by=["attributes.start_time"], page_token=token
             )
             for run in page:
-                if run.data.tags["directory"] in views:
-                    self.client.delete_run(views[run.data.tags["directory"]].id)
-                view = View(run.info.run_id, str(run.info.start_time), run.info.status, run.data.tags)
-                views[view.tags["directory"]] = view
+                info, key = run.info, run.data.tags["directory"]
+                if key in views:
+                    self.client.delete_run(views[key].id)
+                views[key] = View(info.run_id, str(info.start_time), info.status, info.end_time or 0, run.data.tags)
             token = page.token
             if not token:
                 return views
@@ -141,12 +147,12 @@ class Mirror:
         if status != view.status:
             self._log(view, totals(record.facts), record.ended)
             self._artifacts(view, record)
-            self._set(view, status, record.ended)
-        if evaluation and "evaluated" not in view.tags:
+            self._set(view, status, int(record.ended * 1000))
+        if evaluation and EVALUATED not in view.tags:
             self._log(view, numbers(evaluation.lines[-1], "eval"), evaluation.ended)
             self._inputs(view, evaluation)
             self._artifacts(view, evaluation, "evaluation")
-            self._tag(view, "evaluated", evaluation.started)
+            self._tag(view, EVALUATED, evaluation.started)
         if self.register_models and status == "FINISHED" and (directory / "checkpoint").is_dir():
             self._register(view, directory / "checkpoint")
         return new
@@ -161,47 +167,47 @@ class Mirror:
     def _view(self, key: str, record: Kept, evaluation: Kept | None) -> View:
         """The run of a record. It is made anew if the stage, or its evaluation, was made again."""
         view, evaluated = self.views.get(key), evaluation.started if evaluation else None
-        above = {"mlflow.parentRunId": self._above(key, record).id}
-        if view and (view.started != record.started or view.tags.get("evaluated", evaluated) != evaluated):
+        above = {ABOVE: self._above(key, record).id}
+        if view and (view.started != record.started or view.tags.get(EVALUATED, evaluated) != evaluated):
             self.client.delete_run(view.id)
             view = None
         if view is None:
             view = self._create(key, record.started, {**tags(record.facts), **above})
         if not view.tags.items() >= above.items():  # the run above was there twice: an answer of the server was lost
             self._tag(view, *above.popitem())
-        if "mirrored" not in view.tags:
+        if DONE not in view.tags:
             from mlflow.entities import Param
 
             params = [Param(name, str(value)) for name, value in parameters(record.facts).items()]
             self.client.log_batch(view.id, params=params)
             self._inputs(view, record)
-            self._tag(view, "mirrored", "0")
+            self._tag(view, DONE, "0")
         return view
 
     def _above(self, key: str, record: Kept) -> View:
         """The run of a stage, which is above its seeds, or of the study, which is above data and models."""
         if not key.startswith("stages/"):
             return self.views.get(REPORT) or self._create(
-                REPORT, record.started, {"kind": "study", **NOTHING}, self.name
+                REPORT, record.started, {"kind": "study", DONE: ""}, self.name
             )
         stage = key.rpartition("/")[0]
         shared = {k: v for k, v in tags(record.facts).items() if k in ("kind", "algorithm", "trainer", "from")}
-        return self.views.get(stage) or self._create(stage, record.started, {**shared, **NOTHING})
+        return self.views.get(stage) or self._create(stage, record.started, {**shared, DONE: ""})
 
     def _create(self, key: str, started: str, own: dict[str, str], name: str | None = None) -> View:
         given = {**self.shared, **own, "directory": key}
         name = name or key.partition("/")[2] or key
         run = self.client.create_run(self.experiment, start_time=int(started), run_name=name, tags=given)
-        self.views[key] = View(run.info.run_id, started, "RUNNING", given)
+        self.views[key] = View(run.info.run_id, started, "RUNNING", 0, given)
         return self.views[key]
 
     def _lines(self, view: View, record: Kept) -> int:
         """Add the lines that the run does not have yet. Those that a resumed stage writes again count once."""
-        lines = record.lines[int(view.tags["mirrored"]) :]
+        lines = record.lines[int(view.tags[DONE]) :]
         if lines:
             made = [metric for line in lines for metric in _metrics(numbers(line), line["time"], line["step"])]
             self.client.log_batch(view.id, metrics=made)
-            self._tag(view, "mirrored", str(int(view.tags["mirrored"]) + len(lines)))
+            self._tag(view, DONE, str(int(view.tags[DONE]) + len(lines)))
         return len(lines)
 
     def _log(self, view: View, values: dict[str, float], seconds: float, step: int = 0) -> None:
@@ -225,12 +231,12 @@ class Mirror:
         self.client.set_tag(view.id, name, value)
         view.tags[name] = value
 
-    def _set(self, view: View, status: str, seconds: float) -> None:
+    def _set(self, view: View, status: str, ended: int) -> None:
         if status == "RUNNING":
             self.client.update_run(view.id, status)
         else:
-            self.client.set_terminated(view.id, status, int(seconds * 1000))
-        view.status = status
+            self.client.set_terminated(view.id, status, ended)
+        view.status, view.ended = status, ended
 
     def _register(self, view: View, checkpoint: Path) -> None:
         """Make the checkpoint the newest version of the stage's registered model."""
@@ -253,30 +259,31 @@ class Mirror:
                 self._means(view, [e for e in map(self._evaluation, seeds) if e])
                 self._follow(view, seeds, "FINISHED")
             elif view.status == "RUNNING":
-                self._set(view, "FAILED", time.time())  # killed, and Snakemake has removed the record
+                self._set(view, "FAILED", int(time.time() * 1000))  # killed, and Snakemake has removed the record
         study, page = self.views.get(REPORT), self.results / REPORT / "report.html"
         if study is None:
             return
-        if page.is_file() and study.tags["mirrored"] != (made := str(page.stat().st_mtime_ns)):
+        if page.is_file() and study.tags[DONE] != (made := str(page.stat().st_mtime_ns)):
             self.client.log_artifacts(study.id, str(page.parent))
-            self._tag(study, "mirrored", made)
+            self._tag(study, DONE, made)
         stopped = "RUNNING" if going else "KILLED"
         self._follow(study, [k for k in self.views if k != REPORT], "FINISHED" if page.is_file() else stopped)
 
     def _follow(self, view: View, below: list[str], otherwise: str) -> None:
-        statuses = {self.views[key].status for key in below}
-        status = next((s for s in ("RUNNING", "FAILED") if s in statuses), otherwise)
-        if status != view.status:
-            self._set(view, status, time.time())
+        runs = [self.views[key] for key in below]
+        status = next((s for s in ("RUNNING", "FAILED") if s in {run.status for run in runs}), otherwise)
+        ended = max(run.ended for run in runs)
+        if (status, ended) != (view.status, view.ended) and (status, view.status) != ("RUNNING", "RUNNING"):
+            self._set(view, status, ended)
 
     def _means(self, view: View, evaluations: list[Kept]) -> None:
         """The means of the scores over the seeds that are evaluated."""
         newest = max((e.started for e in evaluations), default="")
-        if newest and newest != view.tags["mirrored"]:
+        if newest and newest != view.tags[DONE]:
             scores = [numbers(e.lines[-1], "eval") for e in evaluations]
             means = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0] if "error" not in name}
             self._log(view, means, max(e.ended for e in evaluations), len(evaluations))
-            self._tag(view, "mirrored", newest)
+            self._tag(view, DONE, newest)
 
 
 def _metrics(values: dict[str, float], seconds: float, step: int) -> list:

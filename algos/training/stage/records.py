@@ -128,7 +128,7 @@ def tags(facts: dict) -> dict[str, str]:
         **{name: str(value) for name, value in named.items() if value is not None},
         "mlflow.source.name": command[2],
         "mlflow.source.git.commit": str(facts.get("commit")),
-        "mlflow.note.content": f"Made by\n```\n{shlex.join(command)}\n```",
+        "command": shlex.join(command),
     }
 
 
