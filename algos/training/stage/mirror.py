@@ -158,9 +158,9 @@ class Mirror:
         return new
 
     def _evaluation(self, key: str) -> Kept | None:
-        """The finished evaluation of a stage and seed."""
-        stage, _, seed = key.rpartition("/")
-        directory = self.results / stage / "evaluation" / seed
+        """The finished evaluation of a stage and seed, or of a model."""
+        folder, _, name = key.rpartition("/")
+        directory = self.results / (key if folder == "models" else folder) / "evaluation" / name
         evaluation = read_record(directory) if (directory / "run.json").is_file() else None
         return evaluation if evaluation and evaluation.status == "FINISHED" else None
 

@@ -127,6 +127,13 @@ def test_a_stage_is_one_run_with_its_seeds_below_and_the_study_one_with_data_and
     assert {a.path for a in client(uri).list_artifacts(run.info.run_id)} == {"run.json", "metrics.jsonl", "evaluation"}
 
 
+def test_a_loaded_model_has_the_scores_of_its_evaluation(results, uri):
+    write_record(results / "models" / "base", "model", [line(0, parameters=9)])
+    write_record(results / "models" / "base" / "evaluation" / "base", "evaluation", [line(0, **{"mean@8": 0.25})])
+    assert mirrored(results, uri)["records"] == 3
+    assert runs(uri)["models/base"].data.metrics["eval/mean_at_8"] == 0.25
+
+
 def test_what_is_new_is_added_and_nothing_comes_twice(results, uri):
     metrics = make_running(results)
     assert mirrored(results, uri)["new_lines"] == 4  # one of data
