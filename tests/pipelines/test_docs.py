@@ -29,7 +29,8 @@ def test_the_page_has_no_section_of_something_else():
     assert set(SECTIONS) == set(ALGORITHMS)
 
 
-PAGES = ["README.md", "algos/README.md", *(f"docs/{page.name}" for page in sorted(PROJECT.glob("docs/*.md")))]
+FOLDERS = (".", "algos", "docs")
+PAGES = [str(page.relative_to(PROJECT)) for folder in FOLDERS for page in sorted(PROJECT.glob(f"{folder}/*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
