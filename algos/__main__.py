@@ -13,7 +13,7 @@ from pathlib import Path
 
 from algos import ALGORITHMS, check_name
 from algos.describe import page
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, refusals
 
 
 def list_algorithms() -> str:
@@ -54,16 +54,10 @@ def main() -> None:
     checked = commands.add_parser("check", help="run the conformance tests on one algorithm")
     checked.add_argument("name", help="of the table, or the path of a file that defines ALGORITHM")
     args = parser.parse_args()
-    try:
+    with refusals():
         if args.command == "check":
             raise SystemExit(check(args.name))
         print(list_algorithms() if args.command == "list" else describe(args.name))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reading command, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

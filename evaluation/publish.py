@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, refusals
 from evaluation.collect import read_json
 from evaluation.config import FOLDER_NAME, figures_of
 
@@ -36,15 +36,12 @@ def publish(results: Path, out: Path = PUBLISHED) -> list[Path]:
     return files
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("results", type=Path, help="the study's results folder")
-    args = parser.parse_args()
-    try:
+    args = parser.parse_args(words)
+    with refusals():
         files = publish(args.results)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     if "-dirty" in (args.results / "report" / "provenance.csv").read_text(encoding="utf-8"):
         print("warning: some stages were made from files that differ from their commit (-dirty).", file=sys.stderr)
     print(f"{files[0].parent}: {len(files)} files; python -m evaluation.pages writes them into README.md and docs/")

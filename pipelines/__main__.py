@@ -1,121 +1,201 @@
-"""What can be asked of a study's stage before it runs.
+"""The command line: `rlcompare`, or `python -m pipelines`. Each command is a front for a module that has the logic.
 
-python -m pipelines describe STUDY STAGE                  the estimator of an RL stage: equation and settings, resolved
-python -m pipelines memory STUDY STAGE                    its peak memory by model, component and phase, predicted
-python -m pipelines bench STUDY STAGE PART ... [OPTIONS]  the parts of `python -m evaluation.bench`, with its settings
-python -m pipelines schema                                writes the JSON schema of study files, for editors
+Nothing heavy is imported before a command needs it, so that help and completion answer at once.
 """
 
-import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
-from algos.describe import page
-from algos.pieces.settings import SettingsError, from_dict, one_of
-from algos.training.config import RunConfig
-from algos.training.models.config import ModelConfig
-from pipelines.memory import memory_arguments, only_shape
-from pipelines.schema import write
-from pipelines.study import Study, load
+import typer
+from typer.exceptions import TyperException
+
+from pipelines import completion
 
 
-def rl_stage(study: Study, name: str) -> RunConfig:
-    """The settings of an RL stage, with the first of its seeds."""
-    one_of(name, study.of_kind("rl"), "STAGE")
-    return study.parsed(name, study.seeds_of(name)[0])
+def examples(*lines: str) -> str:
+    return "\n".join(["Examples:", *(f"$ rlcompare {line}" for line in lines)])
 
 
-def describe(study: Study, name: str) -> str:
-    """The page of a stage's algorithm, with the stage's own settings."""
-    from algos import ALGORITHMS
+app = typer.Typer(
+    help="Compare RL post-training algorithms for language models.",
+    epilog=examples("list", "tree pipelines/studies/r1.yaml", "memory --model qwen2.5-7b --algorithm ppo"),
+    pretty_exceptions_enable=False,
+)
+algorithm = typer.Typer(help="Algorithms of your own.")
+app.add_typer(algorithm, name="algorithm")
 
-    run = rl_stage(study, name)
-    loop = {key: getattr(run, key) for key in ("epochs", "minibatches", "group_size", "prompts_per_step", "rewards")}
-    text = page(run.algorithm, ALGORITHMS[run.algorithm], ALGORITHMS, run.hparams, loop | _rate(run))
-    return f"{name} ({run.algorithm}{', by TRL' if run.trainer == 'trl' else ''})\n{text}"
-
-
-def _rate(run: RunConfig) -> dict:
-    return {"learning_rate": run.optimizer.learning_rate}
-
-
-def memory(study: Study, name: str, prompt_tokens: int | None) -> str:
-    """The predicted peak of a stage; prompts as long as the stage admits, unless it is said how long they are."""
-    from evaluation.memory.text import settings_report
-
-    run = rl_stage(study, name)
-    model, on_reference = memory_arguments(study, name)
-    return settings_report(run, model, prompt_tokens, on_reference, f"{name} of {study.source}")
-
-
-def bench(study: Study, name: str, words: list[str]) -> None:
-    """Measure parts of the benchmark with a stage's settings, task and model."""
-    from evaluation.bench import command, parts
-
-    given = [word for word in words if word.partition("=")[0] in ("--settings", "--task", "--model")]
-    if given:
-        raise SettingsError(f"{given[0]} would have no effect: settings, task and model are those of stage {name}.")
-    args, run = command.arguments(words), study.resolved(name, study.seeds_of(name)[0])
-    model = only_shape(study, name)
-    loaded = not from_dict(ModelConfig, model, "model").built
-    with TemporaryDirectory(prefix="bench-") as scratch:
-        made = parts.Bench(Path(scratch), run=run, runs=_runs(study), task=study.task(), model=model)
-        made.loaded, made.prompt = loaded, study.prompt()
-        made.steps, made.threads, made.device_name, made.toy = args.steps, args.threads, args.device, args.toy
-        command.measure(args, made)
+DEFAULT = "pipelines/config.yaml"
+Study = Annotated[str, typer.Argument(metavar="[STUDY]", help="study file", autocompletion=completion.studies)]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME|STUDY", help="an algorithm, or a study file", autocompletion=completion.described),
+]
+Stage = Annotated[
+    str | None, typer.Argument(metavar="STAGE", help="an RL stage of STUDY", autocompletion=completion.stages)
+]
+Words = Annotated[list[str] | None, typer.Argument(autocompletion=completion.study_and_stage)]
+PASSED: dict[str, Any] = {  # all words go to a module, which has its own --help
+    "add_help_option": False,
+    "context_settings": {"ignore_unknown_options": True},
+}
 
 
-def _runs(study: Study) -> dict[str, dict]:
-    """For each algorithm of a study the settings of its first stage."""
-    runs: dict[str, dict] = {}
-    for name in study.of_kind("rl"):
-        settings = study.resolved(name, study.seeds_of(name)[0])
-        runs.setdefault(settings["algorithm"], settings)
-    return runs
+@app.command(name="list", epilog=examples("list", "list | grep -A1 ppo"))
+def list_() -> None:
+    """All algorithms and presets, each with its idea and its source."""
+    from algos.__main__ import list_algorithms
+
+    print(list_algorithms())
 
 
-def arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("describe", "memory", "bench"):
-        made = commands.add_parser(command, allow_abbrev=False)
-        made.add_argument("study", metavar="STUDY", help="study file")
-        made.add_argument("stage", metavar="STAGE", help="one of its RL stages")
-        if command == "memory":
-            made.add_argument("--prompt-tokens", type=int, metavar="N", help="length of the prompts")
-    commands.add_parser("schema")
-    args, rest = parser.parse_known_args()
-    if rest and args.command != "bench":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return args, rest
+@app.command(epilog=examples("describe grpo", "describe my/variant.py", "describe pipelines/config.yaml gspo"))
+def describe(name: Name, stage: Stage = None) -> None:
+    """Equation and resolved settings of an algorithm, or of an RL stage of a study."""
+    if stage is None and not completion.is_study(name):
+        from algos.__main__ import describe as page
+
+        print(page(name))
+    else:
+        from pipelines.stage import describe as page_of_stage
+        from pipelines.study import load
+
+        print(page_of_stage(load(name), stage))
+
+
+@app.command(epilog=examples("check", "check pipelines/studies/r1.yaml"))
+def check(study: Study = DEFAULT) -> None:
+    """Rehearse a study before anything trains: its data, models, rewards and memory."""
+    from pipelines.check import main as rehearse
+
+    rehearse([study])
+
+
+@app.command(epilog=examples("tree", "tree pipelines/studies/r1.yaml"))
+def tree(study: Study = DEFAULT) -> None:
+    """Check a study file; show its stages as a tree, with their jobs and what is done."""
+    from pipelines.study import main as show
+
+    show([study])
+
+
+@app.command(**PASSED)
+def memory(words: Words = None) -> None:
+    """Predict the peak memory of a stage (STUDY STAGE), or of a model (--model); by model, component and phase."""
+    if words and completion.is_study(words[0]):
+        from pipelines.stage import memory as of_stage
+        from pipelines.study import load
+
+        print(of_stage(load(words[0]), *_stage_and_rest(words)))
+    else:
+        from evaluation.memory.__main__ import main as predict
+
+        predict(words or [], "rlcompare memory")
+
+
+@app.command(**PASSED)
+def bench(words: Words = None) -> None:
+    """Measure speed and memory, beside TRL: parts of the benchmark, alone or with a stage's settings (STUDY STAGE)."""
+    if words and completion.is_study(words[0]):
+        from pipelines.stage import bench as with_stage
+        from pipelines.study import load
+
+        with_stage(load(words[0]), *_stage_and_rest(words))
+    else:
+        from evaluation.bench.command import main as measure
+
+        measure(words or [], "rlcompare bench")
+
+
+def _stage_and_rest(words: list[str]) -> tuple[str | None, list[str]]:
+    return (words[1] if len(words) > 1 else None), words[2:]
+
+
+@app.command(**PASSED)
+def exact(words: Words = None) -> None:
+    """Bias and variance of every estimator, on a policy small enough to enumerate."""
+    from evaluation.bias.exact import main as enumerate_all
+
+    enumerate_all(words or [], "rlcompare exact")
+
+
+@app.command(epilog=examples("report", "report pipelines/studies/smoke.yaml"))
+def report(study: Study = DEFAULT) -> None:
+    """Write the report of a finished study again, from its records."""
+    from evaluation.report import write
+    from pipelines.study import load
+
+    made = load(study)
+    out = Path(made.results) / "report"
+    write(Path(made.results), made.report(), out)
+    print(out / "report.html")
+
+
+@app.command(epilog=examples("publish", "publish pipelines/studies/r1.yaml"))
+def publish(study: Study = DEFAULT) -> None:
+    """Copy a finished study's tables and figures into results/published/."""
+    from evaluation.publish import main as copy
+    from pipelines.study import load
+
+    copy([load(study).results])
+
+
+@app.command(epilog=examples("mlflow", "mlflow pipelines/studies/smoke.yaml --port 5001", "mlflow --print"))
+def mlflow(
+    study: Study = DEFAULT,
+    port: Annotated[int, typer.Option(help="of 127.0.0.1; no other machine reaches it")] = 5000,
+    only_print: Annotated[bool, typer.Option("--print", help="print the command and start nothing")] = False,
+) -> None:
+    """Start MLflow's pages with a study's runs, on 127.0.0.1."""
+    from algos.pieces.settings import SettingsError
+    from pipelines.study import load
+
+    uri = load(study).tracking_uri
+    store = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("http"):
+        raise SettingsError(f"the study writes to a server, which has the pages: {uri}.")
+    if uri.startswith("sqlite:///") and not store.is_file():
+        raise SettingsError(f"{store} is missing: the study has not begun to run.")
+    words = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    if only_print:
+        print(shlex.join(words))
+    else:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.execv(sys.executable, [sys.executable, "-m", *words])
+
+
+@app.command(hidden=True, epilog=examples("schema"))
+def schema() -> None:
+    """Write the JSON schema of study files, with which editors complete and check them, after a setting has changed."""
+    from pipelines.schema import write
+
+    print(write())
+
+
+@algorithm.command(name="check", epilog=examples("algorithm check my/variant.py", "algorithm check gspo"))
+def check_algorithm(
+    name: Annotated[str, typer.Argument(metavar="FILE|NAME", autocompletion=completion.algorithms)],
+) -> None:
+    """Run the conformance tests on one algorithm: a file that defines ALGORITHM, or a name."""
+    from algos.__main__ import check as conform
+
+    raise typer.Exit(conform(name))
 
 
 def main() -> None:
-    args, rest = arguments()
+    status = 0
     try:
-        if args.command == "schema":
-            print(write())
-        elif args.command == "bench":
-            study = load(args.study)
-            rl_stage(study, args.stage)
-            bench(study, args.stage, rest)
-        elif args.command == "memory":
-            print(memory(load(args.study), args.stage, args.prompt_tokens))
-        else:
-            print(describe(load(args.study), args.stage))
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0  # None: the command has come to its end
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, head for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except Exception as error:
+        from algos.pieces.settings import SettingsError, refusals
+
+        wrong = SettingsError(error.format_message()) if isinstance(error, TyperException) else error
+        with refusals():
+            raise wrong from None
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

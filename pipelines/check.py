@@ -7,14 +7,13 @@ problems. The checks of the study file itself are those of every other command, 
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, refusals
 from algos.training.config import RunConfig
 from pipelines.kinds import SPLITS
 from pipelines.study import Study, load
@@ -210,7 +209,7 @@ def _memory(made: Rehearsal, name: str, config: RunConfig) -> None:
     from algos.training.models.checkpoints import resolve_device
     from evaluation.memory.closed_form import config_of
     from evaluation.memory.plan import settings_phases
-    from pipelines.memory import memory_arguments
+    from pipelines.stage import memory_arguments
 
     if config.trainer == "trl":
         made.say("  memory: not predicted for TRL's trainer")
@@ -237,17 +236,14 @@ def available_bytes(device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.check", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("study", metavar="STUDY", help="study file")
-    args = parser.parse_args()
-    try:
+    args = parser.parse_args(words)
+    with refusals():
         problems = rehearse(load(args.study))
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     raise SystemExit(1 if problems else 0)
 
 

@@ -5,18 +5,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
-from itertools import product
 
 from algos import ALGORITHMS, check_name
 from algos.pieces.settings import SettingsError, one_of
 from algos.training.config import RunConfig
 from pipelines.kinds import COMMON, KINDS, SPLITS, TRAINING_SPLITS
+from pipelines.source import varied
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # A mapping that a stage writes anew, and what it is where nothing is written; all others are merged key by key.
 REPLACED = {f.name: f.default_factory() for f in fields(RunConfig) if f.name == "rewards"}
 Setting = tuple[tuple[str, ...], object]  # the keys from the stage down to a value, and the value
-VALUE = re.compile(r"[\w.+-]+")  # of a varied setting, as a part of a stage's name
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,7 @@ class Expansion:
     def _made(self, parent: str) -> dict[str, tuple[str, dict]]:
         """The stages that the `vary` of a stage makes: their names, the stage, and the value of each key."""
         vary = self.written[parent].get("vary")
-        if vary is None:
-            return {}
-        where = f"stages.{parent}.vary"
-        if not isinstance(vary, dict) or not vary:
-            raise SettingsError(f"{where} must be a mapping of settings to lists of values, got {vary!r}.")
-        for key, values in vary.items():
-            if not isinstance(values, list) or not values:
-                raise SettingsError(f"{where}.{key} must be a list of at least one value, got {values!r}.")
-        table: dict[str, tuple[str, dict]] = {}
-        for values in product(*vary.values()):
-            chosen = dict(zip(vary, values, strict=True))
-            name = "-".join([parent, *(f"{key}={_shown(v, f'{where}.{key}')}" for key, v in chosen.items())])
-            if name in table:
-                raise SettingsError(f"{where} makes {name} twice; two stages cannot share a folder. Remove one value.")
-            table[name] = (parent, chosen)
-        return table
+        return {} if vary is None else {name: (parent, chosen) for name, chosen in varied(parent, vary).items()}
 
     def stages(self) -> dict[str, Stage]:
         """All stages in the order of the file."""
@@ -140,16 +124,6 @@ class Expansion:
         if name in self.families:
             raise SettingsError(f"{where}: {name} varies; name one of {', '.join(self._members(str(name)))}.")
         one_of(name, allowed, where)
-
-
-def _shown(value: object, where: str) -> str:
-    """A varied value as a part of a name."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = str(value) if isinstance(value, (int, float)) else value
-    if not isinstance(text, str) or not VALUE.fullmatch(text):
-        raise SettingsError(f"{where}: a varied value is a number, true, false, null or a plain word, got {value!r}.")
-    return text
 
 
 def _place(key: str, kind: str, algorithm: str | None, where: str) -> tuple[str, ...]:

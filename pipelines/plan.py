@@ -237,6 +237,10 @@ class Plan:
         config = self.parsed(name, seed)
         return config.resolved() if isinstance(config, RunConfig) else asdict(config)
 
+    @property
+    def tracking_uri(self) -> str:
+        return self.settings.mlflow.tracking_uri or f"sqlite:///{self.results}/mlflow.db"
+
     def model(self, name: str) -> ModelConfig:
         return from_dict(ModelConfig, without(self.settings.models[name], "tokenizer"), f"models.{name}")
 

@@ -1,6 +1,7 @@
-"""Study files as YAML, with the line of every key, so that a message can say where a mistake stands."""
+"""Study files as they are written: YAML, the line of each key for messages, the names of stages. Light: no torch."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -9,6 +10,7 @@ from algos.pieces.settings import SettingsError
 
 Lines = dict[tuple[str, ...], int]  # the keys from the top of a file down to a value -> the line of the last key
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *anchor`
+VALUE = re.compile(r"[\w.+-]+")  # of a varied setting, as a part of a stage's name
 KEYS = yaml.constructor.SafeConstructor()  # what YAML reads a key as: `on` as True
 
 
@@ -58,6 +60,34 @@ def refuse_keys_that_are_no_text(values: object, where: str = "the study") -> No
             if not isinstance(key, str):
                 raise SettingsError(f"{where}: the key {key!r} is no text; put it in quotes or choose another name.")
             refuse_keys_that_are_no_text(value, key if where == "the study" else f"{where}.{key}")
+
+
+def varied(parent: str, vary: object) -> dict[str, dict]:
+    """The stages that the `vary` of a stage makes: name -> the value of each key."""
+    where = f"stages.{parent}.vary"
+    if not isinstance(vary, dict) or not vary:
+        raise SettingsError(f"{where} must be a mapping of settings to lists of values, got {vary!r}.")
+    for key, values in vary.items():
+        if not isinstance(values, list) or not values:
+            raise SettingsError(f"{where}.{key} must be a list of at least one value, got {values!r}.")
+    made: dict[str, dict] = {}
+    for values in product(*vary.values()):
+        chosen = dict(zip(vary, values, strict=True))
+        name = "-".join([parent, *(f"{key}={_shown(v, f'{where}.{key}')}" for key, v in chosen.items())])
+        if name in made:
+            raise SettingsError(f"{where} makes {name} twice; two stages cannot share a folder. Remove one value.")
+        made[name] = chosen
+    return made
+
+
+def _shown(value: object, where: str) -> str:
+    """A varied value as a part of a name."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value) if isinstance(value, (int, float)) else value
+    if not isinstance(text, str) or not VALUE.fullmatch(text):
+        raise SettingsError(f"{where}: a varied value is a number, true, false, null or a plain word, got {value!r}.")
+    return text
 
 
 def located(message: str, source: str, lines: Lines, inherited: dict[str, list[tuple[str, ...]]]) -> str:

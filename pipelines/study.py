@@ -3,11 +3,10 @@
 python -m pipelines.study FILE     checks a study; prints its stages as a tree, with their jobs and what is done
 """
 
-import os
 import sys
 from pathlib import Path
 
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import SettingsError, refusals
 from algos.training.config import RunConfig
 from pipelines.checks import check
 from pipelines.kinds import KINDS, SPLITS
@@ -111,16 +110,11 @@ def load(path: str | Path, config: dict | None = None) -> Study:
 def main(words: list[str]) -> None:
     from pipelines.tree import tree
 
-    try:
+    with refusals():
         study = load(words[0] if words else "pipelines/config.yaml")
-    except SettingsError as error:
-        raise SystemExit(f"error: {error}") from None
-    try:
-        print(tree(study), flush=True)
-    except BrokenPipeError:  # the reader, head for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    for warning in study.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(tree(study))
+        for warning in study.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

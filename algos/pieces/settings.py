@@ -5,6 +5,7 @@ A study file is YAML and a stage gets its part as JSON; both end here. A field's
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -12,7 +13,9 @@ import inspect
 import io
 import itertools
 import json
+import os
 import re
+import sys
 import textwrap
 import tokenize
 import typing
@@ -47,6 +50,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class SettingsError(ValueError):
     """Bad input from the user: the message names the place, the value and what is allowed."""
+
+
+@contextlib.contextmanager
+def refusals(*others: type[Exception]):
+    """Around a command: a refusal ends it with one sentence and status 2; a reader such as head may stop reading."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (SettingsError, *others) as error:
+        red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
+        print(f"{red}error:{plain} {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def one_of(value: object, allowed, where: str) -> None:

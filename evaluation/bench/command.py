@@ -11,27 +11,33 @@ gpu         one shape on this device: memory by component and phase, tokens/s, M
 targets     the table of targets, from what is in --out
 all         all but engines and gpu
 Every part writes PART.csv and PART.json into --out.
+
+Examples:
+    python -m evaluation.bench generation --toy
+    python -m evaluation.bench grpo ppo --steps 16 --threads 2
+    python -m evaluation.bench overhead --results results/default --whole
+    python -m evaluation.bench gpu --shape qwen2.5-0.5b --algorithms ppo grpo gspo
 """
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from algos.pieces.settings import SettingsError, one_of
+from algos.pieces.settings import SettingsError, one_of, refusals
 from evaluation.bench import gpu, logits, output, overhead, parts, sampling, switches
 from evaluation.options import read_json
 
+PROG = "python -m evaluation.bench"
 PARTS = ("generation", "engines", "grpo", "ppo", "logits", "scaling", "settings", "overhead", "gpu", "targets")
 
 
-def arguments(words: list[str] | None = None) -> argparse.Namespace:
+def arguments(words: list[str] | None = None, prog: str = PROG) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.bench",
-        description=__doc__,
+        prog=prog,
+        description=__doc__.replace(PROG, prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -128,11 +134,9 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
 
 
-def main() -> None:
-    try:
-        args = arguments()
+def main(words: list[str] | None = None, prog: str = PROG) -> None:
+    """words: those of the command line, or else the process's own; prog: how the command is called there."""
+    with refusals(OSError):
+        args = arguments(words, prog)
         with TemporaryDirectory(prefix="bench-") as scratch:
             measure(args, bench_of(args, Path(scratch)))
-    except (SettingsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

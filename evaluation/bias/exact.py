@@ -204,16 +204,25 @@ def table(title: str, rows: list[dict]) -> str:
     return "\n".join([title, *text, ""])
 
 
-def main() -> None:
+EXAMPLES = """Examples:
+    {prog} --samples 0                 the enumeration alone
+    {prog} --seed 1 --out exact.csv    other tables of the toy policy; all rows in a file
+"""
+
+
+def main(words: list[str] | None = None, prog: str = "python -m evaluation.bias.exact") -> None:
+    """words: those of the command line, or else the process's own; prog: how the command is called there."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.bias.exact",
-        description="Bias and variance of every estimator.",
+        prog=prog,
+        description="Bias and variance of every estimator, on a policy small enough to enumerate.",
+        epilog=EXAMPLES.format(prog=prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--samples", type=int, default=200, help="sampled batches that check the enumeration; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of the toy's tables and of the sampled batches")
     parser.add_argument("--out", help="CSV file of all tables")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
     toy, generator = make_toy(args.seed), torch.Generator().manual_seed(args.seed)
 

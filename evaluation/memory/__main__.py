@@ -12,13 +12,12 @@ GB is 1e9 bytes.
 """
 
 import argparse
-import sys
 from collections.abc import Set
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from algos.pieces.settings import SettingsError, from_dict
+from algos.pieces.settings import SettingsError, from_dict, refusals
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.update.needs import PARTS
@@ -37,11 +36,15 @@ USED = {  # by what is asked for: the options that it uses
 }
 
 
-def parser() -> argparse.ArgumentParser:
+PROG = "python -m evaluation.memory"
+
+
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    description, examples = __doc__.replace(PROG, prog).split("\n\n", 1)
     made = argparse.ArgumentParser(
-        prog="python -m evaluation.memory",
-        description=__doc__.split("\n\n", 1)[0],
-        epilog=__doc__.split("\n\n", 1)[1],
+        prog=prog,
+        description=description,
+        epilog=f"Examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # so that only the options that are given have a value
@@ -109,18 +112,16 @@ def answer(given: dict, out: Path) -> str:
     return report(plan) if "model" in given else worked_table()
 
 
-def main() -> None:
-    given = vars(parser().parse_args())
+def main(words: list[str] | None = None, prog: str = PROG) -> None:
+    """words: those of the command line, or else the process's own; prog: how the command is called there."""
+    given = vars(parser(prog).parse_args(words))
     out = Path(given.get("out", "results/memory"))
-    try:
+    with refusals(OSError):
         refuse_unused(given)
         if "check" in given:
             check(out)
         else:
             print(answer(given, out))
-    except (SettingsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ REPORT = f"{RESULTS}/report"
 MLFLOW = STUDY.settings.mlflow
 MIRROR = [
     *("--results", RESULTS, "--experiment", STUDY.name),
-    *("--uri", MLFLOW.tracking_uri or f"sqlite:///{RESULTS}/mlflow.db"),
+    *("--uri", STUDY.tracking_uri),
     *(["--register-models"] if MLFLOW.register_models else []),
 ]
 

@@ -130,8 +130,8 @@ def test_the_memory_of_a_model_with_the_tokenizer_of_another_one_has_its_vocabul
         (("describe", DEFAULT, "dapo"), "error: STAGE: 'dapo' is unknown."),  # an algorithm, but no stage
         (("describe", DEFAULT, "cold_start"), "error: STAGE: 'cold_start' is unknown."),  # a stage without RL
         (("memory", "/no/study.yaml", "grpo"), "error: /no/study.yaml: No such file"),
-        (("memory", DEFAULT), "usage: "),
-        (("describe", DEFAULT, "grpo", "more"), "usage: "),
+        (("memory", DEFAULT), "error: STAGE is missing. RL stages of "),
+        (("describe", DEFAULT, "grpo", "more"), "error: Got unexpected extra argument"),
         (("memory", DEFAULT, "grpo", "--prompt", "60"), "usage: "),  # no abbreviation
         (("memory", DEFAULT, "grpo", "--prompt-tokens", "0"), "error: prompt_tokens must be at least 1, got 0."),
         (("bench", DEFAULT, "grpo", "grpo", "--model={}"), "error: --model={} would have no effect: settings, task"),
