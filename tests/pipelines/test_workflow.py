@@ -3,15 +3,22 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from metrics_page import missing
 from project import PROJECT, STUDY, copy_project, environment, planned, record, results, snakemake
+from test_cli import ask
 
+from algos import ALGORITHMS
+from algos import __main__ as algorithms
+from evaluation import publish
+from evaluation.bias import exact
 from evaluation.report import write as write_report
 from evaluation.tasks.files import read_jsonl
 from pipelines.study import load
@@ -283,6 +290,27 @@ def test_the_pages_algorithm_is_trained_measured_and_reported_after_three_edits(
         [client.get_experiment_by_name("smoke").experiment_id], "tags.directory = 'stages/grpo_v32/seed0'"
     )
     assert len(found) == 1 and "eval/mean_at_8" in found[0].data.metrics
+
+
+def test_the_commands_of_the_command_lines_page_run(own, monkeypatch, capsys):
+    """In the folder of a finished study. The conformance tests have their own test, and the estimators are one here."""
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(algorithms, "check", lambda name: print(f"conformance of {name}") or 0)
+    monkeypatch.setattr(exact, "ALGORITHMS", {"rloo": ALGORITHMS["rloo"]})
+    monkeypatch.setattr(exact, "GROUP_SIZE", 2)
+    monkeypatch.setattr(publish, "publish", partial(publish.publish, out=own / "published"))
+    (results(own) / "report" / "report.html").unlink()
+    page = (PROJECT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    printed = {}
+    for line in re.findall(r"^rlcompare .*", page, re.M):
+        words = shlex.split(line, comments=True)[1:]
+        assert ask(monkeypatch, *words) == 0, line
+        printed[words[0]] = capsys.readouterr().out
+    assert printed["tree"].startswith("smoke: ") and printed["check"].endswith("No problem found.\n")
+    assert "conformance of gspo" in printed["algorithm"] and "unbiased" in printed["exact"]
+    assert printed["mlflow"].endswith("mlflow.db --host 127.0.0.1 --port 5000\n")
+    assert printed["report"] == "results/smoke/report/report.html\n" and (own / "published/smoke/pairs.csv").is_file()
+    assert {name for name in printed if not printed[name]} == set()
 
 
 def test_snakemakes_own_report_works(tree, tmp_path):
