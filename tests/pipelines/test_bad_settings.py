@@ -80,7 +80,7 @@ REFUSED = [
     ({"algorithm": "grpo", "lora": {"rank": 0}}, "lora.rank must be above 0, got 0"),
     # ratios against divisors and weights
     (settings("gspo", aggregation="token-mean"), "ratio sequence with aggregation token-mean .* use seq-mean-to"),
-    (settings("gspo_token", aggregation="seq-mean-token-sum"), "ratio sequence_token with aggregation seq-mean"),
+    (settings("gspo_token", aggregation="token-mean"), "ratio sequence_token with aggregation token-mean"),
     (settings("gmpo", aggregation="token-mean"), "aggregation must be seq-mean-token-mean, got token-mean"),
     (settings("gspo", correction="token_truncate"), "correction token_truncate weighs tokens, but ratio seq"),
     (settings("grpo", ratio="product", correction="token_mask"), "correction token_mask weighs tokens"),
