@@ -51,6 +51,7 @@ RLOO = {**GRPO, "baseline": "leave_one_out", "scale": "none", "ratio": "product"
         ("cispo", GRPO, {}, "got minibatches 4; set minibatches to 1"),
         ("vespo", {}, {}, "TRL's vespo divides .* got minibatches 4; set minibatches to 1"),
         ("dr_grpo", {"aggregation_length": 7}, {}, "length limit, got 7; set settings.aggregation_length to null"),
+        ("clip_cov", GRPO, {}, "there is no TRL baseline of 'clip_cov'"),
         ("gmpo", GRPO, {}, "there is no TRL baseline of 'gmpo'"),
         ("raft", {}, {"minibatches": 1}, "there is no TRL baseline of 'raft'"),
         ("trpo", {}, {"minibatches": 1}, "there is no TRL baseline of 'trpo'"),

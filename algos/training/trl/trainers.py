@@ -28,6 +28,7 @@ from algos.pieces.clipping import clipped_objective, clipped_selection
 from algos.pieces.settings import SettingsError
 from algos.reinforce import reinforce_objective
 from algos.sapo import gated_objective
+from algos.top_entropy import uncertain_tokens
 from algos.training.config import RunConfig
 from algos.vespo import reshaped_objective
 
@@ -185,11 +186,7 @@ class Trainer:
 
 
 TRAINERS = {
-    "grpo": Trainer(
-        "grpo",
-        GROUP,
-        (clipped_objective, gated_objective, truncated_objective, reshaped_objective, reinforce_objective),
-    ),
+    "grpo": Trainer("grpo", GROUP, (*(objective for objective, _ in LOSS_TYPES), reinforce_objective)),
     "rloo": Trainer("rloo", LEAVE_ONE_OUT, (clipped_objective, reinforce_objective)),
     "ppo": Trainer("ppo", CRITIC, (clipped_objective,)),
 }
@@ -201,6 +198,7 @@ def trainer_of(config: RunConfig) -> Trainer:
     kind = "ppo" if hparams.has_critic else "rloo" if hparams.baseline == "leave_one_out" else "grpo"
     trainer = TRAINERS[kind]
     changed = algorithm.advantages is not Algorithm.advantages or algorithm.adapt is not Algorithm.adapt
+    changed |= algorithm.select not in (None, uncertain_tokens)
     if changed or algorithm.update is not None or algorithm.objective not in trainer.objectives:
         raise SettingsError(
             f"trainer trl: there is no TRL baseline of {config.algorithm!r}: TRL's {trainer.name} does not have its "
