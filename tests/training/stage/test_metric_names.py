@@ -36,6 +36,7 @@ def test_what_the_losses_of_an_algorithm_report_is_on_the_page(name):
     entry, x = ALGORITHMS[name], torch.zeros(2, 3)
     mask = torch.ones(2, 3, dtype=torch.bool)
     given = {"ref_logprobs": x, "sampler_logprobs": x, "entropies": x, "full_kl": x}
+    given |= {} if entry.select is None else {"selected": mask}
     names = set()
     for changes in ({}, MORE, DUAL):
         try:
