@@ -63,7 +63,7 @@ COMPLETED = {
     "rlcompare check pipelines/c": {"pipelines/config.yaml"},
     "rlcompare describe pipelines/config.yaml gspo": {"gspo", "gspo_paper_clip"},  # the second is `like` the first
     "rlcompare memory pipelines/config.yaml ppo": {"ppo", "ppo_rm"},
-    "rlcompare memory --algorithm dr": {"dr_grpo"},
+    "rlcompare memory --algorithm dr_": {"dr_grpo"},
     "rlcompare bench pipelines/config.yaml co": set(),  # cold_start is not an RL stage
 }
 
