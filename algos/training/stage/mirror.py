@@ -47,6 +47,7 @@ DONE = "mlflow.mirror.done"  # how far it is mirrored: lines of metrics; last ev
 EVALUATED = "mlflow.mirror.evaluated"  # the evaluation whose scores it has
 ABOVE = "mlflow.parentRunId"
 NOTE = """**What to look at**
+- Choose *Model training* at the top left.
 - *Runs:* a row is a stage, with the means over its seeds; unfold it to see the seeds. Sort by `eval/mean_at_8`.
 - *Group by* the tag `algorithm`, and filter with `tags.kind = "rl"` or `tags.seed = "0"`.
 - *Charts:* `reward/accuracy` and `policy/entropy` say whether a run learns, `ratio/clip_fraction` how far it leaves the
@@ -92,9 +93,7 @@ class Mirror:
         if found is None:
             local = re.match("sqlite|postgresql|mysql|mssql", uri)  # no server, which keeps artifacts itself
             place = (self.results / ARTIFACT_FOLDER).resolve().as_uri() if local else None
-            shown = {"mlflow.note.content": NOTE, "mlflow.experimentKind": "custom_model_development"}
-            made = self.client.create_experiment(self.name, place, shown)
-            return str(made)
+            return str(self.client.create_experiment(self.name, place, {"mlflow.note.content": NOTE}))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -153,8 +152,9 @@ class Mirror:
             self._inputs(view, evaluation)
             self._artifacts(view, evaluation, "evaluation")
             self._tag(view, EVALUATED, evaluation.started)
-        if self.register_models and status == "FINISHED" and (directory / "checkpoint").is_dir():
-            self._register(view, directory / "checkpoint")
+        checkpoint = directory / "checkpoint"
+        if self.register_models and status == "FINISHED" and checkpoint.is_dir() and key.startswith("stages/"):
+            self._register(view, checkpoint)
         return new
 
     def _evaluation(self, key: str) -> Kept | None:
@@ -210,8 +210,8 @@ class Mirror:
             self._tag(view, DONE, str(int(view.tags[DONE]) + len(lines)))
         return len(lines)
 
-    def _log(self, view: View, values: dict[str, float], seconds: float, step: int = 0) -> None:
-        self.client.log_batch(view.id, metrics=_metrics(values, seconds, step))
+    def _log(self, view: View, values: dict[str, float], seconds: float) -> None:
+        self.client.log_batch(view.id, metrics=_metrics(values, seconds, 0))
 
     def _inputs(self, view: View, record: Kept) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -282,7 +282,7 @@ class Mirror:
         if newest and newest != view.tags[DONE]:
             scores = [numbers(e.lines[-1], "eval") for e in evaluations]
             means = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0] if "error" not in name}
-            self._log(view, means, max(e.ended for e in evaluations), len(evaluations))
+            self._log(view, means, max(e.ended for e in evaluations))
             self._tag(view, DONE, newest)
 
 

@@ -11,15 +11,14 @@ from pathlib import Path
 FOLDERS = ("data", "models", "stages")  # of a study's results
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl")
 GROUPS = {  # a metric's group: the first whose pattern is that of its whole name; docs/metrics.md describes each metric
-    "memory": r"memory\..*|peak_bytes",
+    "memory": r"memory\..*|peak_bytes|parameters|vocabulary",
     "time": r".*seconds(\..*)?|.*_per_second",
     "critic": r"value_.*|return_mean|td_error|explained_variance|critic_.*",
     "ratio": r"(sequence_)?ratio_.*|.*clip_fraction.*|approx_kl_.*|sampler_.*|canary_.*|correction_weight|gate_.*"
     r"|response_(weight.*|drift)|(off_policy|left_out)_fraction|covariance_.*",
-    "length": r".*_tokens.*|truncation_rate|eos_rate|generated_responses",
-    "data": r".*_problems|parameters|vocabulary|(prompts_with_)?pairs|flipped_share",
+    "length": r".*_tokens.*|truncation_rate|eos_rate|generated_responses|.*_problems",
     "reward": r"reward.*|accuracy|.*groups.*|advantage_.*|kept_responses|sampling_rounds|pair_accuracy.*"
-    r"|held_out.*|margin_.*|score_.*|accept.*|unique_per_prompt|prompts_.*|hint.*",
+    r"|held_out.*|margin_.*|score_.*|accept.*|unique_per_prompt|prompts_.*|hint.*|(flipped|pairs).*",
     "policy": r"(.*_)?entropy|kl_(to_ref|coef|after).*|penalty_coef|(forward|reverse)_kl|.*_logprob",
 }
 OTHER = "loss"

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,20 +51,6 @@ def results(tmp_path):
     write_record(results / SEED, "rl", LINES, estimator={"ratio_level": "token"}, **facts)
     write_record(results / EVALUATION, "evaluation", [line(0, **{"mean@8": 0.5})])
     return results
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A store with its tables, which take seconds to make."""
-    store = tmp_path_factory.mktemp("store") / "mlflow.db"
-    client(f"sqlite:///{store}").search_experiments()
-    return store
-
-
-@pytest.fixture
-def uri(tmp_path, empty_store):
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 def client(uri):
@@ -216,14 +201,18 @@ def test_the_report_is_an_artifact_of_the_studys_run(results, uri):
 
 
 def test_checkpoints_are_registered_where_it_is_asked_for(results, uri):
-    (results / SEED / "checkpoint").mkdir()
-    (results / SEED / "checkpoint" / "config.json").write_text("{}")
+    write_record(results / "models" / "base", "model", [line(0, parameters=1)])
+    for directory in (results / SEED, results / "models" / "base"):
+        (directory / "checkpoint").mkdir()
+        (directory / "checkpoint" / "config.json").write_text("{}")
     mirrored(results, uri)
     assert not client(uri).search_registered_models()
     for _ in range(2):
         assert tracking.mirror_once(results, uri, "study", register_models=True)["errors"] == []
-    (version,) = client(uri).search_model_versions("name = 'study.grpo'")
-    assert version.run_id == runs(uri)[SEED].info.run_id and version.tags == {"seed": "0"}
+    (version,) = client(uri).search_model_versions()
+    assert (
+        version.name == "study.grpo" and version.run_id == runs(uri)[SEED].info.run_id and version.tags == {"seed": "0"}
+    )
     assert (Path(version.source.removeprefix("file://")) / "config.json").is_file()
 
 

@@ -10,8 +10,7 @@ from tests.faults.server import FaultyServer
 THREADS = SimpleNamespace(Process=threading.Thread, Event=threading.Event)
 
 
-def test_no_point_is_lost_and_none_comes_twice_with_several_loggers_and_writers(tmp_path):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_no_point_is_lost_and_none_comes_twice_with_several_loggers_and_writers(tmp_path, uri):
     for results in trial(tmp_path, uri, 6, 2, 20, 0.01, THREADS):
         assert points(results, uri) == ({}, {})
 
