@@ -27,7 +27,7 @@ class LoraSettings:
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0  # alpha / rank scales the change
-    targets: tuple[str, ...] = ()  # linear layers, such as q_proj; empty: all below the output head
+    targets: tuple[str, ...] = ()  # linear layers (q_proj), fused experts (gate_up_proj); empty: all below the head
 
     def __post_init__(self):
         if importlib.util.find_spec("peft") is None:

@@ -5,11 +5,39 @@ Source: Hu et al. 2021, arXiv:2106.09685. Without its adapters the policy is its
 
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from algos.pieces.settings import SettingsError
 from algos.training.config import LoraSettings
+
+
+def adaptable(policy) -> dict[str, nn.Parameter]:
+    """The weights that adapters can change, by name: those of linear layers below the output head, and fused experts.
+
+    Experts are fused where a layer keeps all of them as one tensor of three dimensions.
+    """
+    head, found = policy.get_output_embeddings(), {}
+    for name, module in policy.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            if module is not head and not hasattr(module, "top_k"):  # a router gives more than a tensor
+                found[f"{name}.weight"] = module.weight
+        elif not type(module).__module__.startswith("torch.nn"):
+            own = module.named_parameters(recurse=False)
+            found |= {f"{name}.{tensor}": weight for tensor, weight in own if _fused(weight)}
+    return found
+
+
+def _fused(weight: Tensor) -> bool:
+    return weight.dim() == 3
+
+
+def target(name: str) -> str:
+    """What a study file calls a weight: the name of its linear layer, or of the experts' tensor."""
+    return name.removesuffix(".weight").split(".")[-1]
 
 
 def add_adapters(policy, settings: LoraSettings):
@@ -21,16 +49,26 @@ def add_adapters(policy, settings: LoraSettings):
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    head = policy.get_output_embeddings()
-    linear = {name.split(".")[-1] for name, m in policy.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    unknown = sorted(set(settings.targets) - linear)
-    if unknown:
-        known = ", ".join(sorted(linear))
-        raise SettingsError(f"lora.targets: {unknown[0]!r} is no linear layer of this model; its layers are {known}.")
-    targets = list(settings.targets) or sorted(linear)
+    weights = adaptable(policy)
+    known = sorted({target(name) for name in weights})
+    if unknown := sorted(set(settings.targets) - set(known)):
+        raise SettingsError(
+            f"lora.targets: {unknown[0]!r} is no linear layer of this model; its layers are {', '.join(known)}."
+        )
+    chosen = {f"policy.{n}": w for n, w in weights.items() if not settings.targets or target(n) in settings.targets}
     alpha: Any = settings.alpha  # peft says int, and divides it by the rank
-    config = LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
-    inject_adapter_in_model(config, policy.requires_grad_(False))
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=[name.removesuffix(".weight") for name, weight in chosen.items() if not _fused(weight)],
+        target_parameters=[name for name, weight in chosen.items() if _fused(weight)],
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in policy.modules()),
+    )
+    # where peft finds a model's config, it takes linear layers named like experts of old (gate_proj) for fused ones
+    holder = nn.Module()
+    holder.policy = policy.requires_grad_(False)
+    inject_adapter_in_model(config, holder)
     for parameter in policy.parameters():
         if parameter.requires_grad and parameter.dtype.itemsize < 4:  # they are small, and trained
             parameter.data = parameter.data.float()
@@ -75,8 +113,23 @@ def merged(model, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a plain model from those of one with adapters; state itself if it has none."""
     if not any(".base_layer." in name for name in state):
         return state
-    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    plain = {_plain(name): tensor for name, tensor in state.items() if ".lora_" not in name}
     for name, layer in _adapted(model).items():
-        weight = plain[f"{name}.weight"]
-        plain[f"{name}.weight"] = weight + layer.get_delta_weight("default").detach().to(weight)
+        changed = _plain(f"{name}.{getattr(layer, 'parameter_name', 'weight')}")
+        plain[changed] = plain[changed] + _change(layer).to(plain[changed])
     return plain
+
+
+def _plain(name: str) -> str:
+    """The name of a weight without the adapters around it: two of them are nested, where both tensors of a layer's
+    experts have one."""
+    return name.replace(".base_layer", "")
+
+
+@torch.no_grad()
+def _change(layer) -> Tensor:
+    """(alpha / rank) B A, in the adapters' precision: peft rounds that of experts to what the layer computes in."""
+    if not hasattr(layer, "parameter_name"):
+        return layer.get_delta_weight("default")
+    with patch.object(layer, "get_param", lambda: layer.lora_A["default"].weight):
+        return layer.get_delta_weight("default")

@@ -11,11 +11,13 @@ from algos.training.config import LoraSettings, RunConfig
 from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.models.config import LINEAR_LAYERS
 from algos.training.models.logprobs import token_logprobs
-from algos.training.models.lora import WithoutAdapters, add_adapters
+from algos.training.models.lora import WithoutAdapters, adaptable, add_adapters, target
+from algos.training.sampling.sampler import sample
 from algos.training.stage.config import OptimizerConfig
 from algos.training.stage.record import component_memory
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from algos.training.update.update import Learner, accumulate_gradients, prepare, with_advantages
+from evaluation.matrix.architectures import build, imported
 
 LORA = LoraSettings(rank=2, alpha=4.0)
 
@@ -84,17 +86,51 @@ def test_checkpoints_have_the_adapters_merged(tmp_path, dtype):
     )
 
 
+LAYERS = {  # the weights that have an adapter, by what a study file calls them
+    "gpt2": {"c_attn", "c_proj", "c_fc"},  # Conv1D
+    "falcon": {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},  # a linear layer with code of its own
+    "mixtral": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"},  # fused experts
+    "qwen2_moe": {*LINEAR_LAYERS, "shared_expert_gate", "gate_up_proj"},  # fused experts beside a plain one
+    "qwen3_moe": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"},
+}
+
+
+@pytest.mark.parametrize("name, dtype", [*((name, "float32") for name in LAYERS), ("mixtral", "bfloat16")])
+def test_every_layer_of_an_architecture_has_an_adapter_that_learns_samples_and_is_saved(name, dtype, tmp_path):
+    policy = load_policy(imported(name, TOKENIZER, tmp_path), CPU, dtype)
+    assert {target(weight) for weight in adaptable(policy)} == LAYERS[name]
+    before = token_logprobs(policy, batch_of(), 1.0)[0]
+    count = len(adaptable(policy))
+    add_adapters(policy, LORA)
+    assert torch.equal(token_logprobs(policy, batch_of(), 1.0)[0], before)
+    adapters = {n: p for n, p in policy.named_parameters() if ".lora_B" in n}
+    assert len(adapters) == count
+    (batch_of().response_mask * token_logprobs(policy, batch_of(), 1.0)[0]).sum().backward()
+    assert all(adapter.grad.abs().max() > 0 for adapter in adapters.values())
+    for adapter in adapters.values():
+        torch.nn.init.normal_(adapter, std=0.3)
+    save_policy(policy, TOKENIZER, tmp_path / "trained")
+    loaded = load_policy(tmp_path / "trained", CPU)
+    assert {n for n, _ in loaded.named_parameters()} == {n for n, _ in build(name, TOKENIZER).named_parameters()}
+    after, exact = token_logprobs(loaded, batch_of(), 1.0)[0], policy.float()
+    assert (after - before).abs().max() > 0.1
+    torch.testing.assert_close(after, token_logprobs(exact, batch_of(), 1.0)[0], atol=1e-4, rtol=1e-4)
+    prompts = [[5, 6, 7, 8], [9, 10]]
+    drawn = [sample(m, TOKENIZER, prompts, 2, 8, 1.0, torch.Generator().manual_seed(0)) for m in (exact, loaded)]
+    assert torch.equal(drawn[0].response_ids, drawn[1].response_ids)
+
+
 def test_the_layers_of_models_that_are_built_here_are_those_that_adapters_find():
     adapters = {name.split(".")[-4] for name, _ in adapted().named_parameters() if ".lora_A" in name}
     assert adapters == set(LINEAR_LAYERS)
 
 
 def test_unknown_targets_are_refused_with_the_models_layers():
-    for target in ("query", "lm_head", "embed_tokens"):
+    for unknown in ("query", "lm_head", "embed_tokens"):
         with pytest.raises(
-            SettingsError, match=rf"lora.targets: '{target}' is no linear layer .* down_proj, .* v_proj"
+            SettingsError, match=rf"lora.targets: '{unknown}' is no linear layer .* down_proj, .* v_proj"
         ):
-            adapted(settings=LoraSettings(targets=("q_proj", target)))
+            adapted(settings=LoraSettings(targets=("q_proj", unknown)))
 
 
 def test_without_peft_lora_is_refused_with_advice(monkeypatch):
