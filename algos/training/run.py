@@ -20,7 +20,8 @@ from algos.training.config import RunConfig
 from algos.training.experience import Experience, PromptOrder, Sampler
 from algos.training.rewards.rewards import Rewards, RunningStd, component_metrics
 from algos.training.sampling.engine import Engine
-from algos.training.sampling.engines import RatioCanary
+from algos.training.sampling.engines import RatioCanary, TransformersEngine
+from algos.training.sampling.routing import Routing, routers
 from algos.training.stage.record import Phases
 from algos.training.update.batch_metrics import batch_metrics, combine
 from algos.training.update.trust_region import trust_region_update
@@ -84,6 +85,9 @@ class Run:
             config, inputs.problems, inputs.prompts, inputs.tokenizer, self.score, engine, state.order
         )
         self.experience: Experience | None = None
+        self.routing = Routing(learner.policy) if routers(learner.policy) else None
+        if isinstance(engine, TransformersEngine):
+            engine.routing = self.routing
 
     @property
     def finished(self) -> bool:
@@ -122,12 +126,15 @@ class Run:
         return self.sampler(self.state.learner.policy, self.state.generator, self.phases)
 
     def prepare(self, experience: Experience) -> tuple[Batch, Tensor, dict[str, float]]:
-        """The batch with all log-probabilities and values, entropies (B, T), and the canary's metrics."""
+        """The batch with all log-probabilities and values, entropies (B, T), and how far sampler and trainer agree."""
         rollouts, hparams = experience.rollouts, self.state.hparams
         batch = make_batch(rollouts, experience.rewards, self.inputs.tokenizer.pad_token_id)
         batch, entropies = prepare(batch, self.state.learner, self.config, hparams, rollouts.entropies)
         assert batch.old_logprobs is not None
         agreement = self.state.canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
+        if self.routing is not None:
+            layout = self.state.learner.layout(self.config)
+            agreement |= self.routing.agreement(self.inputs.tokenizer.pad_token_id, layout)
         keep = kept(hparams, rollouts.truncated, experience.components["correctness"], self.config.group_size)
         return replace(batch, greedy_rewards=experience.greedy_rewards, keep=keep), entropies, agreement
 

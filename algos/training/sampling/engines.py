@@ -16,6 +16,7 @@ from algos.pieces.types import Rollouts
 from algos.training.models.checkpoints import check_response_fits
 from algos.training.sampling.config import EngineName, VllmConfig
 from algos.training.sampling.engine import Engine, Sampling, StaleWeights
+from algos.training.sampling.routing import Routing
 from algos.training.sampling.sampler import sample
 
 ROWS_AT_ONCE = 512
@@ -43,6 +44,7 @@ class TransformersEngine(Engine):
 
     def __init__(self, tokenizer, rows_at_once: int = ROWS_AT_ONCE):
         self.tokenizer, self.rows_at_once = tokenizer, rows_at_once
+        self.routing: Routing | None = None  # of a mixture of experts, for whoever wants to know
 
     def sample(self, policy, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Rollouts:
         return sample(
@@ -54,6 +56,7 @@ class TransformersEngine(Engine):
             sampling.temperature,
             generator,
             self.rows_at_once,
+            self.routing,
         )
 
     def synchronize(self, policy) -> None:

@@ -9,6 +9,7 @@ and which have left it, has no effect on what is drawn.
 """
 
 import inspect
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from algos.pieces.types import Rollouts
 from algos.training.models.kv_cache import SharedOut, compacted
 from algos.training.models.packing import ATTENTION
 from algos.training.models.tokens import end_ids
+from algos.training.sampling.routing import Routing
 
 CHECK_EVERY = 8  # tokens between looks at which rows are done, on a GPU: each look waits for it
 
@@ -31,11 +33,12 @@ def sample(
     temperature: float,
     generator: torch.Generator,
     rows_at_once: int = 512,
+    routing: Routing | None = None,
 ) -> Rollouts:
     """group_size responses to each prompt. temperature 0 is greedy.
 
     generator lives on the policy's device; the same generator state gives the same responses. rows_at_once bounds
-    memory: prompts are taken in chunks of at most that many responses.
+    memory: prompts are taken in chunks of at most that many responses. routing is told of each pass of the first chunk.
     """
     if not prompts or any(not prompt for prompt in prompts):
         raise ValueError("sampling needs at least one prompt, and no prompt may be empty")
@@ -49,19 +52,24 @@ def sample(
         chunk = prompts[i : i + per_chunk]
         rows = slice(i * group_size, (i + len(chunk)) * group_size)
         chunk_uniforms = uniforms[rows] if uniforms is not None else None
-        parts.append(
-            _sample_chunk(policy, tokenizer, chunk, group_size, max_response_tokens, temperature, chunk_uniforms)
-        )
+        told = routing if i == 0 else None
+        with nullcontext() if told is None else told.listening():
+            arguments = (tokenizer, chunk, group_size, max_response_tokens, temperature, chunk_uniforms, told)
+            parts.append(_sample_chunk(policy, *arguments))
     ids, logprobs, entropies, lengths = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     width = int(lengths.max())
     mask = torch.arange(width, device=ids.device) < lengths[:, None]
     ids = torch.where(mask, ids[:, :width], tokenizer.pad_token_id)
     truncated = ~(torch.isin(ids, torch.tensor(end_ids(tokenizer), device=ids.device)) & mask).any(dim=1)
-    return Rollouts(prompts, group_size, ids, mask, logprobs[:, :width] * mask, truncated, entropies[:, :width] * mask)
+    logprobs, entropies = logprobs[:, :width] * mask, entropies[:, :width] * mask
+    rollouts = Rollouts(prompts, group_size, ids, mask, logprobs, truncated, entropies)
+    if routing is not None:
+        routing.rollouts = rollouts
+    return rollouts
 
 
 def _sample_chunk(
-    policy, tokenizer, prompts, group_size, max_response_tokens, temperature, uniforms
+    policy, tokenizer, prompts, group_size, max_response_tokens, temperature, uniforms, routing
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Response ids, their log-probabilities and the entropies (b, T), and lengths (b,)."""
     device = policy.device
@@ -76,6 +84,8 @@ def _sample_chunk(
         use_cache=True,
         logits_to_keep=1,
     )
+    if routing is not None:
+        routing.after_prompts()
     cache = SharedOut(output.past_key_values, group_size, max_response_tokens)
     logits = output.logits[:, -1].float().repeat_interleave(group_size, dim=0)
     position = mask.sum(dim=1, keepdim=True).repeat_interleave(group_size, dim=0)  # (b, 1): of the token to come
@@ -117,6 +127,8 @@ def _sample_chunk(
             past_key_values=cache.past,
             use_cache=True,
         )
+        if routing is not None:
+            routing.after_token(rows)
         logits, position = output.logits[:, -1].float(), position + 1
     return ids, logprobs, entropies, lengths
 
