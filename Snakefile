@@ -19,6 +19,13 @@ include: "pipelines/rules/evaluate.smk"
 include: "pipelines/rules/report.smk"
 
 
+localrules:  # small, or in need of the network: a cluster runs them where Snakemake runs
+    all,
+    data,
+    report,
+    mlflow,
+
+
 rule all:
     default_target: True
     input:

@@ -7,6 +7,7 @@ cache do not shrink with the critic.
 """
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -242,6 +243,26 @@ def shape_of(config) -> Shape:
     )
 
 
+def built_shape(model) -> Shape:
+    """shape_of(built_config(model)), counted without transformers, which takes seconds to import."""
+    hidden, between = model.hidden_size, model.intermediate_size
+    linear = [(hidden, hidden)] * 4 + [(between, hidden)] * 2 + [(hidden, between)]
+    vectors = [(hidden,)] * 5  # biases of query, key and value; two norms
+    sizes = [(model.vocab_size, hidden), *model.layers * [*linear, *vectors], (hidden,)]
+    parameters = sum(map(math.prod, sizes))
+    return Shape(
+        parameters=parameters,
+        backbone_parameters=parameters,  # the output head is the input embedding
+        adafactor_floats=sum(map(adafactor_floats, sizes)),
+        linear_edges=model.layers * sum(map(sum, linear)),
+        layers=model.layers,
+        hidden=hidden,
+        kv_heads=model.heads,
+        head_dim=hidden // model.heads,
+        vocabulary=model.vocab_size,
+    )
+
+
 @cache
 def named_shape(name: str) -> Shape:
     """shape_of one of SHAPES."""
@@ -250,9 +271,7 @@ def named_shape(name: str) -> Shape:
 
 def adafactor_floats(size: tuple[int, ...]) -> int:
     """Second moments of one parameter: rows and columns of a matrix, all elements of a vector."""
-    total = 1
-    for length in size:
-        total *= length
+    total = math.prod(size)
     return total if len(size) < 2 else total // size[-1] + total // size[-2]
 
 

@@ -12,6 +12,8 @@ from evaluation.config import figures_of
 from pipelines import digests
 from pipelines.kinds import SPLITS
 from pipelines.study import load
+from pipelines.workflow.resources import gpus, memory, minutes, model_memory, policy_shape, saved_shape
+from pipelines.workflow.work import of_evaluation, of_stage
 
 try:
     STUDY = load(os.path.relpath(workflow.configfiles[-1]), config)
@@ -29,6 +31,13 @@ DATA = f"{RESULTS}/data"
 MODEL = f"{RESULTS}/models/{{model}}"
 STAGE = f"{RESULTS}/stages/{{stage}}"
 SEED = f"{STAGE}/seed{{seed}}"
+REPORT = f"{RESULTS}/report"
+MIRROR = [
+    *("--results", RESULTS, "--experiment", STUDY.name, "--uri", STUDY.tracking_uri),
+    *(["--register-models"] if STUDY.settings.mlflow.register_models else []),
+]
+GRANTED = workflow.global_resources.get("gpu").value or 0  # GPUs, by `--resources gpu=N` or the profile
+SMALL = {"mem_mb": 2000, "runtime": 30}  # resources of a job without a model
 
 
 def one_of_these(names):
@@ -54,6 +63,96 @@ def record(folder):
 def as_json(values):
     """Settings for a command line. Sorted, so that moving a line in the study file runs nothing again."""
     return json.dumps(values, sort_keys=True)
+
+
+# the study as a whole
+
+
+def task(wildcards):
+    return as_json(STUDY.task())
+
+
+def prompt(wildcards):
+    return as_json(STUDY.prompt())
+
+
+def task_code(wildcards):
+    return digests.of_task(STUDY.settings.task)
+
+
+def data_out(wildcards):
+    return DATA
+
+
+def study(wildcards):
+    return json.dumps(STUDY.report())  # not sorted: the report keeps the order of the study file
+
+
+def study_results(wildcards):
+    return RESULTS
+
+
+def report_out(wildcards):
+    return REPORT
+
+
+def mirror(wildcards):
+    return MIRROR
+
+
+def evaluations(wildcards):
+    stages = [f"stages/{stage}" for stage in STUDY.evaluated]
+    models = [f"models/{model}" for model in STUDY.evaluated_models]
+    return [f"{RESULTS}/{folder}/evaluation" for folder in models + stages]
+
+
+# a model
+
+
+def model_settings(wildcards):
+    return as_json(STUDY.model_settings(wildcards.model))
+
+
+def model_files(wildcards):
+    """A digest of the folder or file of a user's own model. A change in it loads the model again."""
+    model = STUDY.model(wildcards.model)
+    return digests.of_folder(model.path or model.gguf)
+
+
+def model_out(wildcards):
+    return f"{RESULTS}/models/{wildcards.model}"
+
+
+def model_mem_mb(wildcards, attempt):
+    megabytes = model_memory(STUDY.model(wildcards.model))
+    return megabytes and attempt * megabytes
+
+
+def tokenizer(wildcards):
+    """The checkpoint whose tokenizer a model takes, where it takes another one's."""
+    other = STUDY.tokenizer_of(wildcards.model)
+    return [f"{RESULTS}/models/{other}/checkpoint"] if other else []
+
+
+def tokenizer_option(wildcards):
+    return ["--tokenizer", *tokenizer(wildcards)] if tokenizer(wildcards) else []
+
+
+def model_evaluation_out(wildcards):
+    return f"{model_out(wildcards)}/evaluation"
+
+
+def model_evaluation_mem_mb(wildcards, attempt):
+    shape = saved_shape(f"{model_out(wildcards)}/checkpoint")
+    return attempt * memory(of_evaluation(STUDY, 1), shape, evaluation_gpu(wildcards))
+
+
+def model_evaluation_runtime(wildcards, attempt):
+    shape = saved_shape(f"{model_out(wildcards)}/checkpoint")
+    return attempt * minutes(of_evaluation(STUDY, 1), shape, evaluation_gpu(wildcards), threads=1)
+
+
+# a stage, with one of its seeds
 
 
 def name(wildcards):
@@ -86,3 +185,64 @@ def out(wildcards):
 def code(wildcards):
     """A digest of the algorithm's and the rewards' own files. Editing one of them runs its stages again."""
     return digests.of_run(STUDY.parsed(wildcards.stage, int(wildcards.seed)))
+
+
+def pairs(wildcards):
+    """A digest of a user's own pairs. Editing their file makes the stage again."""
+    return digests.of_file(STUDY.stages[wildcards.stage].values.get("path"))
+
+
+def stage_shape(wildcards):
+    """The shape of its models; a loaded one's is known once its checkpoint is there, and None for pairs from a file."""
+    start = STUDY.edges(wildcards.stage).get("from")
+    return start and policy_shape(STUDY, wildcards.stage, STUDY.place(start, int(wildcards.seed)))
+
+
+def stage_gpu(wildcards):
+    return gpus(of_stage(STUDY, wildcards.stage).device, GRANTED)
+
+
+def stage_mem_mb(wildcards, attempt):
+    return attempt * memory(of_stage(STUDY, wildcards.stage), stage_shape(wildcards), stage_gpu(wildcards))
+
+
+def stage_runtime(wildcards, attempt):
+    work, threads = of_stage(STUDY, wildcards.stage), STUDY.threads(wildcards.stage)
+    return attempt * minutes(work, stage_shape(wildcards), stage_gpu(wildcards), threads)
+
+
+# the evaluation of all seeds of a stage
+
+
+def seed_folders(wildcards):
+    return [STUDY.folder(wildcards.stage, seed) for seed in STUDY.seeds_of(wildcards.stage)]
+
+
+def checkpoints(wildcards):
+    return [f"{folder}/checkpoint" for folder in seed_folders(wildcards)]
+
+
+def evaluation_out(wildcards):
+    return f"{RESULTS}/stages/{wildcards.stage}/evaluation"
+
+
+def evaluation_settings(wildcards):
+    return as_json(STUDY.evaluation())
+
+
+def evaluation_gpu(wildcards):
+    return gpus(STUDY.parsed_evaluation.device, GRANTED)
+
+
+def evaluation_shape(wildcards):
+    return policy_shape(STUDY, wildcards.stage, checkpoints(wildcards)[0])
+
+
+def evaluation_mem_mb(wildcards, attempt):
+    work = of_evaluation(STUDY, len(checkpoints(wildcards)))
+    return attempt * memory(work, evaluation_shape(wildcards), evaluation_gpu(wildcards))
+
+
+def evaluation_runtime(wildcards, attempt):
+    work = of_evaluation(STUDY, len(checkpoints(wildcards)))
+    return attempt * minutes(work, evaluation_shape(wildcards), evaluation_gpu(wildcards), threads=1)

@@ -1,22 +1,6 @@
 # (7) The checkpoints of all seeds of a stage + test problems -> one scored row for each response
 
 
-def seed_folders(wildcards):
-    return [STUDY.folder(wildcards.stage, seed) for seed in STUDY.seeds_of(wildcards.stage)]
-
-
-def checkpoints(wildcards):
-    return [f"{folder}/checkpoint" for folder in seed_folders(wildcards)]
-
-
-def evaluation_out(wildcards):
-    return f"{RESULTS}/stages/{wildcards.stage}/evaluation"
-
-
-def model_evaluation_out(wildcards):
-    return f"{RESULTS}/models/{wildcards.model}/evaluation"
-
-
 rule evaluate_model:
     input:
         f"{MODEL}/checkpoint",
@@ -27,10 +11,14 @@ rule evaluate_model:
         model=one_of_these(STUDY.evaluated_models),
     log:
         f"{MODEL}/evaluate.log",
+    benchmark:
+        f"{MODEL}/evaluate.benchmark.tsv"
     resources:
-        gpu=1,
+        gpu=evaluation_gpu,
+        mem_mb=model_evaluation_mem_mb,
+        runtime=model_evaluation_runtime,
     params:
-        settings=as_json(STUDY.evaluation()),
+        settings=evaluation_settings,
         out=model_evaluation_out,
         folder=model_out,
     message:
@@ -50,10 +38,14 @@ rule evaluate:
         stage=one_of_these(STUDY.evaluated),
     log:
         f"{STAGE}/evaluate.log",
+    benchmark:
+        f"{STAGE}/evaluate.benchmark.tsv"
     resources:
-        gpu=1,
+        gpu=evaluation_gpu,
+        mem_mb=evaluation_mem_mb,
+        runtime=evaluation_runtime,
     params:
-        settings=as_json(STUDY.evaluation()),
+        settings=evaluation_settings,
         out=evaluation_out,
         folders=seed_folders,
     message:

@@ -1,25 +1,4 @@
 # (8) All scores -> tables and figures, each with a caption; all records -> MLflow
-REPORT = f"{RESULTS}/report"
-MLFLOW = STUDY.settings.mlflow
-MIRROR = [
-    *("--results", RESULTS, "--experiment", STUDY.name),
-    *("--uri", STUDY.tracking_uri),
-    *(["--register-models"] if MLFLOW.register_models else []),
-]
-
-
-def study(wildcards):
-    return json.dumps(STUDY.report())  # not sorted: the report keeps the order of the study file
-
-
-def mirror(wildcards):
-    return MIRROR
-
-
-def evaluations(wildcards):
-    stages = [f"stages/{stage}" for stage in STUDY.evaluated]
-    models = [f"models/{model}" for model in STUDY.evaluated_models]
-    return [f"{RESULTS}/{folder}/evaluation" for folder in models + stages]
 
 
 rule report:
@@ -41,10 +20,14 @@ rule report:
         ],
     log:
         f"{REPORT}/report.log",
+    benchmark:
+        f"{REPORT}/benchmark.tsv"
+    resources:
+        **SMALL,
     params:
         study=study,
-        results=RESULTS,
-        out=REPORT,
+        results=study_results,
+        out=report_out,
     message:
         "Write the report"
     shell:
@@ -58,6 +41,10 @@ rule mlflow:
         summary=f"{RESULTS}/mlflow_mirror.json",
     log:
         f"{RESULTS}/mlflow_mirror.log",
+    benchmark:
+        f"{RESULTS}/mlflow_mirror.benchmark.tsv"
+    resources:
+        **SMALL,
     params:
         mirror=mirror,
     message:

@@ -1,11 +1,6 @@
 # Preference pairs from a policy or from a file; a reward model from them
 
 
-def pairs(wildcards):
-    """A digest of a user's own pairs. Editing their file makes the stage again."""
-    return digests.of_file(STUDY.stages[wildcards.stage].values.get("path"))
-
-
 rule preferences:
     input:
         sources,
@@ -17,10 +12,14 @@ rule preferences:
         stage=of_kind("preferences"),
     log:
         f"{SEED}/log.txt",
+    benchmark:
+        f"{SEED}/benchmark.tsv"
     threads: threads_of
     priority: 20
     resources:
-        gpu=1,
+        gpu=stage_gpu,
+        mem_mb=stage_mem_mb,
+        runtime=stage_runtime,
     params:
         name=name,
         settings=settings,
@@ -44,10 +43,14 @@ rule reward_model:
         stage=of_kind("reward_model"),
     log:
         f"{SEED}/log.txt",
+    benchmark:
+        f"{SEED}/benchmark.tsv"
     threads: threads_of
     priority: 20
     resources:
-        gpu=1,
+        gpu=stage_gpu,
+        mem_mb=stage_mem_mb,
+        runtime=stage_runtime,
     params:
         name=name,
         settings=settings,

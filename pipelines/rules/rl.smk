@@ -11,10 +11,14 @@ rule rl:
         stage=of_kind("rl"),
     log:
         f"{SEED}/log.txt",
+    benchmark:
+        f"{SEED}/benchmark.tsv"
     threads: threads_of
     priority: 10
     resources:
-        gpu=1,
+        gpu=stage_gpu,
+        mem_mb=stage_mem_mb,
+        runtime=stage_runtime,
     params:
         name=name,
         settings=settings,

@@ -1,55 +1,25 @@
 # (1) Where the graph begins: the task's problems, and the models
 
 
-def task(wildcards):
-    return as_json(STUDY.task())
-
-
-def prompt(wildcards):
-    return as_json(STUDY.prompt())
-
-
-def task_code(wildcards):
-    return digests.of_task(STUDY.settings.task)
-
-
-def model_settings(wildcards):
-    return as_json(STUDY.model_settings(wildcards.model))
-
-
-def model_files(wildcards):
-    """A digest of the folder or file of a user's own model. A change in it loads the model again."""
-    model = STUDY.model(wildcards.model)
-    return digests.of_folder(model.path or model.gguf)
-
-
-def model_out(wildcards):
-    return f"{RESULTS}/models/{wildcards.model}"
-
-
-def tokenizer(wildcards):
-    """The checkpoint whose tokenizer a model takes, where it takes another one's."""
-    other = STUDY.tokenizer_of(wildcards.model)
-    return [f"{RESULTS}/models/{other}/checkpoint"] if other else []
-
-
-def tokenizer_option(wildcards):
-    return ["--tokenizer", *tokenizer(wildcards)] if tokenizer(wildcards) else []
-
-
 rule data:
     output:
         expand("{data}/{split}.jsonl", data=[DATA], split=SPLITS),
         record(DATA),
+    log:
+        f"{DATA}/log.txt",
+    benchmark:
+        f"{DATA}/benchmark.tsv"
+    resources:
+        **SMALL,
     params:
         task=task,
         prompt=prompt,
         code=task_code,
-        out=DATA,
+        out=data_out,
     message:
         "Make the problems"
     shell:
-        "python -m evaluation.data --task {params.task:q} --prompt {params.prompt:q} --out {params.out:q}"
+        "python -m evaluation.data --task {params.task:q} --prompt {params.prompt:q} --out {params.out:q} 2> {log:q}"
 
 
 rule model:
@@ -61,6 +31,11 @@ rule model:
         checkpoint=directory(f"{MODEL}/checkpoint"),
     log:
         f"{MODEL}/build.log",
+    benchmark:
+        f"{MODEL}/benchmark.tsv"
+    resources:
+        mem_mb=model_mem_mb,
+        runtime=60,
     params:
         settings=model_settings,
         files=model_files,

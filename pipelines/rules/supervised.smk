@@ -11,10 +11,14 @@ rule sft:
         stage=of_kind("sft"),
     log:
         f"{SEED}/log.txt",
+    benchmark:
+        f"{SEED}/benchmark.tsv"
     threads: threads_of
     priority: 10
     resources:
-        gpu=1,
+        gpu=stage_gpu,
+        mem_mb=stage_mem_mb,
+        runtime=stage_runtime,
     params:
         name=name,
         settings=settings,
@@ -37,10 +41,14 @@ rule rejection_sampling:
         stage=of_kind("rejection_sampling"),
     log:
         f"{SEED}/log.txt",
+    benchmark:
+        f"{SEED}/benchmark.tsv"
     threads: threads_of
     priority: 10
     resources:
-        gpu=1,
+        gpu=stage_gpu,
+        mem_mb=stage_mem_mb,
+        runtime=stage_runtime,
     params:
         name=name,
         settings=settings,
@@ -64,10 +72,14 @@ rule expert_iteration:
         stage=of_kind("expert_iteration"),
     log:
         f"{SEED}/log.txt",
+    benchmark:
+        f"{SEED}/benchmark.tsv"
     threads: threads_of
     priority: 10
     resources:
-        gpu=1,
+        gpu=stage_gpu,
+        mem_mb=stage_mem_mb,
+        runtime=stage_runtime,
     params:
         name=name,
         settings=settings,
@@ -90,10 +102,14 @@ rule distillation:
         stage=of_kind("distillation"),
     log:
         f"{SEED}/log.txt",
+    benchmark:
+        f"{SEED}/benchmark.tsv"
     threads: threads_of
     priority: 10
     resources:
-        gpu=1,
+        gpu=stage_gpu,
+        mem_mb=stage_mem_mb,
+        runtime=stage_runtime,
     params:
         name=name,
         settings=settings,

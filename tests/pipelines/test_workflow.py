@@ -1,5 +1,6 @@
 """The smoke study end to end: one command, then what a user does next."""
 
+import csv
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from evaluation.bias import exact
 from evaluation.report import write as write_report
 from evaluation.tasks.files import read_jsonl
 from pipelines.study import load
+from pipelines.workflow.resources import memory, minutes, policy_shape
+from pipelines.workflow.work import of_evaluation, of_stage
 
 SMOKE = load(PROJECT / STUDY)
 RUNS = SMOKE.of_kind("rl")
@@ -44,6 +47,18 @@ def test_every_run_has_its_files(tree):
         assert scores["overall"]["mean@8"] == pytest.approx(
             sum(r["correct"] for r in responses if r["sample"] >= 0) / 160
         )
+
+
+def test_every_job_took_less_memory_and_time_than_it_asked_for(tree):
+    files = {name: (record(tree, name) / "benchmark.tsv", of_stage(SMOKE, name)) for name in SMOKE.stages}
+    for name in SMOKE.evaluated:
+        path = record(tree, name).parent / "evaluate.benchmark.tsv"
+        files[f"evaluation of {name}"] = path, of_evaluation(SMOKE, name)
+    for name, (path, work) in files.items():
+        (row,) = csv.DictReader(path.open(), delimiter="\t")
+        shape = policy_shape(SMOKE, name.split()[-1], "")
+        assert float(row["max_rss"]) < memory(work, shape, None), name
+        assert float(row["s"]) / 60 < minutes(work, shape, None, 1), name
 
 
 @pytest.mark.parametrize("run", RUNS)
