@@ -12,6 +12,7 @@ from evaluation.config import figures_of
 from pipelines import digests
 from pipelines.kinds import SPLITS
 from pipelines.study import load
+from pipelines.workflow import progress
 from pipelines.workflow.resources import gpus, memory, minutes, model_memory, policy_shape, saved_shape
 from pipelines.workflow.work import of_evaluation, of_stage
 

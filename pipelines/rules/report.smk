@@ -54,6 +54,7 @@ rule mlflow:
 
 
 onstart:
+    progress.follow()
     # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
     subprocess.Popen(
         [sys.executable, "-m", "algos.training.stage.mirror", *MIRROR, "--watch", str(os.getpid())],

@@ -283,6 +283,7 @@ class Progress:
         print(
             f"  {self.name:<24} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total}"
             f"  {now - self.started:.0f} s  {shown}",
+            file=sys.stderr,  # a job's log, from which the run of Snakemake shows it
             flush=True,
         )
 

@@ -93,6 +93,6 @@ def test_a_model_asks_for_its_files_and_a_hub_id_leaves_it_to_the_profile(tmp_pa
 def test_every_kind_of_stage_in_every_study_has_a_request(path):
     made = load(path)
     for name in {stage.kind: name for name, stage in made.stages.items()}.values():
-        works = [of_stage(made, name), *([of_evaluation(made, name)] if name in made.evaluated else [])]
+        works = [of_stage(made, name), *([of_evaluation(made, len(made.seeds_of(name)))] if name in made.evaluated else [])]
         assert all(memory(work, SHAPE, gpu) > 0 for work in works for gpu in (None, 1))
         assert all(minutes(work, SHAPE, gpu, 1) >= START for work in works for gpu in (None, 1))
