@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 STUDY = "pipelines/studies/smoke.yaml"
-PARTS = (".gitignore", "Snakefile", "README.md", "pyproject.toml", "pipelines", "algos", "evaluation")
+PARTS = (".gitignore", "Snakefile", "README.md", "pyproject.toml", "profiles", "pipelines", "algos", "evaluation")
 
 
 def copy_project(to: Path) -> Path:

@@ -4,6 +4,7 @@ import html
 import re
 
 import pytest
+import yaml
 from project import PROJECT, snakemake
 
 RULES = {path.name: path.read_text() for path in sorted((PROJECT / "pipelines" / "rules").glob("*.smk"))}
@@ -50,3 +51,8 @@ def parts_of_svg(text: str) -> set[tuple[str, ...]]:
     edges = re.findall(r'class="edge">\s*<title>(\d+)->(\d+)</title>', html.unescape(text))
     names = dict(nodes)
     return {(name,) for name in names.values()} | {(names[a], names[b]) for a, b in edges}
+
+
+def test_the_folder_of_profiles_is_where_snakemake_looks():  # profiles/, beside the Snakefile
+    assert yaml.safe_load((PROJECT / "profiles" / "default" / "config.yaml").read_text())["rerun-incomplete"] is True
+    assert (PROJECT / "profiles").resolve() == PROJECT / "pipelines" / "profiles"
