@@ -125,8 +125,7 @@ def model_out(wildcards):
 
 
 def model_mem_mb(wildcards, attempt):
-    megabytes = model_memory(STUDY.model(wildcards.model))
-    return megabytes and attempt * megabytes
+    return attempt * model_memory(STUDY.model(wildcards.model))
 
 
 def tokenizer(wildcards):

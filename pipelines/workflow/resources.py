@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from algos.training.config import LOGITS_AT_ONCE
+from algos.training.models import gguf
 from algos.training.models.config import ModelConfig
 from evaluation.memory.closed_form import Copies, Shape, built_shape, model_states
 from pipelines.study import Study
@@ -19,6 +20,7 @@ MB = 10**6
 PROCESS = 1500 * MB  # Python and its libraries
 CUDA = 4000 * MB  # of the host: CUDA's libraries and context
 MARGIN = 1.5
+UNKNOWN = 16_000  # MB for a model whose size is not known before it is loaded
 START = 30  # minutes of any job: start-up, loading, a slow file system
 PATIENCE = 3  # times the expected seconds of the computation
 FLOPS = {"cpu": 1e10, "cuda": 1e13}  # a second; on the CPU of one thread
@@ -86,12 +88,12 @@ def _first(config: dict, default: int, *names: str) -> int:
     return next((config[name] for name in names if name in config), default)
 
 
-def model_memory(model: ModelConfig) -> int | None:
-    """MB of making a model; None, which leaves it to the profile, for one whose size only its loading tells."""
+def model_memory(model: ModelConfig) -> int:
+    """MB of making a model; UNKNOWN for one from the hub, whose size is known once it is loaded."""
     if model.built:
         return round(PROCESS / MB)
-    path = Path(model.path or model.gguf or "")
+    path = Path(model.path) if model.path else gguf.source(model)
     files = path.glob("*.safetensors") if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files if file.is_file())
-    times = 8 if model.gguf else 2  # 4 bits become 32, 16 bits become 32
-    return round((PROCESS + MARGIN * times * size) / MB) if size and model.source else None
+    times = 2 if model.path else 8  # 16 bits become 32, 4 bits become 32
+    return round((PROCESS + MARGIN * times * size) / MB) if size else UNKNOWN

@@ -9,7 +9,18 @@ from algos.training.models.checkpoints import save_policy
 from algos.training.models.config import ModelConfig
 from evaluation.memory.closed_form import built_config, built_shape, named_shape, shape_of
 from pipelines.study import Study, load
-from pipelines.workflow.resources import CUDA, MB, START, gpus, memory, minutes, model_memory, policy_shape, saved_shape
+from pipelines.workflow.resources import (
+    CUDA,
+    MB,
+    START,
+    UNKNOWN,
+    gpus,
+    memory,
+    minutes,
+    model_memory,
+    policy_shape,
+    saved_shape,
+)
 from pipelines.workflow.work import Work, of_evaluation, of_stage
 
 SHAPE = built_shape(ModelConfig())
@@ -83,16 +94,21 @@ def test_a_job_without_a_model_asks_for_the_process_alone():
     assert memory(Work("auto"), None, None) > 0 and minutes(Work("auto"), None, None, 1) == START
 
 
-def test_a_model_asks_for_its_files_and_a_hub_id_leaves_it_to_the_profile(tmp_path):
+def test_a_model_asks_for_its_files_and_one_of_the_hub_for_a_fixed_amount(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(10**6))
     built, folder = model_memory(ModelConfig()), model_memory(ModelConfig(path=str(tmp_path)))
-    assert built and folder == built + 3 and model_memory(ModelConfig(path="someone/model")) is None
+    assert built and folder == built + 3 and model_memory(ModelConfig(path="someone/model")) == UNKNOWN
+    (tmp_path / "model.gguf").write_bytes(bytes(10**6))
+    assert model_memory(ModelConfig(gguf=str(tmp_path / "model.gguf"))) == built + 12
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_kind_of_stage_in_every_study_has_a_request(path):
     made = load(path)
     for name in {stage.kind: name for name, stage in made.stages.items()}.values():
-        works = [of_stage(made, name), *([of_evaluation(made, len(made.seeds_of(name)))] if name in made.evaluated else [])]
+        works = [
+            of_stage(made, name),
+            *([of_evaluation(made, len(made.seeds_of(name)))] if name in made.evaluated else []),
+        ]
         assert all(memory(work, SHAPE, gpu) > 0 for work in works for gpu in (None, 1))
         assert all(minutes(work, SHAPE, gpu, 1) >= START for work in works for gpu in (None, 1))
