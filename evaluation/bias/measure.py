@@ -153,7 +153,7 @@ CAUSES = (
     ),
     Cause(
         "tokens of high covariance left out",
-        lambda hparams, _: hasattr(hparams, "cov_low") and hparams.cov_share > 0,
+        lambda hparams, _: hasattr(hparams, "cov_low") and getattr(hparams, "cov_share", 0.0) > 0,
         lambda _: {"cov_share": 0.0},
     ),
     Cause("truncated responses left out", _is("mask_truncated", True), lambda _: {"mask_truncated": False}),
