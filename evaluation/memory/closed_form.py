@@ -6,7 +6,6 @@ and per frozen (f) parameter, which models there are, and what stands beside the
 cache do not shrink with the critic.
 """
 
-import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 
 from algos.pieces.settings import SettingsError, one_of
 from algos.training.models import gguf
+from algos.training.models.lora import adaptable
+from evaluation.memory.layers import Kept, kept, weightless
 
 GB = 1e9
 GIB = 2**30
@@ -137,16 +138,6 @@ def model_config(name: str):
         ) from None
 
 
-def with_layers(config, count: int):
-    """A copy of a transformers config with so many layers."""
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    text.num_hidden_layers = count
-    if getattr(text, "layer_types", None) is not None:
-        text.layer_types = text.layer_types[:count]
-    return config
-
-
 def built_config(shape):
     """transformers' config of a study's own model, a training ModelConfig."""
     sizes = (shape.hidden_size, shape.intermediate_size, shape.layers, shape.heads, shape.heads, shape.vocab_size)
@@ -188,19 +179,22 @@ class Shape:
     parameters: int
     backbone_parameters: int  # without the output head, unless it is the input embedding
     adafactor_floats: int  # of the second moment
-    linear_edges: int  # rows + columns of all linear layers below the output head
+    linear_edges: int  # rows + columns of all matrices that adapters can change
     layers: int
     hidden: int
-    kv_heads: int
-    head_dim: int
+    cache: tuple[Kept, ...]  # of each layer that has one of its own
     vocabulary: int
 
     def kv_bytes_per_token(self, bytes_per_number: int = 2) -> int:
         """Keys and values of one token in every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_number
+        return self.kv_bytes(1, bytes_per_number)
+
+    def kv_bytes(self, tokens: int, bytes_per_number: int = 2) -> int:
+        """Keys and values of a text of so many tokens: of all, or of those that a layer's window holds."""
+        return bytes_per_number * sum(layer.numbers * layer.tokens(tokens) for layer in self.cache)
 
     def lora_parameters(self, rank: int) -> int:
-        """Of adapters (arXiv:2106.09685) on every linear layer: rank x (n + m) for an n x m matrix."""
+        """Of adapters (arXiv:2106.09685) on every linear layer and expert: rank x (n + m) for an n x m matrix."""
         return rank * self.linear_edges
 
     def activation_bytes(self, tokens: int, checkpointing: bool = False) -> float:
@@ -215,30 +209,18 @@ class Shape:
 
 
 def shape_of(config) -> Shape:
-    """The shape of a transformers config, its parameters counted on the meta device: no weights, no memory."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        raise SettingsError(
-            f"model: a config of type {config.model_type!r} is no causal language model "
-            f"({str(error).splitlines()[0][:120]}); choose one whose architecture ends in ForCausalLM."
-        ) from None
+    """The shape of a transformers config, read from a model without weights: no memory."""
+    model, past = weightless(config)
     text = config.get_text_config()
-    heads = text.num_attention_heads
     sizes = [tuple(p.shape) for p in model.parameters()]
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         backbone_parameters=sum(p.numel() for p in model.base_model.parameters()),
         adafactor_floats=sum(adafactor_floats(size) for size in sizes),
-        linear_edges=sum(sum(m.weight.shape) for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)),
+        linear_edges=sum(adafactor_floats(tuple(weight.shape)) for weight in adaptable(model).values()),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        cache=kept(past),
         vocabulary=text.vocab_size,
     )
 
@@ -270,7 +252,7 @@ def named_shape(name: str) -> Shape:
 
 
 def adafactor_floats(size: tuple[int, ...]) -> int:
-    """Second moments of one parameter: rows and columns of a matrix, all elements of a vector."""
+    """Second moments of one parameter: rows and columns of each matrix, all elements of a vector."""
     total = math.prod(size)
     return total if len(size) < 2 else total // size[-1] + total // size[-2]
 

@@ -24,14 +24,14 @@ from algos.training.sampling.engine import Engine
 from algos.training.sampling.engines import TransformersEngine
 from algos.training.stage.record import Phases
 from algos.training.update.update import minibatch_rows
-from evaluation.memory.closed_form import with_layers
+from evaluation.memory.layers import kinds, with_layers
 from evaluation.memory.live_tensors import LiveTensors, Peak
 from evaluation.memory.stand_ins import Alternating, BothEnds, MadeUp, NoCanary, Tokens, models_from
 from evaluation.memory.weightless import Weightless, tangible
 
 IN_FULL = 1 << 16  # tokens x layers; a prediction runs two micro-batches of a larger rollout batch
 SHUFFLES = 8
-FEW = 3  # layers: the first, the last, and one in the middle
+FEW = 3  # layers at least: the first, the last, and one in the middle
 REWARD_MODEL = "reward_model"
 
 
@@ -82,25 +82,42 @@ def measure_update(workload: Workload) -> Peak:
 def predict(workload: Workload, exact: bool = False) -> dict[str, Peak]:
     """The peak of each phase, in no memory.
 
-    The peak of a deep model is the peak of its first FEW layers, plus, for each further layer, the bytes that the last
-    of these FEW adds. exact: run all layers, which takes a minute for 28 of them.
+    The peak of a deep model is the peak of its first layers, FEW or as many as show every kind of layer twice, plus,
+    for each further layer, the bytes that the second layer of its kind adds: the first also adds what all of its kind
+    share, such as a mask. exact: run all layers, which takes a minute for 28 of them.
     """
     layers = workload.model.get_text_config().num_hidden_layers
     if exact or layers <= FEW or getattr(workload.run.hparams, "critic_layers", None) is not None:
         return _predict(workload)
-    less, few = (_predict(replace(workload, model=with_layers(workload.model, count))) for count in (FEW - 1, FEW))
-    return {name: _extrapolated(less[name], few[name], layers - FEW) for name in few}
+    of = kinds(workload.model)
+    seen = {kind: [at for at in range(len(of)) if of[at] == kind] for kind in of}
+    added = {kind: next((at for at in places[1:] if at >= FEW - 1), places[-1]) for kind, places in seen.items()}
+    few = max(FEW, *(at + 1 for at in added.values()))
+    if 2 * few > layers + 1:  # as good as all
+        return _predict(workload)
+    more = Counter(of[few:])
+    counts = {few} | {count for kind in more for count in (added[kind], added[kind] + 1)}
+    peaks = {count: _predict(replace(workload, model=with_layers(workload.model, count))) for count in counts}
+    return {
+        name: _extrapolated(peak, [(peaks[added[k]][name], peaks[added[k] + 1][name], n) for k, n in more.items()])
+        for name, peak in peaks[few].items()
+    }
 
 
-def _extrapolated(less: Peak, few: Peak, more: int) -> Peak:
-    """few + `more` * (few - less), at each moment; the fullest moment is the peak."""
-    moments = {}
-    for name, (_, places) in few.moments.items():
-        before = less.moments[name][1]
-        grown = Counter({p: places[p] + more * (places[p] - before[p]) for p in {*places, *before}})
-        moments[name] = grown.total(), +grown
+def _extrapolated(peak: Peak, grown: list[tuple[Peak, Peak, int]]) -> Peak:
+    """The peak, and for each (before, after, more) `more` times what was added; the fullest moment is the new peak."""
+    moments, start = {}, peak.start_bytes
+    for name, (_, places) in peak.moments.items():
+        places = Counter(places)
+        for before, after, more in grown:
+            there, here = before.moments[name][1], after.moments[name][1]
+            for place in {*there, *here}:
+                places[place] += more * (here[place] - there[place])
+        moments[name] = places.total(), +places
+    for before, after, more in grown:
+        start += more * (after.start_bytes - before.start_bytes)
     most, places = max(moments.values(), key=lambda moment: moment[0])
-    return Peak(most, places, few.start_bytes + more * (few.start_bytes - less.start_bytes), moments=moments)
+    return Peak(most, places, start, moments=moments)
 
 
 def _predict(workload: Workload) -> dict[str, Peak]:

@@ -16,6 +16,7 @@ from algos.training.update.needs import PARTS, needed_parts
 from evaluation.memory import closed_form as closed
 from evaluation.memory.closed_form import GB, MODELS, PRECISIONS
 from evaluation.memory.dry_run import Workload, predict
+from evaluation.memory.layers import with_layers
 
 KL_COEF = 0.05  # of --reference yes where the algorithm has none
 CHOICES: dict[str, Collection[str]] = {
@@ -135,7 +136,7 @@ def plan_states(plan: Plan) -> Counter:
     def critic_backbone(layers: int) -> int:
         if layers > shape.layers:
             raise SettingsError(f"--critic-layers is {layers}, but {plan.model} has {shape.layers} layers.")
-        return closed.shape_of(closed.with_layers(closed.model_config(plan.model), layers)).backbone_parameters
+        return closed.shape_of(with_layers(closed.model_config(plan.model), layers)).backbone_parameters
 
     return closed.model_states(
         copies(plan, shape.parameters, shape.backbone_parameters, shape.hidden + 1, critic_backbone),

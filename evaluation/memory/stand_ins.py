@@ -3,19 +3,21 @@
 import copy
 import json
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
+from transformers.cache_utils import DynamicLayer
 
 from algos.pieces.types import Rollouts
-from algos.training.models.kv_cache import PreallocatedLayer, SharedOut
+from algos.training.models.kv_cache import SharedOut
 from algos.training.rewards.rewards import Rewards, Scored
 from algos.training.sampling.engine import Sampling
 from algos.training.sampling.engines import RatioCanary, TransformersEngine
-from algos.training.sampling.sampler import _draw, sample
+from algos.training.sampling.sampler import _draw, _positions, sample
+from evaluation.memory.layers import fill, state_width
 from evaluation.memory.live_tensors import LiveTensors
 
 ROWS_AT_ONCE = 512  # of sample()
@@ -84,7 +86,10 @@ class BothEnds(MadeUp):
         size, most, temperature = sampling.group_size, sampling.max_response_tokens, sampling.temperature
         sample(policy, Tokens(AT_ONCE), at_once, size, most, temperature, generator)
         self.last_token(policy, len(at_once), len(at_once[0]), sampling)
-        return super().sample(policy, prompts, sampling, generator)
+        rollouts = super().sample(policy, prompts, sampling, generator)
+        if self.routing is not None:
+            self.routing.rollouts = rollouts
+        return rollouts
 
     @torch.no_grad()
     def last_token(self, policy, prompts: int, tokens: int, sampling: Sampling) -> None:
@@ -94,27 +99,32 @@ class BothEnds(MadeUp):
         uniforms = kept[0, :, 0].double() if sampling.temperature else None
         logits = torch.zeros(rows, self.config.vocab_size)
         ids, positions = torch.zeros(rows, 1, dtype=torch.long), torch.full((rows, 1), tokens + most - 1)
-        output = policy(input_ids=ids, position_ids=positions, past_key_values=cache.past, use_cache=True)
+        with nullcontext() if self.routing is None else self.routing.listening():
+            output = policy(input_ids=ids, **_positions(policy, positions), past_key_values=cache.past, use_cache=True)
+            if self.routing is not None:
+                self.routing.after_token(torch.arange(rows))
         logits = output.logits[:, -1].float()
         del output
         _draw(logits, sampling.temperature, uniforms)
 
     def full_cache(self, policy, prompts: int, tokens: int, sampling: Sampling) -> SharedOut:
-        """The key-value cache before the last token, shared out to the groups as sample() does it."""
-        from transformers import DynamicCache
+        """The key-value cache before the last token: the model's own cache of one token, filled as sample() fills it.
 
-        config, past = self.config, DynamicCache(config=self.config)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        Where it is shared out to the groups it has room for all their tokens; else it is as long as they are.
+        """
+        past = policy(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
+        size, length = sampling.group_size, tokens + sampling.max_response_tokens - 1
         with self.live.making("kv_cache"):
-            for layer in range(config.num_hidden_layers):
-                keys, values = (torch.zeros((prompts, heads, tokens, width), dtype=policy.dtype) for _ in range(2))
-                past.update(keys, values, layer)
-            cache = SharedOut(past, sampling.group_size, sampling.max_response_tokens)
-        for full in cache.past.layers:
-            if isinstance(full, PreallocatedLayer):
-                full.length = tokens + sampling.max_response_tokens - 1
-        return cache
+            if all(type(layer) is DynamicLayer for layer in past.layers):
+                for layer in past.layers:
+                    fill(layer, prompts, tokens)
+                cache = SharedOut(past, size, sampling.max_response_tokens)
+                for full in cache.past.layers:
+                    full.length = length
+                return cache
+            for layer in past.layers:
+                fill(layer, prompts * size, length)
+        return SharedOut(past, 1, sampling.max_response_tokens)
 
 
 @contextmanager
@@ -134,8 +144,7 @@ def models_from(config):
 
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        width = config.get_text_config().hidden_size
-        save_file({"weight": torch.zeros(1, width), "bias": torch.zeros(1)}, path / "head.safetensors")
+        save_file({"weight": torch.zeros(1, state_width(config)), "bias": torch.zeros(1)}, path / "head.safetensors")
         (path / "head.json").write_text(json.dumps({"head": "linear", "gain": 1.0, "offset": 0.0}), encoding="utf-8")
         stack.enter_context(maker(transformers.AutoModelForCausalLM))
         stack.enter_context(maker(transformers.AutoModel))

@@ -100,7 +100,7 @@ def rules_text(plan: Plan, shape: closed.Shape) -> str:
     tokens = plan.micro_batch_tokens
     sequences = plan.prompts * plan.group_size
     per_token = shape.kv_bytes_per_token(bytes_)
-    cache = sequences * (plan.prompt_tokens + plan.response_tokens) * per_token
+    cache = sequences * shape.kv_bytes(plan.prompt_tokens + plan.response_tokens, bytes_)
     activations = shape.activation_bytes(tokens, plan.checkpointing) / GB
     return (
         f"In closed form: {shape.parameters:,} parameters; key-value cache {per_token / 1024:g} KiB a token, "

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 aten = torch.ops.aten
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor}
+GROUPED = aten._grouped_mm.default  # of experts; its rule for shapes knows bfloat16 alone
 FALSE = {aten.isnan.default, aten.isinf.default}
 
 
@@ -48,7 +49,7 @@ class Weightless(TorchDispatchMode):
         if function in INDEXING:  # a mask's number of places is known, as masks are real
             args = (args[0], _places(args[1]), *args[2:])
         with self.fake:
-            result = function(*args, **kwargs)
+            result = _grouped(*args, **kwargs) if function is GROUPED else function(*args, **kwargs)
         if function._schema.is_mutable:
             return _mutated(function, args, kwargs, result)
         if isinstance(result, (tuple, list)):
@@ -80,6 +81,13 @@ def _makes_floats(function, kwargs) -> bool:
     if dtype is not None:
         return dtype.is_floating_point
     return function.overloadpacket not in (aten.arange, aten.randperm, aten.randint, aten.tensor)
+
+
+def _grouped(left: Tensor, right: Tensor, offsets: Tensor | None = None, *_) -> Tensor:
+    """The product of matrices whose rows, columns or inner numbers belong to groups, or of one matrix a group."""
+    groups = (len(offsets),) if offsets is not None and left.dim() == right.dim() == 2 else left.shape[:-2]
+    groups = () if left.dim() + right.dim() == 5 else groups  # the groups lie end to end in the matrix
+    return left.new_empty(*groups, left.shape[-2], right.shape[-1])
 
 
 def _places(indices) -> list:

@@ -95,6 +95,8 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
         raise SettingsError(f"model {path}: its weights lack {missing[0]}, {len(missing)} tensors in all.")
     model.to(device)
     without_dropout(model)
+    if getattr(model.config, "output_router_logits", False):  # TRL would add a load-balancing loss that nobody else has
+        model.config.output_router_logits = False
     stops = model.generation_config  # without penalties, which would change the distribution that is sampled from
     model.generation_config = GenerationConfig(
         bos_token_id=stops.bos_token_id, eos_token_id=stops.eos_token_id, pad_token_id=stops.pad_token_id

@@ -5,7 +5,14 @@ from torch import Tensor, nn
 
 from algos.pieces.settings import SettingsError
 from algos.pieces.types import Batch
-from algos.training.models.checkpoints import ScalarModel, check_causal_lm, fresh_backbone, place_head, scalar_head
+from algos.training.models.checkpoints import (
+    ScalarModel,
+    check_causal_lm,
+    fresh_backbone,
+    place_head,
+    scalar_head,
+    state_width,
+)
 from algos.training.models.logprobs import head_values, hidden_states
 from algos.training.models.tokens import load_tokenizer
 
@@ -20,7 +27,7 @@ class SharedCritic(nn.Module):
         self.policy = [policy]  # in a list, so that it is no submodule
         self.detach = detach
         parameter = next(policy.parameters())
-        self.score = scalar_head(policy.config.get_text_config().hidden_size, head, 0.0)
+        self.score = scalar_head(state_width(policy.base_model), head, 0.0)
         place_head(self.score, parameter)
 
     def values(self, batch: Batch, states: Tensor | None = None, frozen: bool = False) -> Tensor:

@@ -17,6 +17,7 @@ from algos.pieces.types import Rollouts
 from algos.training.models import gguf
 from algos.training.models.checkpoints import load_policy, without_dropout
 from algos.training.models.config import ModelConfig
+from algos.training.models.kv_cache import check_keys_and_values
 from algos.training.models.tokens import end_ids, load_tokenizer, set_ends, set_padding, turn_end
 from algos.training.sampling.sampler import sample
 
@@ -59,8 +60,6 @@ def _settle_tokens(model, tokenizer, stops: list[int], chat: bool) -> None:
     for settings in (model.config, model.config.get_text_config(), model.generation_config):
         settings.pad_token_id, settings.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
         settings.eos_token_id = ends[0] if len(ends) == 1 else ends
-    if getattr(model.config, "output_router_logits", False):  # TRL would add a load-balancing loss that nobody else has
-        model.config.output_router_logits = False
 
 
 def _check_weights(model) -> None:
@@ -101,11 +100,7 @@ def _check_sampling(model, tokenizer) -> None:
     prompts = [[i % rows for i in prompt] for prompt in PROBES]
     with torch.no_grad():
         past = getattr(model(input_ids=torch.tensor([prompts[0]]), use_cache=True), "past_key_values", None)
-    kinds = [type(layer).__name__ for layer in getattr(past, "layers", [])]
-    if not kinds or any("Linear" in kind or "Conv" in kind for kind in kinds):
-        raise SettingsError(
-            "it keeps a recurrent state between tokens, not only keys and values; such models are not supported."
-        )
+    check_keys_and_values(past)
     try:
         together = _sampled(model, tokenizer, prompts)
         for row, prompt in enumerate(prompts):

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from algos.pieces.settings import SettingsError
+
 
 class PreallocatedLayer(CacheLayerMixin):
     """One layer's keys and values, (rows, heads, capacity, head_dim); attention sees views of what is filled."""
@@ -81,6 +83,15 @@ class SharedOut:
         for layer in self.past.layers:
             assert isinstance(layer, PreallocatedLayer)
             layer.select(index, moved)
+
+
+def check_keys_and_values(past) -> None:
+    """Raise SettingsError for what a model keeps between tokens, past_key_values or None, if it is a state."""
+    kinds = [type(layer).__name__ for layer in getattr(past, "layers", [])]
+    if not kinds or any("Linear" in kind or "Conv" in kind for kind in kinds):
+        raise SettingsError(
+            "it keeps a recurrent state between tokens, not only keys and values; such models are not supported."
+        )
 
 
 def compacted(live: Tensor) -> tuple[Tensor, Tensor]:

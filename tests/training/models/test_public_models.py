@@ -24,6 +24,8 @@ REFUSED = {
     "mamba": RECURRENT,
     "mamba2": RECURRENT,
     "lfm2": RECURRENT,
+    "jamba": RECURRENT,
+    "qwen3_next": RECURRENT,
     "gemma2": r"its logits are scaled or soft-capped \(final_logit_softcapping\)",
     "cohere": r"its logits are scaled or soft-capped \(logit_scale\)",
     "granite": r"its logits are scaled or soft-capped \(logits_scaling\)",
