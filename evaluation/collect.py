@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from algos.pieces.settings import SettingsError
-from evaluation.statistics import Interval, mean_interval, seed_interval
+from evaluation.statistics import Interval, mean_interval, seed_interval, share_interval, spread
+from evaluation.statistics.robust import exact_share, failed, interquartile_mean, performance_profile
+from evaluation.statistics.verdicts import ONE_SEED, Comparison, Judgement, own_interval
 from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")  # of every RL stage; some have others, such as offload
@@ -59,21 +62,34 @@ class Stage:
 
     def interval(self, metric: str) -> Interval:
         """Mean with its 95 % interval, which stays within 0..1 for shares."""
-        interval = mean_interval(self.grid(metric))
-        if metric in COUNTS:
-            return interval
-        return Interval(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0))
+        scores = self.grid(metric)
+        return mean_interval(scores).within(0.0, np.inf) if metric in COUNTS else share_interval(scores)
 
-    def minus(self, other: "Stage", metric: str) -> Interval:
-        """The paired difference self - other: same questions, seed against seed (see paired_seeds).
+    def failed(self, metric: str, start: "Stage | None") -> np.ndarray:
+        """Which seeds have failed; see evaluation.statistics.robust."""
+        return failed(self.grid(metric).mean(axis=1), float(start.grid(metric).mean()) if start else 0.0)
 
-        Where no seeds can be paired, the difference of the means is given without an interval.
-        """
+    def against(self, other: "Stage", metric: str, pool: Hashable | None = None) -> Comparison:
+        """The paired difference self - other: same questions, seed against seed (see paired_seeds)."""
         pairs = self.paired_seeds(other)
         if not pairs:
-            return Interval(float(self.grid(metric).mean() - other.grid(metric).mean()), float("nan"), float("nan"))
+            return Comparison(None, float(self.grid(metric).mean() - other.grid(metric).mean()))
         mine, theirs = (list(seeds) for seeds in zip(*pairs, strict=True))
-        return mean_interval(self.grid(metric, mine) - other.grid(metric, theirs))
+        found = spread(self.grid(metric, mine) - other.grid(metric, theirs))
+        return Comparison(found, found.mean, found.seeds == 1 or self.rests_on_one_seed(other), pool)
+
+    def rests_on_one_seed(self, other: "Stage") -> bool:
+        """Whether the difference says nothing about another seed of one of the two.
+
+        A start with one seed is the start that all seeds of the stage have: they are compared with this checkpoint.
+        """
+        if self.start == other.name:
+            return len(self.seeds) == 1
+        return len(other.seeds) == 1 or (len(self.seeds) == 1 and other.start != self.name)
+
+    def minus(self, other: "Stage", metric: str) -> Interval:
+        """The paired difference self - other with its 95 % interval; without one where no seeds can be paired."""
+        return own_interval(self.against(other, metric))
 
     def paired_seeds(self, other: "Stage") -> list[tuple[int, int]]:
         """Which seed is set against which: (of self, of other).
@@ -148,21 +164,19 @@ def columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def verdict(difference: Interval) -> str:
-    """higher or lower if the 95 % interval excludes 0, else tie; a difference without an interval has no verdict."""
-    if np.isnan(difference.low):
-        return "no interval"
-    if not difference.excludes_zero:
-        return "tie"
-    return "higher" if difference.mean > 0 else "lower"
+Judge = Callable[[Stage, Stage], Judgement]  # of the difference: the first minus the second
 
 
-def comparison(stages: dict[str, Stage], baselines: dict[str, str], k: int) -> pd.DataFrame:
+def interval_for(one_seed: bool) -> str:
+    return ONE_SEED if one_seed else "new seeds and questions"
+
+
+def comparison(stages: dict[str, Stage], baselines: dict[str, str], k: int, judge: Judge) -> pd.DataFrame:
     """One row a stage: test scores, their difference to the stage's start, and a TRL baseline's to our own stage."""
-    return pd.DataFrame([_comparison_row(stage, stages, baselines, k) for stage in stages.values()])
+    return pd.DataFrame([_comparison_row(stage, stages, baselines, k, judge) for stage in stages.values()])
 
 
-def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str, str], k: int) -> dict:
+def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str, str], k: int, judge: Judge) -> dict:
     main = f"mean@{k}"
     row: dict[str, Any] = {
         "stage": stage.name,
@@ -171,6 +185,7 @@ def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str,
         "trainer": stage.trainer,
         "from": stage.start,
         "seeds": len(stage.seeds),
+        "interval_for": interval_for(len(stage.seeds) == 1),
     }
     for metric in (
         main,
@@ -188,19 +203,48 @@ def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str,
     has_text = all("text_loss" in scores["per_problem"] for scores in stage.scores)
     start, own = stages.get(stage.start or ""), stages.get(baselines.get(stage.name, ""))
     gain, greedy = (stage.minus_start(start, m) if start else NO_INTERVAL for m in (main, "greedy"))
-    gap = stage.minus(own, main) if own else NO_INTERVAL
+    gap = judge(stage, own) if own else None
     if has_text:
         row |= columns("text_loss", stage.interval("text_loss"))
         row |= columns("text_loss_minus_start", stage.minus_start(start, "text_loss") if start else NO_INTERVAL)
     return row | {
         **columns("minus_start", gain),
-        "against_start": verdict(gain) if start else None,
+        "against_start": judge(stage, start).verdict if start else None,
         **columns("greedy_minus_start", greedy),
         "own": own.name if own else None,
-        **columns("minus_own", gap),
-        "against_own": verdict(gap) if own else None,
+        **columns("minus_own", gap.interval if gap else NO_INTERVAL),
+        "against_own": gap.verdict if gap else None,
+        **_over_seeds(stage, start, main),
         **_cost(stage),
     }
+
+
+def _over_seeds(stage: Stage, start: Stage | None, metric: str) -> dict[str, float]:
+    """What the mean over seeds hides: the share of failed seeds, the mean of the others, and the middle."""
+    seeds, bad = stage.grid(metric).mean(axis=1), stage.failed(metric, start)
+    rest = [seed for seed, lost in zip(stage.seeds, bad, strict=True) if not lost]
+    return {
+        f"{metric}_median": float(np.median(seeds)),
+        f"{metric}_iqm": interquartile_mean(seeds),
+        **columns("failed_seeds", exact_share(int(bad.sum()), len(bad))),
+        **columns(f"{metric}_without_failed", share_interval(stage.grid(metric, rest)) if rest else NO_INTERVAL),
+    }
+
+
+def profile(stages: dict[str, Stage], metric: str) -> pd.DataFrame:
+    """The performance profile of each stage: the share of its seeds that score above each threshold."""
+    thresholds = np.linspace(0, 1, 51)
+    tables = [
+        pd.DataFrame(
+            {
+                "stage": stage.name,
+                "threshold": thresholds,
+                "share_of_seeds_above": performance_profile(stage.grid(metric).mean(axis=1), thresholds),
+            }
+        )
+        for stage in stages.values()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _cost(stage: Stage) -> dict[str, float]:

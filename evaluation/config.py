@@ -34,6 +34,13 @@ class EvaluationConfig:
 
 
 @settings
+class StudyEvaluation(EvaluationConfig):
+    """The study's `evaluation` section: the settings of every evaluation, and of the report on all of them."""
+
+    margin: PositiveFloat = 2.0  # points: two stages whose difference is shown to be smaller are called equal
+
+
+@settings
 class PromptSettings:
     """How a question becomes a prompt."""
 
@@ -55,6 +62,9 @@ def figures_of(study: dict) -> list[str]:
     names = ["accuracy"]
     if rl:
         names += ["curves_tokens", "curves_time", "memory", "throughput"]
+    starts = [stage["from"] for stage in rl]
+    if len(set(starts)) < len(starts):  # two RL stages share a start
+        names.append("matrix")
     if any("reward_model" in (stage["rewards"] or {}) for stage in rl):
         names.append("proxy_and_gold")
     return names

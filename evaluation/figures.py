@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from evaluation.collect import COMPONENTS, PARTS, Stage, curve, phases_of, rl_stages
+from evaluation.statistics.verdicts import EQUAL, HIGHER, LOWER, ONE_SEED
 
 # Okabe and Ito's colors, told apart by color-blind readers too
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#8C6D31")
 GRAY = "#767676"
+VERDICT_COLORS = {HIGHER: "#7FB7DA", LOWER: "#EAA981", EQUAL: "#D9D9D9"}  # all others are white
 PART_SHADES = {"weights": 1.0, "gradients": 0.55, "optimizer": 0.28, "master": 0.14}
 matplotlib.rcParams.update(
     {
@@ -75,10 +77,46 @@ def accuracy(table: pd.DataFrame, stages, baselines, metric: str, path: Path) ->
             markerfacecolor="white" if row["stage"] in baselines else style["color"],
             markeredgewidth=1.8,
         )
-    axis.set_yticks(rows, literal(table["stage"]))
+    words = np.where(table["seeds"] == 1, f" ({ONE_SEED})", "")
+    axis.set_yticks(rows, literal(table["stage"] + words))
     axis.set_xlabel(f"test accuracy, {metric} (%)")
     axis.grid(axis="y", visible=False)
     save(figure, path)
+
+
+def matrix(pairs: pd.DataFrame, stages: dict[str, Stage], path: Path) -> None:
+    """A panel for each start: the difference, row minus column, of each pair of RL stages, colored by its verdict."""
+    groups: dict[str | None, list[str]] = {}
+    for stage in rl_stages(stages):
+        groups.setdefault(stage.start, []).append(stage.name)
+    shown = {start: names for start, names in groups.items() if len(names) > 1}
+    size = max(len(names) for names in shown.values())
+    side = 1.8 + min(0.62 * size, 13)
+    figure, axes = plt.subplots(len(shown), 1, figsize=(side + 1.2, side * len(shown) + 0.5), squeeze=False)
+    for axis, (start, names) in zip(axes[:, 0], shown.items(), strict=True):
+        _panel(axis, pairs[pairs["stage"].isin(names) & pairs["against"].isin(names)], names)
+        axis.set_title(f"RL from {literal([str(start)])[0]}: row minus column, points", fontsize=10, loc="left")
+    colors = [plt.Rectangle((0, 0), 1, 1, facecolor=color, edgecolor=GRAY) for color in VERDICT_COLORS.values()]
+    figure.legend(colors, VERDICT_COLORS, loc="outside lower center", ncols=3, fontsize=9)
+    save(figure, path)
+
+
+def _panel(axis, pairs: pd.DataFrame, names: list[str]) -> None:
+    flipped = {HIGHER: LOWER, LOWER: HIGHER}
+    font = 9 if len(names) <= 14 else 4.5
+    for _, pair in pairs.iterrows():
+        row, column = names.index(pair["stage"]), names.index(pair["against"])
+        verdict, gap = pair["verdict"], 100 * pair["difference"]
+        for y, x, word, value in ((row, column, verdict, gap), (column, row, flipped.get(verdict, verdict), -gap)):
+            fill = VERDICT_COLORS.get(word, "white")
+            axis.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="#cccccc", linewidth=0.6))
+            weight = "bold" if pair["one_setting"] else "normal"
+            style = {"fontsize": font, "fontweight": weight, "color": GRAY if word == ONE_SEED else "black"}
+            axis.text(x, y, f"{value:+.1f}", ha="center", va="center", **style)
+    axis.set_xticks(range(len(names)), literal(names), rotation=90, fontsize=max(font, 6))
+    axis.set_yticks(range(len(names)), literal(names), fontsize=max(font, 6))
+    axis.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
+    axis.grid(visible=False)
 
 
 def literal(names) -> list[str]:

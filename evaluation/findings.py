@@ -6,24 +6,33 @@ import numpy as np
 import pandas as pd
 
 from algos.training.stage.records import find_records, key_of
-from evaluation.collect import Stage, read_json, record_folders, rl_stages, verdict
+from evaluation.collect import Judge, Stage, read_json, record_folders, rl_stages
 from evaluation.statistics import Interval, wilson
+from evaluation.statistics.verdicts import EQUAL, HIGHER, LOWER, NO_INTERVAL, ONE_SEED, UNKNOWN
 
 WORDS = {
-    "higher": "higher than it",
-    "lower": "lower than it",
-    "tie": "not told apart from it",
-    "no interval": "without an interval",
+    HIGHER: "higher than it",
+    LOWER: "lower than it",
+    EQUAL: "equal to it within the margin",
+    UNKNOWN: "not told apart from it",
+    ONE_SEED: "with one seed, which says nothing about another",
+    NO_INTERVAL: "without an interval",
 }
+VERDICTS = {"minus_start": "against_start", "minus_own": "against_own", "difference": "verdict"}  # columns of tables
+OVER_SEEDS = ("failed_seeds",)  # has an interval over seeds, whatever their number
 
 
 def percent(interval: Interval, sign: bool = False) -> tuple[str, str]:
-    """("61.2", "[58.0, 64.4]"), in percent or points; the bracket is empty where there is no interval."""
+    """("61.2", "[58.0, 64.4]"), in percent or points; the bracket is empty where there is no interval.
+
+    An interval that says nothing about another seed never stands without these words.
+    """
     plus = "+" if sign else ""
     text = f"{100 * interval.mean:{plus}.1f}"
     if np.isnan(interval.low):
         return text, ""
-    return text, f"[{100 * interval.low:{plus}.1f}, {100 * interval.high:{plus}.1f}]"
+    words = f" {ONE_SEED}" if interval.one_seed else ""
+    return text, f"[{100 * interval.low:{plus}.1f}, {100 * interval.high:{plus}.1f}]{words}"
 
 
 def in_words(interval: Interval | None, sign: bool = False) -> str:
@@ -34,14 +43,32 @@ def in_words(interval: Interval | None, sign: bool = False) -> str:
 def row_interval(row: pd.Series, name: str) -> Interval | None:
     if name not in row or pd.isna(row[name]):
         return None
-    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], rests_on_one_seed(row, name))
 
 
-def findings(table: pd.DataFrame, pairs: pd.DataFrame, stages: dict[str, Stage], baselines: dict, k: int) -> list[str]:
+def probability(p: float) -> str:
+    """A p-value to three digits; empty where there is none."""
+    if np.isnan(p):
+        return ""
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
+def rests_on_one_seed(row: pd.Series, name: str) -> bool:
+    """Whether an interval of a table says nothing about another seed; tables of earlier reports give the seeds only."""
+    if name in OVER_SEEDS:
+        return False
+    if "interval_for" in row:
+        return ONE_SEED in (row["interval_for"], row.get(VERDICTS.get(name, "")))
+    return bool(row.get("seeds", row.get("paired_seeds")) == 1)
+
+
+def findings(
+    table: pd.DataFrame, pairs: pd.DataFrame, stages: dict[str, Stage], baselines: dict, k: int, judge: Judge
+) -> list[str]:
     """Gains over each start, the best RL stage, TRL baselines, and the pairs that differ in one thing."""
     return [
         *start_sentences(table, f"mean@{k}"),
-        *best_sentence(stages, f"mean@{k}"),
+        *best_sentence(stages, f"mean@{k}", judge),
         *baseline_sentence(table, baselines),
         *pair_sentences(pairs, baselines),
     ]
@@ -72,37 +99,40 @@ def start_sentences(table: pd.DataFrame, metric: str) -> list[str]:
     return sentences
 
 
-def best_sentence(stages: dict[str, Stage], metric: str) -> list[str]:
+def best_sentence(stages: dict[str, Stage], metric: str, judge: Judge) -> list[str]:
     own = [stage for stage in rl_stages(stages) if stage.trainer != "trl"]
     if len(own) < 2:
         return []
     best = max(own, key=lambda stage: stage.grid(metric).mean())
-    equal = [stage.name for stage in own if stage is not best and verdict(best.minus(stage, metric)) != "higher"]
-    tie = f"It cannot be told from {', '.join(equal)}." if equal else "Its lead over every other one excludes 0."
-    return [f"The highest mean of our RL stages is {best.name}’s, {100 * best.grid(metric).mean():.1f} %. {tie}"]
+    others = [stage.name for stage in own if stage is not best and judge(best, stage).verdict != HIGHER]
+    rest = f"It is not shown to be higher than {', '.join(others)}." if others else "It is higher than every other one."
+    return [f"The highest mean of our RL stages is {best.name}’s, {100 * best.grid(metric).mean():.1f} %. {rest}"]
 
 
 def baseline_sentence(table: pd.DataFrame, baselines: dict[str, str]) -> list[str]:
     if not baselines:
         return []
     rows = table.set_index("stage")
-    apart = [f"{trl} and {own}" for trl, own in baselines.items() if rows.loc[trl, "against_own"] != "tie"]
-    ties = len(baselines) - len(apart)
-    more = f" Apart, or without an interval: {', '.join(apart)}." if apart else ""
-    return [f"{ties} of {len(baselines)} TRL baselines tie with our own stage.{more}"]
+    found: dict[str, list[str]] = {}
+    for trl, own in baselines.items():
+        found.setdefault(str(rows.loc[trl, "against_own"]), []).append(f"{trl} and {own}")
+    words = [f"{verdict}: {', '.join(found[verdict])}" for verdict in WORDS if verdict in found]
+    return [f"TRL baselines against our own stages: {'; '.join(words)}."]
 
 
 def pair_sentences(pairs: pd.DataFrame, baselines: dict[str, str]) -> list[str]:
-    """The pairs that differ in one thing, TRL baselines left out: how many, and those whose intervals exclude 0."""
+    """The pairs that differ in one thing, TRL baselines left out: how many, and those that are told apart."""
     one = pairs[(pairs["differences"] == 1) & ~pairs["stage"].isin(baselines) & ~pairs["against"].isin(baselines)]
     if one.empty:
         return []
     apart = [
         f"{row['stage']} is {row['verdict']} than {row['against']}, "
         f"{in_words(row_interval(row, 'difference'), True)} points ({row['differs']})"
-        for _, row in one[one["verdict"].isin(["higher", "lower"])].iterrows()
+        for _, row in one[one["verdict"].isin([HIGHER, LOWER])].iterrows()
     ]
     told = "; ".join(apart) if apart else "none of them can be told apart"
+    equal = (one["verdict"] == EQUAL).sum()
+    told += f"; {equal} of them {'is' if equal == 1 else 'are'} equal within the margin" if equal else ""
     count = "1 pair differs" if len(one) == 1 else f"{len(one)} pairs differ"
     return [f"{count} in one thing (TRL baselines aside): {told}."]
 
@@ -126,7 +156,7 @@ def _held_out(name: str, held_out: dict) -> str:
             parts.append(f"the response that {words} in {in_words(interval)} %")
     return (
         f"{name}: on {held_out['held_out_pairs']:,} held-out pairs of {prompts:,} prompts it prefers "
-        f"{', and '.join(parts)} (mean over prompts, Wilson intervals over prompts)."
+        f"{', and '.join(parts)} (mean over prompts, Wilson intervals over prompts, {ONE_SEED})."
     )
 
 
@@ -138,7 +168,7 @@ def study_records(results: Path, study: dict) -> list[dict]:
     return [read_json(d / "run.json") for d in find_records(results) if key_of(results, d) in wanted]
 
 
-def warnings(records: list[dict], stages: dict[str, Stage]) -> list[str]:
+def warnings(records: list[dict], stages: dict[str, Stage], metric: str) -> list[str]:
     """Reasons for doubt that a reader should know before reading on."""
     found = []
     commits = sorted({str(record["commit"]) for record in records})
@@ -153,7 +183,19 @@ def warnings(records: list[dict], stages: dict[str, Stage]) -> list[str]:
         found.append(f"{which} one seed; intervals cover new questions only and say nothing about another seed.")
     if few:
         found.append(f"{', '.join(few)}: two seeds; the intervals over seeds are wide.")
-    return found
+    return found + [sentence for stage in stages.values() for sentence in _failures(stage, stages, metric)]
+
+
+def _failures(stage: Stage, stages: dict[str, Stage], metric: str) -> list[str]:
+    lost = stage.failed(metric, stages.get(stage.start or ""))
+    if not lost.any():
+        return []
+    which = ", ".join(str(seed) for seed, bad in zip(stage.seeds, lost, strict=True) if bad)
+    middle = 100 * np.median(stage.grid(metric).mean(axis=1))
+    return [
+        f"{stage.name}: {lost.sum()} of {len(lost)} seeds failed ({which}), with less than half of the score of the "
+        f"stage’s median or start. Its mean says little; the median over seeds is {middle:.1f} %."
+    ]
 
 
 def origin(records: list[dict], study: dict) -> str:

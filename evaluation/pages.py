@@ -22,17 +22,19 @@ import numpy as np
 import pandas as pd
 
 from evaluation.collect import COUNTS
-from evaluation.findings import in_words, row_interval
+from evaluation.findings import in_words, probability, row_interval
 
 PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- ((?:table|value): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 DIFFERENCE = re.compile(r"(greedy_)?minus_|difference$")  # columns in points with a sign
+OVER_SEEDS = re.compile(r"_(median|iqm)$")  # columns in percent without an interval
 HEADERS = {
     "minus_start": "minus its start, points",
     "minus_own": "TRL minus own, points",
     "difference": "difference, points",
     "clip_fraction": "clipped, %",
     "format_rate": "format, %",
+    "detectable": "detectable, points",
     "train_seconds": "training, s",
     "state_megabytes": "model states, MB",
     "peak_megabytes": "peak, MB",
@@ -40,7 +42,18 @@ HEADERS = {
     "text_loss_minus_start": "loss on text minus its start, nats",
 }
 TEXT_LOSSES = ("text_loss", "text_loss_minus_start")  # in nats a token
-NUMBERS = {
+SIMULATED = (  # percent of simulated studies, and points
+    *("covers", "covers_before", "covers_this_seed", "difference_covers", "difference_covers_before"),
+    *("mean_covers", "without_failed_covers", "failed_share_covers", "median_within_5_points", "accuracy", "width"),
+    *("named", "named_before", "equal_at_margin", "found", "detectable_points"),
+)
+NUMBERS: dict[str, Callable[[float], str]] = {
+    **dict.fromkeys(SIMULATED, lambda value: f"{value:.1f}"),
+    "standard_deviation": lambda value: f"{value:.2f}",
+    "detectable": lambda value: f"{100 * value:.1f}",
+    "p_different": probability,
+    "p_equal": probability,
+    "probability_of_improvement": lambda value: f"{value:.2f}",
     "clip_fraction": lambda value: f"{100 * value:.2f}",
     "state_megabytes": lambda value: f"{value:.1f}",
     "response_tokens": lambda value: f"{value:.1f}",
@@ -138,6 +151,8 @@ def cell(row: pd.Series, column: str) -> str:
         return value.replace("|", "\\|")
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
+    if OVER_SEEDS.search(column):
+        return f"{100 * value:.1f}"
     return NUMBERS.get(column, lambda number: f"{number:,.0f}")(value)
 
 

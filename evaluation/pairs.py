@@ -1,6 +1,6 @@
 """Which stages differ in what: for each pair, the settings and edges that differ, and the difference of the scores.
 
-Pairs are of one kind, or start from one stage or model.
+Pairs are of one kind, or start from one stage or model. The pairwise table is of those RL stages that share a start.
 
 Two stages are a controlled comparison if they differ in one thing. RULE says in one sentence what counts as one.
 """
@@ -8,7 +8,6 @@ Two stages are a controlled comparison if they differ in one thing. RULE says in
 import json
 from collections.abc import Iterator
 from dataclasses import fields
-from itertools import combinations
 
 import pandas as pd
 
@@ -16,7 +15,9 @@ from algos import ALGORITHMS
 from algos.pieces.critic import WithCritic
 from algos.pieces.estimator import Estimator
 from algos.pieces.ratios import PER_RESPONSE
-from evaluation.collect import Stage, columns, verdict
+from evaluation.collect import Stage, columns, interval_for
+from evaluation.families import SAME_START, Verdicts, pairs_of
+from evaluation.statistics.robust import probability_of_improvement
 
 RULE = (
     "Counted is each edge, each resolved setting and each hyperparameter that differs, and the objective if it is "
@@ -175,28 +176,33 @@ def trl_baselines(stages: dict[str, Stage]) -> dict[str, str]:
     return found
 
 
-def pairs(stages: dict[str, Stage], metric: str) -> pd.DataFrame:
+def pairs(stages: dict[str, Stage], metric: str, verdicts: Verdicts) -> pd.DataFrame:
     """One row a pair of stages of one kind or one start: what differs, and the paired difference stage - against.
 
     Pairs that differ in one thing come first, among them those where one stage is written as `like` the other.
     """
-    rows = [
-        _pair(first, second, metric)
-        for first, second in combinations(stages.values(), 2)
-        if first.kind == second.kind or first.start == second.start
-    ]
+    rows = [_pair(first, second, metric, verdicts) for first, second in pairs_of(stages)]
     if not rows:
-        return pd.DataFrame(columns=["stage", "against", "kind", "like", "differences"])
+        return pd.DataFrame(columns=["stage", "against", "kind", "like", "differences", "family"])
     table = pd.DataFrame(rows)
     order = table.assign(rank=table["differences"].where(table["differences"] > 0, 1.5), unlike=~table["like"])
     return table.loc[order.sort_values(["rank", "unlike"], kind="stable").index].reset_index(drop=True)
 
 
-def _pair(first: Stage, second: Stage, metric: str) -> dict:
+def pairwise(table: pd.DataFrame) -> pd.DataFrame:
+    """Of the table of pairs, the RL stages with the same start; those that differ in one setting come first."""
+    chosen = table[table["family"] == SAME_START].drop(columns=["family", "kind"], errors="ignore")
+    chosen.insert(2, "one_setting", chosen["differences"] == 1)
+    return chosen.reset_index(drop=True)
+
+
+def _pair(first: Stage, second: Stage, metric: str, verdicts: Verdicts) -> dict:
     if first.like == second.name:  # the stage that the other one is like is the one to compare with
         first, second = second, first
     counted, follows = differences(first, second)
-    gap = second.minus(first, metric)
+    found = verdicts(second, first)
+    parts = found.spread
+    by_seed = [stage.grid(metric).mean(axis=1) for stage in (second, first)]
     return {
         "stage": second.name,
         "against": first.name,
@@ -206,6 +212,16 @@ def _pair(first: Stage, second: Stage, metric: str) -> dict:
         "differs": say(counted),
         "consequences": say(follows),
         "paired_seeds": len(second.paired_seeds(first)),
-        **columns("difference", gap),
-        "verdict": verdict(gap),
+        **columns("difference", found.interval),
+        "verdict": found.verdict,
+        "interval_for": interval_for(found.interval.one_seed),
+        "family": verdicts.family_of(first, second),
+        "p_different": found.p,
+        "p_equal": found.equivalence_p,
+        "detectable": found.detectable,
+        "probability_of_improvement": probability_of_improvement(*by_seed),
+        "questions": parts.questions if parts else None,
+        "seed_part": parts.seed_part if parts else None,
+        "question_part": parts.question_part if parts else None,
+        "cell_part": parts.cell_part if parts else None,
     }

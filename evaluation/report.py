@@ -17,12 +17,12 @@ from markupsafe import Markup
 
 from algos.pieces.settings import SettingsError
 from evaluation import collect, figures, findings
-from evaluation.collect import Stage, verdict
+from evaluation.collect import Stage
 from evaluation.config import figures_of
-from evaluation.findings import in_words, percent, row_interval
+from evaluation.families import Verdicts
+from evaluation.findings import VERDICTS, in_words, percent, probability, row_interval
 from evaluation.options import read_json
-from evaluation.pairs import RULE, pairs, trl_baselines
-from evaluation.statistics import Interval
+from evaluation.pairs import RULE, pairs, pairwise, trl_baselines
 from evaluation.tasks.files import read_jsonl, write_json
 
 TEMPLATES = Path(__file__).parent
@@ -31,12 +31,17 @@ OTHER_PAIRS = 40  # pairs on the page that differ in more or less than one thing
 FLOATS = "%.6g"
 
 
-def cell(interval: Interval | None, sign: bool = False, judged: bool = False) -> dict:
-    """A table cell: the mean, its interval below, and the color of its verdict."""
+def cell(row: pd.Series, name: str) -> dict:
+    """A table cell: the mean, its interval below, and for a difference with a verdict the verdict's color."""
+    interval, judged = row_interval(row, name), VERDICTS.get(name)
     if interval is None:
         return plain("")
-    text, small = percent(interval, sign)
-    return {"text": text, "small": small, "verdict": verdict(interval).replace(" ", "-") if judged else ""}
+    text, small = percent(interval, sign=judged is not None)
+    return {"text": text, "small": small, "verdict": css(row[judged]) if judged else ""}
+
+
+def css(verdict: str) -> str:
+    return verdict.replace(" ", "-")
 
 
 def shown(value: Any) -> Any:
@@ -62,15 +67,14 @@ def number(value: float, form: str) -> dict:
 def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]]:
     """Columns and cells of the page's main table."""
     scores = (f"mean@{k}", "greedy", f"pass@{k}", f"maj@{k}")
-    columns = ["stage", "kind", "from", "seeds", *scores, "minus its start", "TRL minus own"]
+    columns = ["stage", "kind", "from", "seeds", *scores, "failed seeds", "minus its start", "TRL minus own"]
     columns += ["format", "truncated", "clipped", "tokens", "generated tokens", "training, s"]
     losses = [column for column in ("text_loss", "text_loss_minus_start") if column in table]
     columns += ["loss on text, nats", "its change"][: len(losses)]
     rows = [
         [
             *(plain(row[name]) for name in ("stage", "kind", "from", "seeds")),
-            *(cell(row_interval(row, name)) for name in scores),
-            *(cell(row_interval(row, name), sign=True, judged=True) for name in ("minus_start", "minus_own")),
+            *(cell(row, name) for name in (*scores, "failed_seeds", "minus_start", "minus_own")),
             number(100 * row["format_rate"], ".1f"),
             number(100 * row["truncation_rate"], ".1f"),
             number(100 * row["clip_fraction"], ".2f"),
@@ -87,10 +91,39 @@ def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]
 def markdown(table: pd.DataFrame, k: int, origin: str) -> str:
     """The main table as Markdown, with one line on where its numbers come from."""
     columns, rows = score_rows(table, k)
-    lines = ["| " + " | ".join(columns) + " |", "|" + "|".join([" --- "] * 3 + [" ---: "] * (len(columns) - 3)) + "|"]
-    for row in rows:
-        lines.append("| " + " | ".join(f"{c['text']} {c['small']}".strip() for c in row) + " |")
-    return "\n".join([*lines, "", origin]) + "\n"
+    cells = [[f"{c['text']} {c['small']}".strip() for c in row] for row in rows]
+    return markdown_table(columns, cells, texts=3) + f"\n{origin}\n"
+
+
+def markdown_table(columns: list[str], rows: list[list[str]], texts: int) -> str:
+    """Lines of Markdown; the first columns are texts, the others numbers."""
+    lines = [columns, ["---"] * texts + ["---:"] * (len(columns) - texts), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def pairwise_markdown(table: pd.DataFrame, margin: float, origin: str) -> str:
+    """The pairs of RL stages with the same start, and how they are judged."""
+    columns = ["stage", "against", "verdict", "difference, points", "p, adjusted", "p of equality, adjusted"]
+    columns += ["detectable, points", "one setting", "what differs, against -> stage"]
+    rows = [
+        [
+            row["stage"],
+            row["against"],
+            row["verdict"],
+            in_words(row_interval(row, "difference"), sign=True),
+            probability(row["p_different"]),
+            probability(row["p_equal"]),
+            digits(100 * row["detectable"], ".1f"),
+            "yes" if row["one_setting"] else "",
+            row["differs"].replace("|", "\\|"),
+        ]
+        for _, row in table.iterrows()
+    ]
+    rule = (
+        f"Difference of the scores, stage - against, with its 95 % interval for new seeds and new questions. Verdicts "
+        f"are adjusted for the number of pairs (Holm); equal means within {100 * margin:g} points (TOST, Holm)."
+    )
+    return markdown_table(columns, rows, texts=3) + f"\n{rule}\n{origin}\n"
 
 
 def pair_rows(table: pd.DataFrame) -> list[dict]:
@@ -100,7 +133,9 @@ def pair_rows(table: pd.DataFrame) -> list[dict]:
     return [
         {
             **row[["stage", "against", "like", "differences", "differs", "consequences"]],
-            "difference": cell(row_interval(row, "difference"), sign=True, judged=True),
+            "difference": cell(row, "difference"),
+            "p": probability(row["p_different"]),
+            "detectable": digits(100 * row["detectable"], ".1f"),
             "verdict": row["verdict"],
             "seeds": row["paired_seeds"],
         }
@@ -139,6 +174,7 @@ def baseline_rows(table: pd.DataFrame, baselines: dict[str, str], metric: str) -
             "own_score": in_words(row_interval(rows[own], metric)),
             "difference": in_words(row_interval(rows[trl], "minus_own"), sign=True),
             "verdict": rows[trl]["against_own"],
+            "css": css(rows[trl]["against_own"]),
             "seconds": " : ".join(digits(rows[name]["train_seconds"], ".0f") for name in (trl, own)),
         }
         for trl, own in baselines.items()
@@ -179,17 +215,24 @@ def draw(study: dict, stages: dict[str, Stage], baselines: dict, tables: dict, m
         figures.curves(stages, baselines, "seconds", seconds, 1.0, out / "curves_time.svg")
         figures.memory(tables["memory"], stages, out / "memory.svg")
         figures.throughput(tables["throughput"], out / "throughput.svg")
+    if "matrix" in drawn:
+        figures.matrix(tables["pairwise"], stages, out / "matrix.svg")
     if "proxy_and_gold" in drawn:
         learned = [s for s in collect.rl_stages(stages) if "reward_reward_model" in s.metrics[0]]
         figures.proxy_and_gold(learned, out / "proxy_and_gold.svg")
     return drawn
 
 
-def make_tables(stages: dict[str, Stage], baselines: dict[str, str], k: int) -> dict[str, pd.DataFrame]:
+def make_tables(
+    stages: dict[str, Stage], baselines: dict[str, str], k: int, verdicts: Verdicts
+) -> dict[str, pd.DataFrame]:
     """The tables of the report by name; each is written as <name>.csv."""
+    all_pairs = pairs(stages, f"mean@{k}", verdicts)
     return {
-        "comparison": collect.comparison(stages, baselines, k),
-        "pairs": pairs(stages, f"mean@{k}"),
+        "comparison": collect.comparison(stages, baselines, k, verdicts),
+        "pairs": all_pairs,
+        "pairwise": pairwise(all_pairs),
+        "profile": collect.profile(stages, f"mean@{k}"),
         "throughput": collect.throughput(stages),
         "memory": collect.memory(stages),
         "curves": collect.curves(stages),
@@ -206,19 +249,22 @@ def write(results: Path, study: dict, out: Path) -> None:
     if not stages:
         raise SettingsError("the study evaluates no stage; a report needs at least one.")
     baselines, records = trl_baselines(stages), findings.study_records(results, study)
-    tables = make_tables(stages, baselines, k)
+    margin = study["margin"] / 100
+    verdicts = Verdicts(stages, f"mean@{k}", margin)
+    tables = make_tables(stages, baselines, k, verdicts)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=name == "estimators", float_format=FLOATS)
     origin = findings.origin(records, study)
     (out / "comparison.md").write_text(markdown(tables["comparison"], k, origin), encoding="utf-8")
+    (out / "pairwise.md").write_text(pairwise_markdown(tables["pairwise"], margin, origin), encoding="utf-8")
     write_json(out / "study.json", study)
     drawn = draw(study, stages, baselines, tables, f"mean@{k}", out)
     content = {
         "study": study,
         "k": k,
         "lead": lead(study, stages, origin),
-        "warnings": findings.warnings(records, stages),
-        "findings": findings.findings(tables["comparison"], tables["pairs"], stages, baselines, k),
+        "warnings": findings.warnings(records, stages, f"mean@{k}"),
+        "findings": findings.findings(tables["comparison"], tables["pairs"], stages, baselines, k, verdicts),
         "reward_models": findings.reward_model_sentences(results, study),
         "figures": {name: inline_svg(out / f"{name}.svg", name) for name in drawn},
         "captions": {name: caption(name) for name in drawn},

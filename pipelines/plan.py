@@ -12,7 +12,7 @@ from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.sampling.config import EngineName, VllmConfig
 from algos.training.supervised.config import DistillationConfig
-from evaluation.config import FOLDER_NAME, EvaluationConfig, PromptSettings
+from evaluation.config import FOLDER_NAME, PromptSettings, StudyEvaluation
 from evaluation.tasks import TaskSettings
 from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_names
 from pipelines.kinds import COMMON, EVALUATED, KINDS
@@ -256,15 +256,16 @@ class Plan:
         return self.tokenizer_of(name) or name
 
     @cached_property
-    def parsed_evaluation(self) -> EvaluationConfig:
+    def parsed_evaluation(self) -> StudyEvaluation:
         shared = {key: getattr(self.settings, key) for key in PLACED}
         shared |= self.sampling()
         return from_dict(
-            EvaluationConfig, {**shared, "seed": self.settings.seed, **self.settings.evaluation}, "evaluation"
+            StudyEvaluation, {**shared, "seed": self.settings.seed, **self.settings.evaluation}, "evaluation"
         )
 
     def evaluation(self) -> dict:
-        return asdict(self.parsed_evaluation)
+        """Settings of the command that evaluates; the margin is the report's alone."""
+        return without(asdict(self.parsed_evaluation), "margin")
 
     def task(self) -> dict:
         return asdict(self.settings.task)

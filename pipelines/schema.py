@@ -5,7 +5,7 @@ from pathlib import Path
 
 from algos.pieces.settings import json_schema
 from algos.training.models.config import ModelConfig
-from evaluation.config import EvaluationConfig
+from evaluation.config import StudyEvaluation
 from evaluation.tasks import SPLITS, TASKS
 from pipelines.kinds import KINDS, Kind
 from pipelines.plan import StudySettings
@@ -43,7 +43,7 @@ def study_schema() -> dict:
             task["properties"][key] = {"anyOf": [task["properties"][key], value]} if key in SPLITS else value
     properties["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
     properties["defaults"] |= _closed({name: {"$ref": f"#/$defs/defaults_{name}"} for name in KINDS})
-    properties["evaluation"] |= _closed(_settings(EvaluationConfig, definitions))
+    properties["evaluation"] |= _closed(_settings(StudyEvaluation, definitions))
     return schema
 
 

@@ -76,6 +76,7 @@ class Study(Plan):
             "source": self.source,
             "task": self.settings.task.name,
             "samples": self.parsed_evaluation.samples,
+            "margin": self.parsed_evaluation.margin,
             "seed": self.settings.seed,
             "models": list(self.settings.models),
             "stages": {name: self._described_model(name) for name in self.evaluated_models}

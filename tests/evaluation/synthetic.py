@@ -63,6 +63,7 @@ def study(**stages: dict) -> dict:
         "source": "made_up.yaml",
         "task": "word_problems",
         "samples": SAMPLES,
+        "margin": 2.0,
         "seed": 0,
         "models": ["base"],
         "stages": stages,

@@ -6,7 +6,8 @@ from synthetic import rl, stage
 
 from algos.training.rewards.rules import RewardSettings
 from evaluation.collect import Stage
-from evaluation.pairs import differences, pairs, say, trl_baselines
+from evaluation.families import Verdicts
+from evaluation.pairs import differences, pairs, pairwise, say, trl_baselines
 
 
 def as_stage(entry: dict, name: str = "x") -> Stage:
@@ -184,5 +185,7 @@ def test_another_engine_follows_from_trls_trainer():
 
 
 def test_the_pairs_of_one_stage_are_an_empty_table():
-    table = pairs({"a": as_stage(rl("base"), "a")}, "mean@2")
-    assert isinstance(table, pd.DataFrame) and table.empty
+    stages = {"a": as_stage(rl("base"), "a")}
+    stages["a"].scores = [{"per_problem": {"mean@2": [0.5, 0.6]}}] * 3
+    table = pairs(stages, "mean@2", Verdicts(stages, "mean@2", 0.02))
+    assert isinstance(table, pd.DataFrame) and table.empty and pairwise(table).empty

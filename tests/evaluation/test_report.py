@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ import pytest
 from synthetic import rl, stage, study, write_results
 
 from algos.pieces.settings import SettingsError
-from evaluation.collect import collect, comparison, phases_of
+from evaluation.collect import collect, phases_of
 from evaluation.config import figures_of
 from evaluation.findings import study_records
 from evaluation.publish import publish
 from evaluation.report import write
-from evaluation.statistics import mean_interval
+from evaluation.statistics import mean_interval, spread
 from evaluation.tasks.files import write_json
 
 SFT = {"steps": 10, "trainer": "own"}
@@ -49,7 +50,7 @@ def table(results: Path, name: str, **options) -> pd.DataFrame:
 def test_every_evaluated_stage_is_a_row_in_the_studys_order(chain):
     rows = table(chain, "comparison")
     assert list(rows["stage"]) == [name for name in CHAIN["stages"] if name != "kept"]
-    assert list(rows.columns[:6]) == ["stage", "kind", "algorithm", "trainer", "from", "seeds"]
+    assert list(rows.columns[:7]) == ["stage", "kind", "algorithm", "trainer", "from", "seeds", "interval_for"]
     assert list(rows["seeds"]) == [3, 3, 1, 3, 3, 3, 3]
     by_name = rows.set_index("stage")
     assert by_name.loc["zero", "generated_tokens"] == 1000 and np.isnan(by_name.loc["cheap", "generated_tokens"])
@@ -80,7 +81,7 @@ def test_a_trl_baseline_is_compared_with_our_own_stage(chain):
 def test_the_page_is_complete_and_escapes_model_output(chain):
     page = (chain / "report" / "report.html").read_text()
     assert all(f">{name}<" in page for name in CHAIN["stages"] if name != "kept")
-    assert "again-kl_coef=0.01" in page and page.count("<svg") == len(figures_of(CHAIN)) == 5
+    assert "again-kl_coef=0.01" in page and page.count("<svg") == len(figures_of(CHAIN)) == 6
     assert "&lt;script&gt;x" in page and "<script" not in page
     assert "cold" not in page
 
@@ -105,6 +106,61 @@ def test_pairs_that_differ_in_one_thing_come_first(chain):
     likes = rows["like"] & (rows["differences"] == 1)
     assert likes.iloc[: likes.sum()].all()
     assert rows["kind"].value_counts().to_dict() == {"rl": 10, "sft": 1, "rl, sft": 2}  # the last two start from base
+
+
+def test_rl_stages_with_one_start_are_a_table_of_their_own_and_a_matrix(chain):
+    rows, everything = table(chain, "pairwise"), table(chain, "pairs")
+    found = {frozenset(pair) for pair in zip(rows["stage"], rows["against"], strict=True)}
+    names = ("again", "trl_again", "again-kl_coef=0.01")  # these three start from on_kept
+    assert found == {frozenset(pair) for pair in combinations(names, 2)}
+    assert list(rows["one_setting"]) == [True, True, False]
+    assert set(everything["family"]) == {"RL, same start", "other"}
+    shared = everything[everything["family"] == "RL, same start"]
+    assert list(rows["p_different"]) == pytest.approx(list(shared["p_different"]))
+    lines = (chain / "report" / "pairwise.md").read_text().splitlines()
+    assert lines[0].startswith("| stage | against | verdict | difference, points |") and "within 2 points" in lines[6]
+    assert "trainer: own -> trl" in lines[2] + lines[3]
+    assert (chain / "report" / "matrix.svg").read_text().count("again-kl_coef=0.01") == 2  # a row and a column
+
+
+def test_the_parts_of_the_variance_and_what_the_seeds_hide_are_in_the_tables(chain):
+    row = table(chain, "pairwise").iloc[0]
+    stages = collect(chain, CHAIN)
+    gaps = stages[row["stage"]].grid("mean@2") - stages[row["against"]].grid("mean@2")
+    by_hand = spread(gaps)
+    parts = (by_hand.seed_part, by_hand.question_part, by_hand.cell_part)
+    assert tuple(row[["seed_part", "question_part", "cell_part"]]) == pytest.approx(parts, rel=1e-4)
+    rows = table(chain, "comparison").set_index("stage")
+    seeds = stages["zero"].grid("mean@2").mean(axis=1)
+    assert rows.loc["zero", "mean@2_median"] == pytest.approx(np.median(seeds))
+    assert tuple(rows.loc["zero", ["failed_seeds", "failed_seeds_high"]]) == pytest.approx((0, 0.707598))
+    assert rows.loc["zero", "mean@2_without_failed_low"] == rows.loc["zero", "mean@2_low"]
+    profile = table(chain, "profile").query("stage == 'zero'").set_index("threshold")["share_of_seeds_above"]
+    assert profile[0.0] == 1 and profile[1.0] == 0 and profile[0.3] == pytest.approx((seeds > 0.3).mean())
+
+
+def test_a_seed_that_collapses_is_told_and_its_stage_gets_no_verdict(tmp_path):
+    made = write_results(tmp_path, study(a=rl("base", score=0.9), b=rl("base", like="a", score=0.9)))
+    path = tmp_path / "stages" / "b" / "evaluation" / "seed1" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["per_problem"]["mean@2"] = [0.0] * 40
+    write_json(path, scores)
+    write(tmp_path, made, tmp_path / "report")
+    row = table(tmp_path, "comparison").set_index("stage").loc["b"]
+    assert row["failed_seeds"] == pytest.approx(1 / 3, rel=1e-5) and row["mean@2_without_failed"] > 0.8 > row["mean@2"]
+    assert row["mean@2_low"] >= 0 and row["mean@2_high"] <= 1 and row["mean@2_median"] > 0.8
+    assert table(tmp_path, "pairs")["verdict"].item() == "cannot tell"
+    assert "b: 1 of 3 seeds failed (1)" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_one_seed_has_no_verdict_and_its_interval_says_so(chain):
+    rows = table(chain, "comparison").set_index("stage")
+    assert rows.loc["cheap", "interval_for"] == "this seed only"
+    assert rows.loc["zero", "interval_for"] == "new seeds and questions"
+    lines = (chain / "report" / "comparison.md").read_text().splitlines()
+    assert [line.count("this seed only") for line in lines if line.startswith("| cheap ")] == [4]  # its four scores
+    pair = table(chain, "pairs").query("kind == 'sft'").iloc[0]
+    assert pair["verdict"] == pair["interval_for"] == "this seed only" and np.isnan(pair["p_different"])
 
 
 def test_a_stage_with_one_seed_stands_against_all_seeds_of_the_other(chain):
@@ -187,7 +243,7 @@ def test_learned_rewards_and_reward_models_are_shown(tmp_path):
     page = (tmp_path / "report" / "report.html").read_text()
     assert "judge, seed 0: on 50 held-out pairs of 20 prompts" in page
     assert "75.0 [53.1, 88.8] %" in page  # Wilson: 15 of 20
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     pair = table(tmp_path, "pairs").query("like").iloc[0]
     assert pair["differs"] == 'rewards: {"correctness": 1.0} -> {"reward_model": 1.0}'
     assert pair["consequences"] == "reward_model: absent -> judge"
@@ -222,7 +278,7 @@ def test_the_phases_of_a_stage_add_up_to_its_seconds(tmp_path):
 def test_a_start_whose_seeds_do_not_match_is_refused(tmp_path):
     made = write_results(tmp_path, study(a=rl("base", seeds=[0, 1]), b=rl("a", seeds=[0, 1, 2])))
     with pytest.raises(SettingsError, match=r"b has the seeds \[0, 1, 2\] and starts from a, which has \[0, 1\]"):
-        comparison(collect(tmp_path, made), {}, 2)
+        write(tmp_path, made, tmp_path / "report")
 
 
 def test_a_missing_score_is_named(tmp_path):

@@ -137,7 +137,7 @@ def test_the_report_is_complete_self_contained_and_names_its_source(tree):
     report = results(tree) / "report"
     page = (report / "report.html").read_text()
     assert all(f">{stage}<" in page for stage in SMOKE.evaluated)
-    assert page.count("<svg") == 6 and STUDY in page
+    assert page.count("<svg") == 7 and STUDY in page
     assert not re.search(r"<(script|link|iframe)|<img|\b(?:src|href)=\"https?:", page)
     rows = (report / "comparison.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["stage", *SMOKE.evaluated]
