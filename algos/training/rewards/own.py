@@ -7,10 +7,12 @@ row of the data file. It may be slow: own_threads calls it on parts of a batch s
 
 import math
 import re
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
+from threading import Thread
 from types import FunctionType
 
 from algos.own_code import from_file
@@ -39,17 +41,34 @@ def own_reward(name: str, responses: list[Response], settings: RewardSettings) -
     function = function_of(name)
     size = -(-len(responses) // settings.own_threads)
     parts = [responses[start : start + size] for start in range(0, len(responses), size)]
-    pool = ThreadPoolExecutor(settings.own_threads)
+    started = time.monotonic()
+    futures = [_started(name, function, part) for part in parts]
     try:
-        results = [*pool.map(lambda part: _scores(name, function, part), parts, timeout=settings.own_seconds)]
+        results = [future.result(_left(settings.own_seconds, started)) for future in futures]
     except TooLate:
         raise SettingsError(
             f"rewards: {name} took more than reward_settings.own_seconds = {settings.own_seconds:g} for the "
             f"{len(responses)} responses of a batch."
         ) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
     return [score for scores in results for score in scores]
+
+
+def _started(name: str, function: Callable, responses: list[Response]) -> Future:
+    """A call in a thread of its own. A call that never returns does not keep the process from ending."""
+    future: Future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(_scores(name, function, responses))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return future
+
+
+def _left(seconds: float | None, started: float) -> float | None:
+    return None if seconds is None else max(seconds - (time.monotonic() - started), 0.0)
 
 
 def _scores(name: str, function: Callable, responses: list[Response]) -> list[float]:

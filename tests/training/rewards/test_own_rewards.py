@@ -1,5 +1,7 @@
 """Rewards in files of the user's own."""
 
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -72,6 +74,22 @@ def test_threads_call_it_side_by_side_and_seconds_bound_a_batch(file):
     assert time.perf_counter() - started < 1.0
     with pytest.raises(SettingsError, match=r"slow took more than reward_settings.own_seconds = 0.05 for the 4"):
         own_reward(f"{file}:slow", responses(), RewardSettings(own_seconds=0.05))
+
+
+ENDLESS = """
+import sys
+from algos.training.rewards.own import own_reward
+from algos.training.rewards.rules import Response, RewardSettings
+
+own_reward(f"{sys.argv[1]}:never", [Response("a", 1, 2, False, {"prompt": "", "answer": "#### 1"}, "")],
+           RewardSettings(own_seconds=0.05))
+"""
+
+
+def test_a_call_that_never_returns_does_not_keep_the_process_from_ending(file):
+    file.write_text("from threading import Event\n\ndef never(*lists):\n    Event().wait()\n")
+    done = subprocess.run([sys.executable, "-c", ENDLESS, file], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "never took more than reward_settings.own_seconds = 0.05" in done.stderr
 
 
 @pytest.mark.parametrize(
