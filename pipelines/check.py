@@ -208,7 +208,7 @@ def _memory(made: Rehearsal, name: str, config: RunConfig) -> None:
     """The predicted peak of an RL run against what this machine has."""
     from algos.training.models.checkpoints import resolve_device
     from evaluation.memory.closed_form import config_of
-    from evaluation.memory.plan import settings_phases
+    from evaluation.memory.plan import peak_with_vllm, settings_phases
     from pipelines.stage import memory_arguments
 
     if config.trainer == "trl":
@@ -216,9 +216,9 @@ def _memory(made: Rehearsal, name: str, config: RunConfig) -> None:
         return
     model, on_reference = memory_arguments(made.study, name)
     phases = settings_phases(config, config_of(model), head_on_reference=on_reference)
-    peak = max(phase.total() for phase in phases.values())
     device = resolve_device(config.device)
     available = available_bytes(device)
+    peak = peak_with_vllm(config, phases, available if device.type == "cuda" else 0)
     made.say(f"  memory: {peak / 1e9:.2f} GB predicted, {available / 1e9:.1f} GB on {device.type}")
     if peak > available:
         made.problem(

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from algos.pieces.settings import SettingsError, one_of
@@ -126,8 +127,9 @@ def model_config(name: str):
     """transformers' config of a named shape, a folder or a hub id. Raises SettingsError naming what is allowed."""
     from transformers import AutoConfig
 
-    if name.lower() in SHAPES:
-        shape = dict(SHAPES[name.lower()])
+    known = name.lower().removeprefix("qwen/").removesuffix("-instruct")  # the hub id of a known shape needs no hub
+    if known in SHAPES and not Path(name).is_dir():
+        shape = dict(SHAPES[known])
         return AutoConfig.for_model(shape.pop("model_type"), **shape)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)

@@ -14,7 +14,7 @@ from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
 from algos.training.update.needs import PARTS, needed_parts
 from evaluation.memory import closed_form as closed
-from evaluation.memory.closed_form import GB, MODELS, PRECISIONS
+from evaluation.memory.closed_form import GB, MODELS, PRECISIONS, STATES
 from evaluation.memory.dry_run import Workload, predict
 from evaluation.memory.layers import with_layers
 
@@ -183,13 +183,33 @@ def plan_phases(plan: Plan) -> dict[str, Counter]:
 def settings_phases(
     run: RunConfig, model, prompt_tokens: int | None = None, head_on_reference: bool = False
 ) -> dict[str, Counter]:
-    """plan_phases of a run's own settings. model: transformers' config; prompts as long as the settings admit."""
+    """plan_phases of a run's own settings, without what vLLM takes (vllm_bytes).
+
+    model: transformers' config. prompt_tokens: None, as long as the settings admit.
+    """
     needed = needed_parts(run, head_on_reference)
     tokens = run.max_prompt_tokens if prompt_tokens is None else prompt_tokens
     peaks = predict(Workload(run, model, tokens, head_on_reference))
     for phase, peak in peaks.items():
         take_out(peak.places, set(run.offload) - needed[phase])
-    return {phase: peak.places for phase, peak in peaks.items()}
+    phases = {phase: peak.places for phase, peak in peaks.items()}
+    if run.engine == "vllm":  # which holds weights, keys and values of its own
+        phases["generate"] = Counter({place: size for place, size in phases["generate"].items() if place[1] in STATES})
+    return phases
+
+
+def vllm_bytes(run: RunConfig, gpu_bytes: float) -> dict[str, float]:
+    """What vLLM takes of a GPU of this size in each phase in which it is there: its weights, keys and values."""
+    if run.engine != "vllm" or run.vllm.mode != "colocated":
+        return {}
+    share = run.vllm.gpu_memory_utilization * gpu_bytes
+    return dict.fromkeys(("generate",) if run.vllm.sleep else ("generate", "reward", "logprobs", "update"), share)
+
+
+def peak_with_vllm(run: RunConfig, phases: dict[str, Counter], gpu_bytes: float) -> float:
+    """The peak of settings_phases on a GPU of this size."""
+    taken = vllm_bytes(run, gpu_bytes)
+    return max(places.total() + taken.get(phase, 0.0) for phase, places in phases.items())
 
 
 def take_out(places: Counter, away: Set[str]) -> None:

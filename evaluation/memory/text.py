@@ -12,11 +12,13 @@ from evaluation.memory.plan import (
     Advice,
     Plan,
     fits,
+    peak_with_vllm,
     plan_peak,
     plan_phases,
     plan_shape,
     plan_states,
     settings_phases,
+    vllm_bytes,
 )
 
 GPUS = {"24 GB": 24, "80 GB": 80, "141 GB": 141}
@@ -170,4 +172,14 @@ def settings_report(
     tokens = run.max_prompt_tokens if prompt_tokens is None else prompt_tokens
     phases = settings_phases(run, closed.config_of(model), tokens, head_on_reference)
     title = f"{name or run.algorithm}, prompts of {tokens} tokens"
-    return "\n\n".join([title, phases_text(phases), flops_text(run, run.gradient_checkpointing)])
+    parts = [title, phases_text(phases), *vllm_text(run, phases), flops_text(run, run.gradient_checkpointing)]
+    return "\n\n".join(parts)
+
+
+def vllm_text(run: RunConfig, phases: dict[str, Counter]) -> list[str]:
+    """The peak with what vLLM takes, which is a share of the GPU; nothing for another engine or a server."""
+    if not vllm_bytes(run, 1.0):
+        return []
+    peaks = {name: peak_with_vllm(run, phases, gigabytes * GB) for name, gigabytes in GPUS.items()}
+    sizes = ", ".join(f"{size(peak, GB)} GB of a GPU of {name}" for name, peak in peaks.items())
+    return [f"vLLM takes {run.vllm.gpu_memory_utilization:g} of the GPU beside that. The peak is then {sizes}."]

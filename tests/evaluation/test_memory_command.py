@@ -113,6 +113,28 @@ def test_an_offloaded_reference_is_there_in_the_phases_in_which_a_run_has_it():
     assert weights_by_phase(False, **full) == {"generate": away, "reward": away, "logprobs": there, "update": there}
 
 
+def test_vllm_takes_a_share_of_the_gpu_in_place_of_the_trainers_cache(monkeypatch, capsys):
+    config = model.built_config(from_dict(ModelConfig, SHAPE, "model"))
+    settings = {**SETTINGS, "engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}
+    peaks = {}
+    for sleep in (True, False):
+        run = from_dict(RunConfig, {**settings, "vllm": {**settings["vllm"], "sleep": sleep}}, "settings")
+        phases = memory.settings_phases(run, config)
+        peaks[sleep] = memory.peak_with_vllm(run, phases, 1.0e9)
+        assert {state for _, state in phases["generate"]} <= set(model.STATES)
+    assert peaks[True] == phases["generate"].total() + 0.5e9
+    assert peaks[False] == phases["update"].total() + 0.5e9
+    plain = memory.settings_phases(from_dict(RunConfig, SETTINGS, "settings"), config)
+    assert phases["generate"].total() < plain["generate"].total()
+    out = run_command(monkeypatch, capsys, "--settings", json.dumps(settings), "--model", json.dumps(SHAPE))
+    assert "vLLM takes 0.5 of the GPU beside that. The peak is then 12.00 GB of a GPU of 24 GB, 40.00 GB of" in out
+
+
+def test_the_hub_id_of_a_known_shape_needs_no_hub():
+    assert model.model_config("Qwen/Qwen2.5-0.5B-Instruct").hidden_size == 896
+    assert model.model_config("Qwen/Qwen2.5-1.5B").num_hidden_layers == 28
+
+
 def test_the_peaks_of_a_runs_own_settings(monkeypatch, capsys, tmp_path):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(SETTINGS))
