@@ -22,7 +22,7 @@ def a(request) -> SimpleNamespace:
     return fixture_a(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Data that is not copied into the project: a folder `shared` beside the checkout. If absent, tests skip."""
     return Path(__file__).parents[2] / "shared" / "data"

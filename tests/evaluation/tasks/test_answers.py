@@ -1,9 +1,9 @@
 import itertools
-import json
 import random
 import time
 
 import pytest
+from shared_data import rows_of
 
 from evaluation.tasks.answers import extract_flexible, extract_strict, gold_answer, has_format, is_correct, normalize
 
@@ -133,15 +133,8 @@ DISPUTED = {  # (end of the input, gold): the verdicts of docs/grader.md that di
 }
 
 
-def read(path) -> list[dict]:
-    """The rows of a file that is not part of the project; where it is absent, the test is skipped by its name."""
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def cases(data_folder, *areas):
-    return [row for row in read(data_folder / "cases" / "grader.jsonl") if row["area"] in areas]
+    return [row for row in rows_of(data_folder / "cases" / "grader.jsonl") if row["area"] in areas]
 
 
 def disputed(case) -> bool:
@@ -238,7 +231,7 @@ def test_a_short_line_is_graded_in_no_time(word):  # a pattern that tries all wa
 
 @pytest.mark.parametrize("split, rows", [("train", 7473), ("test", 1319)])
 def test_every_solution_of_gsm8k_has_its_own_answer_and_format(data_folder, split, rows):
-    solutions = [row["answer"] for row in read(data_folder / "gsm8k" / f"{split}.jsonl")]
+    solutions = [row["answer"] for row in rows_of(data_folder / "gsm8k" / f"{split}.jsonl")]
     wrong = [
         solution
         for solution in solutions
