@@ -60,7 +60,9 @@ def refusals(*others: type[Exception]):
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (SettingsError, *others) as error:
+    except Exception as error:
+        if not isinstance(error, (SettingsError, *others)):
+            raise
         red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
         print(f"{red}error:{plain} {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,6 +1,7 @@
 """Tiny random models of the public architectures, as folders such as users have them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ DEEPSEEK = {
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
 OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "mistral": {**SIZES, "sliding_window": None},
     "mistral-window": {**SIZES, "sliding_window": 4},

@@ -241,8 +241,7 @@ def built_shape(model) -> Shape:
         linear_edges=model.layers * sum(map(sum, linear)),
         layers=model.layers,
         hidden=hidden,
-        kv_heads=model.heads,
-        head_dim=hidden // model.heads,
+        cache=(Kept(2 * hidden),) * model.layers,  # a key and a value of each head
         vocabulary=model.vocab_size,
     )
 

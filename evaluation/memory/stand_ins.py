@@ -120,7 +120,7 @@ class BothEnds(MadeUp):
                     fill(layer, prompts, tokens)
                 cache = SharedOut(past, size, sampling.max_response_tokens)
                 for full in cache.past.layers:
-                    full.length = length
+                    setattr(full, "length", length)  # noqa: B010  of the preallocated layers
                 return cache
             for layer in past.layers:
                 fill(layer, prompts * size, length)

@@ -85,7 +85,9 @@ def _makes_floats(function, kwargs) -> bool:
 
 def _grouped(left: Tensor, right: Tensor, offsets: Tensor | None = None, *_) -> Tensor:
     """The product of matrices whose rows, columns or inner numbers belong to groups, or of one matrix a group."""
-    groups = (len(offsets),) if offsets is not None and left.dim() == right.dim() == 2 else left.shape[:-2]
+    groups: tuple[int, ...] = (
+        (len(offsets),) if offsets is not None and left.dim() == right.dim() == 2 else left.shape[:-2]
+    )
     groups = () if left.dim() + right.dim() == 5 else groups  # the groups lie end to end in the matrix
     return left.new_empty(*groups, left.shape[-2], right.shape[-1])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from algos.training.config import LOGITS_AT_ONCE
 from algos.training.models import gguf
 from algos.training.models.config import ModelConfig
-from evaluation.memory.closed_form import Copies, Shape, built_shape, model_states
+from evaluation.memory.closed_form import Copies, Kept, Shape, built_shape, model_states
 from pipelines.study import Study
 from pipelines.workflow.work import Work
 
@@ -71,15 +71,16 @@ def saved_shape(checkpoint: str) -> Shape:
     parameters = weights // (4 if written.get("dtype", "float32") == "float32" else 2)
     hidden = _first(config, 4096, "hidden_size", "n_embd", "d_model")
     heads = _first(config, 32, "num_attention_heads", "n_head", "n_heads")
+    numbers = (config.get("num_key_value_heads") or heads) * (config.get("head_dim") or hidden // heads)
+    layers = _first(config, 32, "num_hidden_layers", "n_layer", "n_layers")
     return Shape(
         parameters=parameters,
         backbone_parameters=parameters,
         adafactor_floats=0,
         linear_edges=0,
-        layers=_first(config, 32, "num_hidden_layers", "n_layer", "n_layers"),
+        layers=layers,
         hidden=hidden,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
+        cache=(Kept(2 * numbers),) * layers,
         vocabulary=config["vocab_size"],
     )
 

@@ -20,7 +20,8 @@ def adaptable(policy) -> dict[str, nn.Parameter]:
 
     Experts are fused where a layer keeps all of them as one tensor of three dimensions.
     """
-    head, found = policy.get_output_embeddings(), {}
+    head = policy.get_output_embeddings()
+    found: dict[str, nn.Parameter] = {}
     for name, module in policy.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)):
             if module is not head and not hasattr(module, "top_k"):  # a router gives more than a tensor

@@ -303,17 +303,17 @@ def mirror_once(results: Path, uri: str, experiment: str, register_models: bool 
             return {"records": 0, "new_lines": 0, "errors": [f"{type(error).__name__}: {error}"]}
 
 
-def watch(pid: int, results: Path, *store) -> None:
+def watch(pid: int, results: Path, uri: str, experiment: str, register_models: bool = False) -> None:
     """Mirror while the process lives, and once more when it has ended."""
     os.nice(5)
     while alive(pid):
         start = time.monotonic()
-        mirror_once(results, *store, going=True)
+        mirror_once(results, uri, experiment, register_models, going=True)
         end = time.monotonic() + max(WATCH_SECONDS, (time.monotonic() - start) / WATCH_SHARE)
         while alive(pid) and time.monotonic() < end:
             time.sleep(1.0)
     if results.is_dir():
-        mirror_once(results, *store)
+        mirror_once(results, uri, experiment, register_models)
 
 
 def alive(pid: int) -> bool:
