@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -44,7 +44,7 @@ ROWS = [
     {"id": f"train/{i}", "question": f"{a}+1", "prompt": f"{a}+1=", "answer": f"{a}+1={a + 1}\n#### {a + 1}"}
     for i, a in enumerate((3, 1024, 58, 307))  # prompts of different length
 ]
-RL = {
+RL: dict[str, Any] = {
     "seed": 0, "steps": 1, "prompts_per_step": len(ROWS), "group_size": 4, "minibatches": 1, "max_response_tokens": 8,
     "rewards": {"correctness": 1.0, "edit_similarity": 1.0}, "optimizer": OPTIMIZER, "device": "cpu",
 }  # fmt: skip
@@ -161,7 +161,7 @@ def logprobs(tried: Tried) -> float:
     return max(logprobs_difference(model, texts, each) for each in found)
 
 
-def supervised(tried: Tried, trainer: str = "own") -> float:
+def supervised(tried: Tried, trainer: Literal["own", "trl"] = "own") -> float:
     """sft: one step."""
     config = SupervisedConfig(0, trainer, 1, batch_size=len(ROWS), optimizer=OPTIMIZER, device="cpu")
     out = tried.work / f"sft-{trainer}"
@@ -234,7 +234,7 @@ def rewards(tried: Tried) -> float:
     return float((together - alone).abs().max())
 
 
-def distilled(tried: Tried, trainer: str = "own") -> float:
+def distilled(tried: Tried, trainer: Literal["own", "trl"] = "own") -> float:
     """distillation: one step on given responses, from a teacher of the same architecture."""
     teacher, out = tried.work / "teacher", tried.work / f"distillation-{trainer}"
     save_policy(shaken(tried.load()), tried.tokenizer, teacher)

@@ -25,7 +25,7 @@ def adaptable(policy) -> dict[str, nn.Parameter]:
     for name, module in policy.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)):
             if module is not head and not hasattr(module, "top_k"):  # a router gives more than a tensor
-                found[f"{name}.weight"] = module.weight
+                found[f"{name}.weight"] = module.get_parameter("weight")
         elif not type(module).__module__.startswith("torch.nn"):
             own = module.named_parameters(recurse=False)
             found |= {f"{name}.{tensor}": weight for tensor, weight in own if _fused(weight)}
