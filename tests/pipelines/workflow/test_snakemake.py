@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 from project import PROJECT, snakemake
+from snakemake.cli import get_argument_parser
 
 RULES = {path.name: path.read_text() for path in sorted((PROJECT / "pipelines" / "rules").glob("*.smk"))}
 SNAKEFILE = (PROJECT / "Snakefile").read_text()
@@ -56,3 +57,12 @@ def parts_of_svg(text: str) -> set[tuple[str, ...]]:
 def test_the_folder_of_profiles_is_where_snakemake_looks():  # profiles/, beside the Snakefile
     assert yaml.safe_load((PROJECT / "profiles" / "default" / "config.yaml").read_text())["rerun-incomplete"] is True
     assert (PROJECT / "profiles").resolve() == PROJECT / "pipelines" / "profiles"
+
+
+@pytest.mark.parametrize("name", ["default", "slurm", "kubernetes"])
+def test_a_profile_holds_options_of_snakemake_and_of_its_executor(name):
+    """Without the plugins, which every call of Snakemake would import where they are installed."""
+    profile = yaml.safe_load((PROJECT / "profiles" / name / "config.yaml").read_text())
+    known = {option.removeprefix("--") for option in get_argument_parser()._option_string_actions}
+    own = f"{profile.get('executor')}-"
+    assert [key for key in profile if key not in known and not key.startswith(own)] == []
