@@ -5,9 +5,17 @@ import pytest
 
 from algos.pieces.settings import SettingsError
 from evaluation.matrix.__main__ import cell, failures, row, write
+from evaluation.matrix.architectures import ARCHITECTURES
 from evaluation.matrix.cells import STAGES, check_finite
+from evaluation.pages import PROJECT
 
-SAMPLE = ("evaluation", "sft", "rl", "rl, critic", "reward model", "distillation")
+SAMPLE = ("evaluation", "sft", "rl", "rl with critic", "reward model", "distillation")
+
+
+def test_the_published_table_has_every_model_and_stage_and_no_failure():
+    table = pd.read_csv(PROJECT / "results" / "published" / "models" / "matrix.csv")
+    assert list(table["model"]) == list(ARCHITECTURES) and list(table.columns[2:]) == list(STAGES)
+    assert failures(table) == []
 
 
 def test_a_model_that_works_and_one_that_is_refused_come_out_again():
