@@ -66,14 +66,17 @@ def number(value: float, form: str) -> dict:
 
 def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]]:
     """Columns and cells of the page's main table."""
-    scores = (f"mean@{k}", "greedy", f"pass@{k}", f"maj@{k}")
-    columns = ["stage", "kind", "from", "seeds", *scores, "failed seeds", "minus its start", "TRL minus own"]
+    scores = ("greedy", f"pass@{k}", f"maj@{k}")
+    columns = ["stage", "kind", "from", "seeds", f"mean@{k}", "median seed", *scores, "failed seeds"]
+    columns += ["minus its start", "TRL minus own"]
     columns += ["format", "truncated", "clipped", "tokens", "generated tokens", "training, s"]
     losses = [column for column in ("text_loss", "text_loss_minus_start") if column in table]
     columns += ["loss on text, nats", "its change"][: len(losses)]
     rows = [
         [
             *(plain(row[name]) for name in ("stage", "kind", "from", "seeds")),
+            cell(row, f"mean@{k}"),
+            number(100 * row[f"mean@{k}_median"], ".1f"),
             *(cell(row, name) for name in (*scores, "failed_seeds", "minus_start", "minus_own")),
             number(100 * row["format_rate"], ".1f"),
             number(100 * row["truncation_rate"], ".1f"),

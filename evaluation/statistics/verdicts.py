@@ -5,8 +5,9 @@ A difference is named if two things hold:
   of equal stages name any difference; and
 - its own 95 % interval, made of its own seeds alone, excludes 0.
 The p-value takes the variance between seeds of all comparisons of a pool, which 3 or 5 seeds of one pair estimate
-badly. The second condition guards pairs whose seeds vary more than those of the pool. "Equal within the margin" is said
-by the same two conditions, for two one-sided tests (TOST, Schuirmann 1987) and the pair's own 90 % interval.
+badly; or the pair's own, where that is larger. The second condition, too, guards pairs whose seeds vary more than those
+of the pool. "Equal within the margin" is said by the same two conditions, for two one-sided tests (TOST, Schuirmann
+1987) and the pair's own 90 % interval.
 """
 
 from collections import defaultdict
@@ -82,7 +83,7 @@ class Scale:
     def p(self, gap: np.ndarray) -> np.ndarray:
         """The two-sided p-value of a difference: the error at which its interval ends at 0. By bisection of log p."""
         low, high = np.full(len(gap), np.log(SMALLEST)), np.zeros(len(gap))
-        for _ in range(40):
+        for _ in range(30):
             middle = (low + high) / 2
             reaches = self.half(np.exp(middle)) >= gap
             low, high = np.where(reaches, middle, low), np.where(reaches, high, middle)
@@ -96,11 +97,12 @@ def judge(comparisons: list[Comparison], freedoms: dict[Hashable, int], margin: 
     if not able:
         return found
     spreads = [spread for i in able if (spread := comparisons[i].spread) is not None]
-    scale = _scale([comparisons[i] for i in able], spreads, freedoms)
+    usual = _scale([comparisons[i] for i in able], spreads, freedoms)
+    scale = replace(usual, seed_part=np.maximum(usual.seed_part, [spread.seed_part for spread in spreads]))
     gaps = np.array([abs(spread.mean) for spread in spreads])
     inside = scale.p(np.maximum(margin - gaps, 0)) / 2  # the larger of the two one-sided p-values
     different, equal = holm(scale.p(gaps)), holm(np.where(gaps < margin, inside, 1.0))
-    smallest = _detectable(scale, np.array([spread.seeds for spread in spreads]))
+    smallest = _detectable(usual, np.array([spread.seeds for spread in spreads]))
     for n, i in enumerate(able):
         own = found[i].interval
         verdict = _verdict(spreads[n], own, different[n], equal[n], margin)

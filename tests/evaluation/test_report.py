@@ -159,6 +159,8 @@ def test_one_seed_has_no_verdict_and_its_interval_says_so(chain):
     assert rows.loc["zero", "interval_for"] == "new seeds and questions"
     lines = (chain / "report" / "comparison.md").read_text().splitlines()
     assert [line.count("this seed only") for line in lines if line.startswith("| cheap ")] == [4]  # its four scores
+    cells = dict(zip(*([c.strip() for c in line.split("|")] for line in (lines[0], lines[2])), strict=True))
+    assert cells["median seed"] == f"{100 * rows.loc['zero', 'mean@2_median']:.1f}"
     pair = table(chain, "pairs").query("kind == 'sft'").iloc[0]
     assert pair["verdict"] == pair["interval_for"] == "this seed only" and np.isnan(pair["p_different"])
 

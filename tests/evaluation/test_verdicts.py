@@ -49,8 +49,9 @@ def test_a_difference_is_named_by_its_pool_and_its_own_interval():
     assert (pooled.verdict, alone.verdict) == (HIGHER, UNKNOWN)
     assert pooled.p == pytest.approx(13 * 2 * t.sf(5, 24), rel=1e-4)
     assert alone.p == pytest.approx(13 * 2 * t.sf(5, 2), rel=1e-4)
-    apart, *_ = judge([compared(0.05, 0.03, pool="all"), *equal], {"all": 24}, margin=0.02)  # its own seeds: +- 0.13
-    assert apart.p < 0.05 and apart.verdict == UNKNOWN
+    wide, *_ = judge([compared(0.05, 0.012, pool="all"), *equal], {"all": 24}, margin=0.02)
+    assert wide.p == pytest.approx(13 * 2 * t.sf(0.05 / 0.012, 24), rel=1e-4) and wide.p < 0.01
+    assert wide.verdict == UNKNOWN and wide.interval.low < 0  # its own three seeds: 4.302653 x 0.012
 
 
 def test_equal_within_the_margin_takes_both_one_sided_tests():
