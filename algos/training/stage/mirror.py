@@ -68,6 +68,7 @@ class View:
     status: str
     ended: int  # in ms; 0 while it runs
     tags: dict[str, str]
+    params: dict[str, str]
 
 
 class Mirror:
@@ -110,7 +111,8 @@ class Mirror:
                 info, key = run.info, run.data.tags["directory"]
                 if key in views:
                     self.client.delete_run(views[key].id)
-                views[key] = View(info.run_id, str(info.start_time), info.status, info.end_time or 0, run.data.tags)
+                started, ended = str(info.start_time), info.end_time or 0
+                views[key] = View(info.run_id, started, info.status, ended, run.data.tags, run.data.params)
             token = page.token
             if not token:
                 return views
@@ -167,38 +169,52 @@ class Mirror:
     def _view(self, key: str, record: Kept, evaluation: Kept | None) -> View:
         """The run of a record. It is made anew if the stage, or its evaluation, was made again."""
         view, evaluated = self.views.get(key), evaluation.started if evaluation else None
-        above = {ABOVE: self._above(key, record).id}
         if view and (view.started != record.started or view.tags.get(EVALUATED, evaluated) != evaluated):
             self.client.delete_run(view.id)
             view = None
+        above = {ABOVE: self._above(key, record, view is None).id}
         if view is None:
             view = self._create(key, record.started, {**tags(record.facts), **above})
-        if not view.tags.items() >= above.items():  # the run above was there twice: an answer of the server was lost
+        if not view.tags.items() >= above.items():  # the run above was made anew
             self._tag(view, *above.popitem())
         if DONE not in view.tags:
-            from mlflow.entities import Param
-
-            params = [Param(name, str(value)) for name, value in parameters(record.facts).items()]
-            self.client.log_batch(view.id, params=params)
             self._inputs(view, record)
-            self._tag(view, DONE, "0")
+        self._begin(view, parameters(record.facts), "0")
         return view
 
-    def _above(self, key: str, record: Kept) -> View:
-        """The run of a stage, which is above its seeds, or of the study, which is above data and models."""
+    def _above(self, key: str, record: Kept, new: bool) -> View:
+        """The run of a stage, which is above its seeds, or of the study, which is above data and models.
+
+        new: whether the record is. A stage that has changed since then gets a new run.
+        """
         if not key.startswith("stages/"):
-            return self.views.get(REPORT) or self._create(
-                REPORT, record.started, {"kind": "study", DONE: ""}, self.name
-            )
-        stage = key.rpartition("/")[0]
-        shared = {k: v for k, v in tags(record.facts).items() if k in ("kind", "algorithm", "trainer", "from")}
-        return self.views.get(stage) or self._create(stage, record.started, {**shared, DONE: ""})
+            study = {"kind": "study", DONE: ""}
+            return self.views.get(REPORT) or self._create(REPORT, record.started, study, self.name)
+        stage, facts = key.rpartition("/")[0], record.facts
+        shared = {k: v for k, v in tags(facts).items() if k in ("kind", "algorithm", "trainer", "from")}
+        values = {name: value for name, value in parameters(facts).items() if not name.endswith("seed")}
+        view = self.views.get(stage)
+        if new and view and (view.params != values or not shared.items() <= view.tags.items()):
+            self.client.delete_run(view.id)
+            view = None
+        view = view or self._create(stage, record.started, shared)
+        self._begin(view, values, "")
+        return view
+
+    def _begin(self, view: View, values: dict[str, str], done: str) -> None:
+        """The parameters of a new run."""
+        from mlflow.entities import Param
+
+        if DONE not in view.tags:
+            self.client.log_batch(view.id, params=[Param(*pair) for pair in values.items()])
+            self._tag(view, DONE, done)
+            view.params = values
 
     def _create(self, key: str, started: str, own: dict[str, str], name: str | None = None) -> View:
         given = {**self.shared, **own, "directory": key}
         name = name or key.partition("/")[2] or key
         run = self.client.create_run(self.experiment, start_time=int(started), run_name=name, tags=given)
-        self.views[key] = View(run.info.run_id, started, "RUNNING", 0, given)
+        self.views[key] = View(run.info.run_id, started, "RUNNING", 0, given, {})
         return self.views[key]
 
     def _lines(self, view: View, record: Kept) -> int:

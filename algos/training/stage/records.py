@@ -114,9 +114,9 @@ def totals(facts: dict) -> dict[str, float]:
     return numbers({**flatten(parts), **facts.get("peak_memory", {}), **counts})
 
 
-def parameters(facts: dict) -> dict:
+def parameters(facts: dict) -> dict[str, str]:
     flat = [flatten(facts.get(section, {}), prefix) for section, prefix in PARAMETERS.items()]
-    return {name: value for part in flat for name, value in part.items()}
+    return {name: str(value) for part in flat for name, value in part.items()}
 
 
 def tags(facts: dict) -> dict[str, str]:

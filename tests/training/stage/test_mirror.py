@@ -20,7 +20,7 @@ def write_record(directory: Path, kind: str, lines: list[dict], started: float =
     fixed = {
         "kind": kind,
         "status": "finished",
-        "settings": {"optimizer": {"learning_rate": 0.1}},
+        "settings": {"optimizer": {"learning_rate": 0.1}, "seed": 0},
         "packages": {"torch": "2"},
         "commit": "abc",
         "command": ["python", "-m", "algos.training.train", "--out", str(directory)],
@@ -97,11 +97,8 @@ def test_a_stage_is_one_run_with_its_seeds_below_and_the_study_one_with_data_and
     assert above[SEED] == found["stages/grpo"].info.run_id and above["data"] == found["report"].info.run_id
     run = found[SEED]
     assert history(uri, run, "reward/reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
-    assert run.data.params == {
-        "optimizer.learning_rate": "0.1",
-        "estimator.ratio_level": "token",
-        "package.torch": "2",
-    }
+    shared = {"optimizer.learning_rate": "0.1", "estimator.ratio_level": "token", "package.torch": "2"}
+    assert run.data.params == {**shared, "seed": "0"} and found["stages/grpo"].data.params == shared
     assert run.data.metrics["time/phase_seconds.update"] == 2.0 and run.data.metrics["eval/mean_at_8"] == 0.5
     assert found["stages/grpo"].data.metrics["eval/mean_at_8"] == 0.5
     expected = {"study": "study", "kind": "rl", "algorithm": "grpo", "seed": "0", "from": "cold", "trainer": "own"}
@@ -145,9 +142,11 @@ def test_a_stage_or_an_evaluation_that_was_made_again_replaces_its_run(results, 
     mirrored(results, uri)
     run = runs(uri)[SEED]
     assert history(uri, run, "eval/mean_at_8") == [(0, 0.75)] and len(history(uri, run, "reward/reward")) == 3
-    write_record(results / SEED, "rl", LINES[:1], started=400.0)
+    write_record(results / SEED, "rl", LINES[:1], started=400.0, settings={"optimizer": {"learning_rate": 0.2}})
     mirrored(results, uri)
     assert history(uri, runs(uri)[SEED], "reward/reward") == [(0, 0.0)]
+    assert {runs(uri)[key].data.params["optimizer.learning_rate"] for key in (SEED, "stages/grpo")} == {"0.2"}
+    assert runs(uri)[SEED].data.tags["mlflow.parentRunId"] == runs(uri)["stages/grpo"].info.run_id
     assert runs(uri)["stages/grpo"].data.metrics["eval/mean_at_8"] == 0.75
 
 
