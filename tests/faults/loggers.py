@@ -32,7 +32,7 @@ def log(directory: Path, lines: int, pause: float = 0.0) -> None:
 
 
 def mirror(results: Path, uri: str, done) -> None:
-    while not done.is_set():
+    while not done.wait(0.2):  # seconds between two passes
         mirror_once(results, uri, results.name)
 
 
