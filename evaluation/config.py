@@ -12,6 +12,11 @@ from algos.training.sampling.config import EngineName, VllmConfig, check_engine
 FOLDER_NAME = re.compile(r"\w[\w.-]*")  # of a study's folder in results/ and in results/published/
 
 
+def text_file(path: str) -> Path:
+    """A file as it is named, or else below the project's folder."""
+    return Path(path) if Path(path).is_file() else Path(__file__).parents[1] / path
+
+
 @settings
 class EvaluationConfig:
     """How every checkpoint is evaluated; the same for all."""
@@ -29,7 +34,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         check_engine(self.engine, self.temperature)
-        if self.text is not None and not Path(self.text).is_file():
+        if self.text is not None and not text_file(self.text).is_file():
             raise ValueError(f"text must be a file, such as evaluation/english.txt; there is no {self.text!r}")
 
 

@@ -7,12 +7,13 @@ import torch
 from algos.pieces.settings import SettingsError
 from algos.training.models.logprobs import token_logprobs
 from algos.training.supervised.examples import as_batch
+from evaluation.config import text_file
 
 
 def paragraphs(path: str | Path) -> list[str]:
     """The paragraphs of a UTF-8 file, which blank lines divide. Raises SettingsError if there are none."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = text_file(str(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"evaluation.text: {path!r} cannot be read: {error}.") from None
     found = [part.strip() for part in text.split("\n\n") if part.strip()]

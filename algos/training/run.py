@@ -206,13 +206,12 @@ def check_first_ratio(metrics: dict, dtype: str = "float32") -> None:
     """
     if "ratio_max" not in metrics:  # the critic's warm-up
         return
-    if dtype == "bfloat16":
-        deviation, limit = float(metrics["approx_kl_k3"]), KL_TOLERANCE_BFLOAT16
-        said = f"old and new policy are {deviation:.2g} nats a token apart"
-    else:
-        deviation = max(abs(float(metrics["ratio_max"]) - 1), abs(float(metrics["ratio_min"]) - 1))
-        limit, said = RATIO_TOLERANCE, f"the importance ratio is off by {deviation:.2g}"
-    if deviation > limit:
+    deviation = max(abs(float(metrics["ratio_max"]) - 1), abs(float(metrics["ratio_min"]) - 1))
+    far, said = deviation > RATIO_TOLERANCE, f"the importance ratio is off by {deviation:.2g}"
+    if far and dtype == "bfloat16":
+        apart = float(metrics["approx_kl_k3"])
+        far, said = apart > KL_TOLERANCE_BFLOAT16, f"old and new policy are {apart:.2g} nats a token apart"
+    if far:
         raise RuntimeError(
             f"{said} on the first step of a rollout batch, where the ratio must be 1: old and new log-probabilities "
             "come from different computations"

@@ -26,6 +26,9 @@ def test_the_order_of_groups_and_within_them_permutes_the_advantages(case):
 
 @every_default
 def test_the_last_valid_token_is_rewarded(case):  # row 3: wrong, 2 tokens of 5, the second one its end of sequence
+    if hasattr(case.hparams, "entropy_share"):  # of all tokens, not of those with the highest entropy alone
+        case = replace(case, hparams=replace(case.hparams, entropy_share=1.0))
+
     def gradient(case, right: bool):
         b = make(case.hparams, spread=0.0)
         b.correct[3], b.rewards[3] = right, 3.0 * right  # the best of its group

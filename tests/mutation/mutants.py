@@ -162,8 +162,8 @@ EQUIVALENT = (  # file, part of the line before, part of the line after, reason
     ("algos/pieces/estimator.py", "inside = torch.where(not_empty, first, 1.0)", "inside = first", EMPTY),
     (
         "algos/pieces/ratios.py",
-        "masked_sum(log_ratio(logprobs, old_logprobs, mask), mask,",
-        "mask), mask == mask,",
+        "masked_sum(token_log_ratio, mask,",
+        "token_log_ratio, mask == mask,",
         ZERO,
     ),
 )
