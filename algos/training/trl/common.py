@@ -1,5 +1,7 @@
 """What TRL's trainers share here: what a run hands to them, one GPU, no defaults of the model, a quiet terminal."""
 
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,8 @@ import torch
 import algos.training.trl.without_vllm  # noqa: F401
 from algos.pieces.settings import SettingsError
 from algos.training.config import RunConfig
+
+POSITION_TOLERANCE = 1e-2  # of logits: rounding in bfloat16 may be larger, and positions then come from the mask
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,41 @@ def sample_plainly(model, tokenizer) -> None:
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
     )
+
+
+@torch.no_grad()
+def count_positions_by_mask(model) -> None:
+    """Give a model the positions of its tokens, where it would count the padding on the left that TRL puts there.
+
+    TRL's GRPO, RLOO and GKD leave positions to the model. Rotary ones are relative, and some models count by the mask;
+    GPT-2, GPT-Neo and StarCoder 1 count padding, so that every log-probability would be another one than sampled.
+    Raises SettingsError for a model that takes no positions and comes out otherwise behind padding.
+    """
+    ids = torch.tensor([[3, 4, 5, 6]], device=model.device) % model.get_input_embeddings().weight.shape[0]
+    padded, mask = torch.cat([ids[:, :2], ids], dim=1), torch.tensor([[0, 0, 1, 1, 1, 1]], device=model.device)
+    plain, alone = model.forward, model(input_ids=ids, use_cache=False).logits
+
+    def right() -> bool:
+        behind = model(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, 2:]
+        return torch.allclose(behind, alone, atol=POSITION_TOLERANCE, rtol=POSITION_TOLERANCE)
+
+    if right():
+        return
+
+    @functools.wraps(plain)
+    def forward(*args, **inputs):
+        mask, own = inputs.get("attention_mask"), inputs.get("position_ids")
+        if own is None and mask is not None and mask.shape == getattr(inputs.get("input_ids"), "shape", None):
+            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return plain(*args, **inputs)
+
+    model.forward = forward
+    if "position_ids" not in inspect.signature(plain).parameters or not right():
+        model.forward = plain
+        raise SettingsError(
+            "trainer trl: TRL pads prompts on the left, and behind padding this model gives other log-probabilities; "
+            "leave the TRL baseline out."
+        )
 
 
 def silence(trainer) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import algos.training.trl.without_vllm  # noqa: F401
-from algos.training.trl.common import Work, silence
+from algos.training.trl.common import Work, count_positions_by_mask, silence
 from algos.training.trl.monitor import Monitor, scoring_only, step_logs
 from algos.training.trl.options import grpo_arguments, rloo_arguments
 from algos.training.trl.trainers import trainer_of
@@ -33,6 +33,9 @@ def train_group(work: Work, monitor: Monitor) -> dict:
     """Train the policy on the rows, in their order; the models by name, as (model, optimizer or None)."""
     trainer = _make_trainer(work, monitor)
     silence(trainer)
+    for model in (work.policy, trainer.ref_model):
+        if model is not None:
+            count_positions_by_mask(model)
     trainer._get_per_token_logps_and_entropies = monitor.timed(trainer._get_per_token_logps_and_entropies, scoring_only)
     trainer._generate_and_score_completions = monitor.timed(
         trainer._generate_and_score_completions, "generate", minus=("reward", "logprobs")

@@ -97,6 +97,7 @@ def grpo_arguments(config: RunConfig, out: str, device) -> dict:
         "top_entropy_quantile": 1.0,
         "off_policy_mask_threshold": None,
         "use_liger_kernel": False,
+        "router_aux_loss_coef": 0.0,  # TRL's own default adds a load-balancing loss to every mixture of experts
         **translated(config, GROUP),
     }
 

@@ -24,7 +24,7 @@ from algos.pieces.settings import SettingsError
 from algos.training.stage.record import Phases
 from algos.training.supervised.config import DistillationConfig, SupervisedConfig
 from algos.training.supervised.examples import Example, Texts, ordered_batches, schedule
-from algos.training.trl.common import refuse_other_gpus, sample_plainly, silence
+from algos.training.trl.common import count_positions_by_mask, refuse_other_gpus, sample_plainly, silence
 
 IGNORED = -100  # the label of a token without a loss
 
@@ -77,6 +77,7 @@ def sft_arguments(config: SupervisedConfig | DistillationConfig, batch_size: int
         "padding_free": False,
         "max_length": None,
         "use_liger_kernel": False,
+        "router_aux_loss_coef": 0.0,  # TRL's own default adds a load-balancing loss to every mixture of experts
         "gradient_checkpointing": False,
         "bf16": config.dtype == "bfloat16",
         "fp16": False,
@@ -159,6 +160,8 @@ def fit_distillation(
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     sample_plainly(student, tokenizer)
+    for model in (student, teacher):
+        count_positions_by_mask(model)
     steps = schedule(config, texts)
     rows = [gkd_row(texts, step.on_policy, i) for step in steps for i in step.rows for _ in _copies(config, step)]
     responses: list[list[int]] = []  # of the current step
