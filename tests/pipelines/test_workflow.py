@@ -320,11 +320,16 @@ def test_the_pages_algorithm_is_trained_measured_and_reported_after_three_edits(
     assert len(found) == 1 and "eval/mean_at_8" in found[0].data.metrics
 
 
+class OneListed(dict):  # a table that lists rloo alone, and knows all
+    def __iter__(self):
+        return iter(["rloo"])
+
+
 def test_the_commands_of_the_command_lines_page_run(own, monkeypatch, capsys):
     """In the folder of a finished study. The conformance tests have their own test, and the estimators are one here."""
     monkeypatch.chdir(own)
     monkeypatch.setattr(algorithms, "check", lambda name: print(f"conformance of {name}") or 0)
-    monkeypatch.setattr(exact, "ALGORITHMS", {"rloo": ALGORITHMS["rloo"]})
+    monkeypatch.setattr(exact, "ALGORITHMS", OneListed(ALGORITHMS))
     monkeypatch.setattr(exact, "GROUP_SIZE", 2)
     monkeypatch.setattr(publish, "publish", partial(publish.publish, out=own / "published"))
     (results(own) / "report" / "report.html").unlink()
