@@ -28,7 +28,9 @@ PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- ((?:table|value): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 DIFFERENCE = re.compile(r"(greedy_)?minus_|difference$")  # columns in points with a sign
 OVER_SEEDS = re.compile(r"_(median|iqm)$")  # columns in percent without an interval
+DETECTABLE = re.compile(r"\d+_seeds")  # points that so many seeds detect
 HEADERS = {
+    "true_gap": "true difference, points",
     "minus_start": "minus its start, points",
     "minus_own": "TRL minus own, points",
     "difference": "difference, points",
@@ -153,6 +155,8 @@ def cell(row: pd.Series, column: str) -> str:
         return "yes" if value else "no"
     if OVER_SEEDS.search(column):
         return f"{100 * value:.1f}"
+    if DETECTABLE.fullmatch(column):
+        return f"{value:.1f}"
     return NUMBERS.get(column, lambda number: f"{number:,.0f}")(value)
 
 

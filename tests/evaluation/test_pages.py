@@ -52,6 +52,7 @@ def project(tmp_path):
     folder.mkdir(parents=True)
     (folder / "comparison.csv").write_text(CSV)
     (folder / "bench.csv").write_text(BENCH)
+    (folder / "power.csv").write_text("questions,3_seeds\n400,4.1937\n")
     (tmp_path / "docs").mkdir()
     return tmp_path
 
@@ -69,6 +70,7 @@ def write_readme(project, marker, text="\nold\n"):
         ("value: results/published/made_up/bench.csv | value | case = grpo, ours | quantity = mfu", "0.884"),
         ("value: results/published/made_up/bench.csv | value | quantity = ratio", "2.23 [2.18, 2.30]"),
         ("value: results/published/made_up/bench.csv | value | quantity = rate", "12,346"),
+        ("value: results/published/made_up/power.csv | 3_seeds | questions = 400", "4.2"),
     ],
 )
 def test_a_block_is_filled_and_then_stays(project, marker, text):
