@@ -87,14 +87,20 @@ def report(folders: list[Path], uri: str) -> None:
     raise SystemExit(bool(lost or doubled))
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of a trial, of this script and of those that take another store."""
+    made = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    made.add_argument("--loggers", type=int, default=32)
+    made.add_argument("--studies", type=int, default=8, help="each with a program that mirrors it")
+    made.add_argument("--lines", type=int, default=300, help="of each logger")
+    made.add_argument("--pause", type=float, default=0.05, help="seconds between two lines of a logger")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--loggers", type=int, default=32)
-    parser.add_argument("--studies", type=int, default=8, help="each with a program that mirrors it")
-    parser.add_argument("--lines", type=int, default=300, help="of each logger")
-    parser.add_argument("--pause", type=float, default=0.05, help="seconds between two lines of a logger")
-    parser.add_argument("--uri", help="MLflow tracking URI (default: a new SQLite file)")
-    args = parser.parse_args()
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--uri", help="MLflow tracking URI (default: a new SQLite file)")
+    args = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         uri = args.uri or f"sqlite:///{scratch}/mlflow.db"
         start = multiprocessing.get_context("fork")

@@ -7,7 +7,6 @@ lies in a temporary folder, takes a password, and listens on 127.0.0.1 alone. It
 it is handed to the user `postgres`.
 """
 
-import argparse
 import multiprocessing
 import os
 import secrets
@@ -21,7 +20,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.faults.loggers import report, trial
+from tests.faults.loggers import parser, report, trial
 
 ADMIN = "admin"
 
@@ -94,12 +93,7 @@ def wait_for(url: str, running: subprocess.Popen, said: Path, seconds: float = 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--loggers", type=int, default=32)
-    parser.add_argument("--studies", type=int, default=8, help="each with a program that mirrors it")
-    parser.add_argument("--lines", type=int, default=300, help="of each logger")
-    parser.add_argument("--pause", type=float, default=0.05, help="seconds between two lines of a logger")
-    args = parser.parse_args()
+    args = parser(__doc__.splitlines()[0]).parse_args()
     start = multiprocessing.get_context("fork")
     with (
         tempfile.TemporaryDirectory() as scratch,
