@@ -47,8 +47,8 @@ class State:
     generator: torch.Generator  # draws responses and minibatches; on the policy's device
     order: PromptOrder  # which prompts come next
     hparams: Estimator  # as adapted so far, such as the KL coefficient
+    canary: RatioCanary  # its limit comes from the first batch
     reward_scale: RunningStd = field(default_factory=RunningStd)  # what reward_scale_running divides by
-    canary: RatioCanary = field(default_factory=RatioCanary)  # its limit comes from the first batch
     step: int = 0  # steps done
     generated_tokens: int = 0
     generated_responses: int = 0
@@ -56,7 +56,8 @@ class State:
 
     @classmethod
     def at_start(cls, config: RunConfig, learner: Learner, generator: torch.Generator, problems: int) -> "State":
-        return cls(learner, generator, PromptOrder(problems, config.seed), config.hparams)
+        order = PromptOrder(problems, config.seed)
+        return cls(learner, generator, order, config.hparams, RatioCanary(config.dtype))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from algos.pieces.kl import log_ratio
-from algos.pieces.settings import SettingsError
+from algos.pieces.settings import DType, SettingsError
 from algos.pieces.types import Rollouts
 from algos.training.models.checkpoints import check_response_fits
 from algos.training.sampling.config import EngineName, VllmConfig
@@ -22,8 +22,10 @@ from algos.training.sampling.sampler import sample
 ROWS_AT_ONCE = 512
 RATIO_FACTOR = 5.0  # the canary's limit over the first batch's figure: entropy, and with it rounding, changes in a run
 RATIO_FLOOR = 1.0e-4  # and at least this: float32 gives about 1e-6, one update of the default study about 1e-2
-RATIO_CEILING = 0.08  # no honest engine begins above this: SmolLM2-135M in bfloat16 has 0.043, at 0.95 of the
-# temperature 0.090
+RATIO_CEILING = {  # no honest engine begins above this
+    "float32": 0.05,
+    "bfloat16": 0.08,  # SmolLM2-135M has 0.043; sampled at 0.95 of the temperature, 0.090
+}
 
 
 class Sampled(Protocol):
@@ -96,7 +98,8 @@ class RatioCanary:
     them here; the fingerprint sees the first.
     """
 
-    def __init__(self):
+    def __init__(self, dtype: DType = "float32"):
+        self.ceiling = RATIO_CEILING[dtype]
         self.limit: float | None = None  # not yet calibrated
 
     def check(self, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
@@ -104,7 +107,7 @@ class RatioCanary:
         ratio = log_ratio(old_logprobs, sampler_logprobs, mask).exp()
         figure = float((ratio[mask] - 1).abs().mean())
         first = self.limit is None
-        limit = RATIO_CEILING if self.limit is None else self.limit
+        limit = self.ceiling if self.limit is None else self.limit
         if not figure <= limit:  # NaN is above every limit
             raise StaleWeights(
                 f"the sampler's probabilities are off from the trainer's by a factor of {figure:.2g} in the mean, "

@@ -62,6 +62,7 @@ def test_the_canary_has_a_floor_for_exact_engines_and_a_ceiling_for_the_first_ba
     canary.check(*ratios(0.9e-4))
     with pytest.raises(StaleWeights):
         canary.check(*ratios(1.2e-4))
-    for figure in (0.09, float("nan")):
+    for dtype, figure in (("float32", 0.06), ("float32", float("nan")), ("bfloat16", 0.09)):
         with pytest.raises(StaleWeights, match="another distribution"):
-            RatioCanary().check(*ratios(figure))
+            RatioCanary(dtype).check(*ratios(figure))
+    assert RatioCanary("bfloat16").check(*ratios(0.06))["canary_ratio"] == pytest.approx(0.06, rel=1e-3)
