@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from algos.pieces.settings import SettingsError
-from evaluation.config import figures_of
+from evaluation.config import figures_of, text_file
 from pipelines import digests
 from pipelines.kinds import SPLITS
 from pipelines.study import load
@@ -228,6 +228,12 @@ def evaluation_out(wildcards):
 
 def evaluation_settings(wildcards):
     return as_json(STUDY.evaluation())
+
+
+def evaluation_text(wildcards):
+    """A digest of the text whose loss is measured. Editing its file evaluates everything again."""
+    text = STUDY.parsed_evaluation.text
+    return digests.of_file(text and str(text_file(text)))
 
 
 def evaluation_gpu(wildcards):

@@ -19,6 +19,7 @@ rule evaluate_model:
         runtime=model_evaluation_runtime,
     params:
         settings=evaluation_settings,
+        text=evaluation_text,
         out=model_evaluation_out,
         folder=model_out,
     message:
@@ -46,6 +47,7 @@ rule evaluate:
         runtime=evaluation_runtime,
     params:
         settings=evaluation_settings,
+        text=evaluation_text,
         out=evaluation_out,
         folders=seed_folders,
     message:

@@ -12,7 +12,7 @@ from tiny import tiny_model, tiny_tokenizer
 from evaluation.tasks import TaskSettings
 from pipelines.digests import of_task
 
-TARGETS = ("results/mine/models/base/checkpoint", "results/mine/stages/pairs/seed0/train.jsonl")
+TARGETS = ("results/mine/models/base/evaluation", "results/mine/stages/pairs/seed0/train.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def project(tmp_path_factory):
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [{"prompt": f"{i}+1?", "chosen": f"#### {i + 1}", "rejected": "?"} for i in range(8)]
     (project / "mine" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (project / "mine" / "text.txt").write_text("Mia has 7 apples.\n")
     config = {
         "study": "mine",
         "seeds": [0],
@@ -37,6 +38,8 @@ def project(tmp_path_factory):
             "pairs": {"kind": "preferences", "path": "mine/pairs.jsonl"},
             "tuned": {"kind": "sft", "from": "base", "data": "demonstrations"},
         },
+        "sampling": {"max_response_tokens": 4},
+        "evaluation": {"samples": 1, "text": "mine/text.txt"},
     }
     (project / STUDY).write_text(yaml.safe_dump(config))
     run = snakemake(project, *TARGETS)
@@ -48,8 +51,9 @@ def project(tmp_path_factory):
     "file, jobs",
     [
         ("pairs.jsonl", {"preferences": 1}),
-        ("data/train.jsonl", {"data": 1, "model": 1}),  # a built model's tokenizer is trained on the data
-        ("model/config.json", {"model": 1}),
+        ("data/train.jsonl", {"data": 1, "model": 1, "evaluate_model": 1}),  # a built model's tokenizer is of the data
+        ("model/config.json", {"model": 1, "evaluate_model": 1}),
+        ("text.txt", {"evaluate_model": 1}),
     ],
 )
 def test_an_edited_file_runs_again_what_reads_it(project, file, jobs):
