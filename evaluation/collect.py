@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")  # of every RL stage; some have others, such as offload
 COMPONENTS = ("policy", "critic", "reference", "reward_model")
-COUNTS = ("response_tokens", "distinct_answers", "text_loss")  # per-problem metrics above 1; all others are shares
+COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are counts
+LOSSES = ("text_loss",)  # in nats, without bounds; all others are shares
 PARTS = ("weights", "gradients", "optimizer", "master")
 WORK = ("generated_tokens", "trained_tokens", "teacher_tokens", "optimizer_steps")  # facts that some kinds record
 NO_INTERVAL = Interval(float("nan"), float("nan"), float("nan"))
@@ -63,6 +64,8 @@ class Stage:
     def interval(self, metric: str) -> Interval:
         """Mean with its 95 % interval, which stays within 0..1 for shares."""
         scores = self.grid(metric)
+        if metric in LOSSES:
+            return spread(scores).interval(whole=False)
         return mean_interval(scores).within(0.0, np.inf) if metric in COUNTS else share_interval(scores)
 
     def failed(self, metric: str, start: "Stage | None") -> np.ndarray:
@@ -89,7 +92,10 @@ class Stage:
 
     def minus(self, other: "Stage", metric: str) -> Interval:
         """The paired difference self - other with its 95 % interval; without one where no seeds can be paired."""
-        return own_interval(self.against(other, metric))
+        found = self.against(other, metric)
+        if metric in LOSSES and found.spread is not None:
+            return replace(found.spread.interval(whole=False), one_seed=found.one_seed)
+        return own_interval(found)
 
     def paired_seeds(self, other: "Stage") -> list[tuple[int, int]]:
         """Which seed is set against which: (of self, of other).

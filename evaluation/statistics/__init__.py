@@ -117,6 +117,10 @@ class Spread:
         spread = self.seed_part**2 / (self.seeds - 1) + self.question_part**2 / (self.questions - 1)
         return min(max(self.variance**2 / spread, self.seeds - 1), (self.seeds - 1) * self.questions)
 
+    def floor(self, level: float = 0.95) -> float:
+        """Half of the width if one question's score alone had differed, by 1."""
+        return student(self.questions - 1, level) / (self.questions + 2)
+
     def half(self, level: float = 0.95) -> float:
         """Half of the width of an interval of the mean.
 
@@ -131,15 +135,15 @@ class Spread:
         squares = student(1, level) ** 2 * self.seed_part + by_questions**2 * more
         return sqrt(max(squares, by_questions**2 * self.question_part))
 
-    def interval(self, level: float = 0.95) -> Interval:
+    def interval(self, level: float = 0.95, whole: bool = True) -> Interval:
         """For new seeds *and* new questions.
 
-        Never narrower than if one question's score had differed by 1: scores that are all equal do not show that the
-        next one is equal, too.
+        whole: a question's score is right or wrong, or a count. Then the interval is never narrower than if one
+        question's score had differed by 1: scores that are all equal do not show that the next one is equal, too.
         """
         if self.questions < 2:
             return Interval(self.mean, np.nan, np.nan, self.seeds == 1)
-        half = max(self.half(level), student(self.questions - 1, level) / (self.questions + 2))
+        half = max(self.half(level), self.floor(level) if whole else 0.0)
         return Interval(self.mean, self.mean - half, self.mean + half, self.seeds == 1)
 
 
