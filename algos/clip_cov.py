@@ -12,10 +12,8 @@ Here tokens of covariance 0 or less are never penalized, so that a step of equal
 the same one for the same number of candidates.
 """
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from algos.pieces.algorithm import Algorithm
@@ -23,10 +21,8 @@ from algos.pieces.clipping import Clipped, clipped_objective, clipped_selection,
 from algos.pieces.estimator import Estimator, needs_token_ratio
 from algos.pieces.kl import log_ratio
 from algos.pieces.masked import masked_mean
-from algos.pieces.settings import settings
+from algos.pieces.settings import Share, settings
 from algos.pieces.types import Batch, Shares
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @settings

@@ -193,7 +193,15 @@ class RunConfig:
 
     def warnings(self) -> list[str]:
         """What is possible but seldom meant, one sentence each."""
-        return self.hparams.warnings(self.updates_per_step)
+        found = self.hparams.warnings(self.updates_per_step)
+        below = [name for name in self.rewards if name in ("overlong", "repetition", "reward_model")]
+        below += ["missing_end_penalty"] if self.missing_end_penalty else []
+        if self.hparams.scale == "group_mean" and below:
+            found.append(
+                f"scale group_mean divides by the group's mean reward, which {below[0]} can bring near 0 or below: "
+                "advantages then have no bound, or the group is left out."
+            )
+        return found
 
     def resolved(self) -> dict:
         """All settings, the algorithm's defaults filled in, for the record."""

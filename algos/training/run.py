@@ -7,6 +7,7 @@ How a tool looks into a step: every phase runs inside `run.phases(name)`, and `r
 that a tool may set (stage/record.py). A tool that changes a phase overrides the method of that name.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ RATIO_TOLERANCE = 1e-3  # of the ratio on the first optimizer step, where only r
 # Measured between two layouts of SmolLM2-135M's responses: 0.3 in a token's ratio, 0.002 nats in the mean KL; a
 # temperature that is 10 % off gives 0.03 nats.
 KL_TOLERANCE_BFLOAT16 = 0.02  # nats a token, k3
+TOKEN_TOLERANCE_BFLOAT16 = 1.0  # nats of a single token
 
 
 @dataclass
@@ -207,12 +209,14 @@ def check_first_ratio(metrics: dict, dtype: str = "float32") -> None:
     """
     if "ratio_max" not in metrics:  # the critic's warm-up
         return
-    deviation = max(abs(float(metrics["ratio_max"]) - 1), abs(float(metrics["ratio_min"]) - 1))
-    far, said = deviation > RATIO_TOLERANCE, f"the importance ratio is off by {deviation:.2g}"
-    if far and dtype == "bfloat16":
-        apart = float(metrics["approx_kl_k3"])
-        far, said = apart > KL_TOLERANCE_BFLOAT16, f"old and new policy are {apart:.2g} nats a token apart"
-    if far:
+    low, high = float(metrics["ratio_min"]), float(metrics["ratio_max"])
+    deviation = max(abs(high - 1), abs(low - 1))
+    near, said = deviation <= RATIO_TOLERANCE, f"the importance ratio is off by {deviation:.2g}"
+    if not near and dtype == "bfloat16":
+        apart, limit = float(metrics["approx_kl_k3"]), math.exp(TOKEN_TOLERANCE_BFLOAT16)
+        near = apart <= KL_TOLERANCE_BFLOAT16 and 1 / limit <= low and high <= limit
+        said += f", {apart:.2g} nats a token in the mean,"
+    if not near:
         raise RuntimeError(
             f"{said} on the first step of a rollout batch, where the ratio must be 1: old and new log-probabilities "
             "come from different computations"

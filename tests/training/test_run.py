@@ -242,3 +242,10 @@ def test_the_reported_peak_includes_the_policy(tmp_path):
     sizes = record["memory"]["policy"]
     states = sizes["weights"] + sizes["gradients"] + sizes["optimizer"]
     assert sizes["weights"] > 3e7 and states < record["peak_memory"]["peak_bytes"]
+
+
+@pytest.mark.parametrize("change", [{"rewards": {"correctness": 1.0, "overlong": 1.0}}, {"missing_end_penalty": 1.0}])
+def test_a_mean_reward_that_may_be_negative_is_no_divisor_without_a_warning(change):
+    assert not any("group_mean" in warning for warning in RunConfig("maxrl", 0).warnings())
+    (found,) = [warning for warning in RunConfig("maxrl", 0, **change).warnings() if "group_mean" in warning]
+    assert "near 0 or below" in found

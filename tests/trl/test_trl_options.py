@@ -46,6 +46,7 @@ RLOO = {**GRPO, "baseline": "leave_one_out", "scale": "none", "ratio": "product"
         ("grpo_as_verl", GRPO, {}, "no dual clip, got 3"),
         ("grpo", {**GRPO, "mask_truncated": True}, {}, "set settings.aggregation to token-mean, or mask_truncated"),
         ("grpo", {**GRPO, "entropy_coef": 0.1}, {}, "set settings.aggregation to token-mean, or entropy_coef to 0"),
+        ("top_entropy", {**GRPO, "dynamic_sampling": False, "entropy_coef": 0.1}, {}, "over the selected tokens"),
         ("sapo", {**GRPO, "aggregation": "token-mean"}, {}, "got token-mean; set .*aggregation to seq-mean-token-mean"),
         ("cispo", {**GRPO, "aggregation": "seq-mean-token-mean"}, {}, "set settings.aggregation to token-mean"),
         ("cispo", GRPO, {}, "got minibatches 4; set minibatches to 1"),

@@ -1,4 +1,4 @@
-"""Mixtures of experts: the share of tokens that sampler and trainer send to the same experts, `router/agreement`.
+"""Mixtures of experts: the share of tokens that sampler and trainer send to the same experts, `router_agreement`.
 
 A router takes the k experts of the highest scores. Sampling runs it token by token on a cache, training on whole
 sequences; where two scores are close, rounding decides, and the token's probability changes by more than rounding: its
@@ -78,8 +78,9 @@ class Routing:
         batch = batch.select(torch.arange(min(RESPONSES, len(batch)), device=batch.rewards.device))
         layers, _, k = sampled[0][1].shape
         table = batch.response_ids.new_full((len(batch), batch.response_mask.shape[1], layers, k), -1)
-        for step, (rows, experts) in enumerate(sampled):
-            table[rows, step] = experts.transpose(0, 1)
+        for step, (rows, experts) in enumerate(sampled[: table.shape[1]]):  # others may go on longer than the first
+            first_rows = rows < len(batch)
+            table[rows[first_rows], step] = experts[:, first_rows].transpose(0, 1)
         same = []
         for rows, part in layout.micro_batches(batch):
             assert part.packed is not None
@@ -90,4 +91,4 @@ class Routing:
             places = scatter(part.packed.source, part.response_mask)[:, 1:][fed]
             then = table[rows, : fed.shape[1]][fed]
             same.append((then.sort(dim=-1).values == now[places].sort(dim=-1).values).all(dim=-1))
-        return {"router/agreement": float(torch.cat(same).float().mean())} if any(map(len, same)) else {}
+        return {"router_agreement": float(torch.cat(same).float().mean())} if any(map(len, same)) else {}

@@ -143,6 +143,12 @@ def _check_group(config: RunConfig, hparams: Estimator) -> None:
             hparams.aggregation,
             "set settings.aggregation to token-mean, or mask_truncated to false",
         )
+    if hparams.entropy_coef and config.algorithm_entry.select is not None:
+        refuse(
+            "TRL's entropy bonus is over the selected tokens, ours over all",
+            f"entropy_coef {hparams.entropy_coef:g}",
+            "set settings.entropy_coef to 0",
+        )
     if hparams.entropy_coef and hparams.aggregation != "token-mean":
         refuse(
             "TRL averages the entropy over tokens, whatever its loss_type",

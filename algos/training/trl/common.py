@@ -11,7 +11,7 @@ import algos.training.trl.without_vllm  # noqa: F401
 from algos.pieces.settings import SettingsError
 from algos.training.config import RunConfig
 
-POSITION_TOLERANCE = 1e-2  # of logits: rounding in bfloat16 may be larger, and positions then come from the mask
+POSITION_TOLERANCE = 1e-2  # of logits in float32
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,39 @@ def sample_plainly(model, tokenizer) -> None:
     )
 
 
-@torch.no_grad()
-def count_positions_by_mask(model) -> None:
-    """Give a model the positions of its tokens, where it would count the padding on the left that TRL puts there.
+def count_positions_by_mask(model, *others) -> None:
+    """Give models the positions of their tokens, where they would count the padding on the left that TRL puts there.
 
     TRL's GRPO, RLOO and GKD leave positions to the model. Rotary ones are relative, and some models count by the mask;
     GPT-2, GPT-Neo and StarCoder 1 count padding, so that every log-probability would be another one than sampled.
-    Raises SettingsError for a model that takes no positions and comes out otherwise behind padding.
+    others: models of the same architecture, or None; the first, in float32, is tried for all of them. Raises
+    SettingsError for a model that takes no positions and comes out otherwise behind padding.
     """
+    if _comes_out_right(model):
+        return
+    for each in filter(None, (model, *others)):
+        _give_positions(each)
+    if not _comes_out_right(model):
+        raise SettingsError(
+            "trainer trl: TRL pads prompts on the left, and behind padding this model gives other log-probabilities; "
+            "leave the TRL baseline out."
+        )
+
+
+@torch.no_grad()
+def _comes_out_right(model) -> bool:
+    """Whether a text has the same logits behind padding as alone."""
     ids = torch.tensor([[3, 4, 5, 6]], device=model.device) % model.get_input_embeddings().weight.shape[0]
     padded, mask = torch.cat([ids[:, :2], ids], dim=1), torch.tensor([[0, 0, 1, 1, 1, 1]], device=model.device)
-    plain, alone = model.forward, model(input_ids=ids, use_cache=False).logits
+    alone = model(input_ids=ids, use_cache=False).logits
+    behind = model(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, 2:]
+    return torch.allclose(behind, alone, atol=POSITION_TOLERANCE, rtol=POSITION_TOLERANCE)
 
-    def right() -> bool:
-        behind = model(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, 2:]
-        return torch.allclose(behind, alone, atol=POSITION_TOLERANCE, rtol=POSITION_TOLERANCE)
 
-    if right():
+def _give_positions(model) -> None:
+    """Let a model's forward take positions from the mask, if it takes any and is given none."""
+    plain = model.forward
+    if "position_ids" not in inspect.signature(plain).parameters:
         return
 
     @functools.wraps(plain)
@@ -72,12 +88,6 @@ def count_positions_by_mask(model) -> None:
         return plain(*args, **inputs)
 
     model.forward = forward
-    if "position_ids" not in inspect.signature(plain).parameters or not right():
-        model.forward = plain
-        raise SettingsError(
-            "trainer trl: TRL pads prompts on the left, and behind padding this model gives other log-probabilities; "
-            "leave the TRL baseline out."
-        )
 
 
 def silence(trainer) -> None:

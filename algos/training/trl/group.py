@@ -33,9 +33,7 @@ def train_group(work: Work, monitor: Monitor) -> dict:
     """Train the policy on the rows, in their order; the models by name, as (model, optimizer or None)."""
     trainer = _make_trainer(work, monitor)
     silence(trainer)
-    for model in (work.policy, trainer.ref_model):
-        if model is not None:
-            count_positions_by_mask(model)
+    count_positions_by_mask(work.policy, trainer.ref_model)
     trainer._get_per_token_logps_and_entropies = monitor.timed(trainer._get_per_token_logps_and_entropies, scoring_only)
     trainer._generate_and_score_completions = monitor.timed(
         trainer._generate_and_score_completions, "generate", minus=("reward", "logprobs")

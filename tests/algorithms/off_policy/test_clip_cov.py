@@ -48,6 +48,12 @@ def test_golden_clip_cov(a, share, low, loss, left_out):
     assert metrics["clip_fraction"].item() == pytest.approx(0.4)
 
 
+def test_golden_clip_cov_leaves_the_largest_covariances_alone(a):
+    """Of all tokens with a covariance in -1..0.5 that no clip silences, 0.6 and 1.1: -(1.2 + 1.125 - 0.8) / 5."""
+    value, _ = run(a, clip_cov.ALGORITHM, cov_share=1.0, cov_low=-1.0, cov_high=0.5)(a.new)
+    assert value.item() == pytest.approx(-0.305)
+
+
 @pytest.mark.parametrize("share, loss", [(0.0, -0.245), (0.002, -0.2214434), (0.4, -0.1501084), (1.0, -0.0976356)])
 def test_golden_kl_cov(a, share, loss):
     """-(1.3 + 0.6 + 1.125 - 0.7 - 1.1) / 5, and |log ratio| / 5 of the largest: 0.1177830, 0.3566749, 0.2623643.

@@ -28,6 +28,7 @@ from algos.training.update.update import (
     prepare,
     update,
     with_advantages,
+    with_selected,
 )
 
 TOKENIZER = tiny_tokenizer()
@@ -349,6 +350,16 @@ def test_responses_that_are_not_kept_count_neither_in_the_loss_nor_in_its_diviso
     (-policy_outputs(policy, only, 1.0).logprobs[only.response_mask].mean()).backward()
     for name, value in gradients(policy).items():
         torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_an_algorithm_selects_by_the_entropies_of_the_policy_at_the_temperature():
+    config = run_config("top_entropy", {"entropy_share": 0.3, "dynamic_sampling": False}, temperature=0.8)
+    learner = learner_of(config)
+    batch = ready(config, learner)
+    selected = with_selected(batch, learner, config, config.hparams).selected
+    entropies = policy_outputs(learner.policy, batch, 0.8, entropy=True).entropies
+    limit = entropies[batch.loss_mask].quantile(0.7)
+    assert torch.equal(selected & batch.loss_mask, (entropies >= limit) & batch.loss_mask)
 
 
 def test_a_minibatch_without_anything_kept_is_a_step_without_a_gradient():
