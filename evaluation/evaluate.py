@@ -69,8 +69,13 @@ def scores(rows: list[dict], samples: int, text_losses: Sequence[float] = ()) ->
     return {"problems": len(grid), "samples": samples, "overall": overall, "per_problem": dict(per_problem)}
 
 
-def responses(checkpoint: Path, problems: list[dict], config: EvaluationConfig, name: str) -> list[dict]:
-    """A greedy response and the sampled ones of a checkpoint to every problem, graded, in the order of the problems."""
+def responses(
+    checkpoint: Path, problems: list[dict], config: EvaluationConfig, name: str
+) -> tuple[list[dict], list[float]]:
+    """A greedy response and the sampled ones of a checkpoint to every problem, graded, in the order of the problems.
+
+    And its loss on each paragraph of config.text, if there is one.
+    """
     device = resolve_device(config.device)
     tokenizer, policy = load_tokenizer(str(checkpoint)), load_policy(str(checkpoint), device, config.dtype)
     progress = Progress(len(problems), f"evaluate {name}", unit="problem")
@@ -84,16 +89,9 @@ def responses(checkpoint: Path, problems: list[dict], config: EvaluationConfig, 
                     drawn = rows[len(problems) :]
                     progress.update(len(drawn) // samples, accuracy=float(np.mean([row["correct"] for row in drawn])))
     progress.close()
+    losses = text_loss(policy, tokenizer, paragraphs(config.text)) if config.text else []
     order = {problem["id"]: i for i, problem in enumerate(problems)}
-    return sorted(rows, key=lambda row: (order[row["problem"]], row["sample"]))
-
-
-def losses_on_text(checkpoint: Path, config: EvaluationConfig) -> list[float]:
-    """The checkpoint's loss on each paragraph of config.text; none if there is no text."""
-    if config.text is None:
-        return []
-    policy = load_policy(str(checkpoint), resolve_device(config.device), config.dtype)
-    return text_loss(policy, load_tokenizer(str(checkpoint)), paragraphs(config.text))
+    return sorted(rows, key=lambda row: (order[row["problem"]], row["sample"])), losses
 
 
 def evaluate(
@@ -102,9 +100,9 @@ def evaluate(
     """Evaluate seed_folder/checkpoint; writes responses.jsonl, scores.json and the record into out."""
     name = f"{seed_folder.parent.name}/{seed_folder.name}"
     record = Record(out, "evaluation", asdict(config), threads, name=name, seed=config.seed)
-    rows = responses(seed_folder / "checkpoint", problems, config, name)
+    rows, losses = responses(seed_folder / "checkpoint", problems, config, name)
     write_jsonl(out / "responses.jsonl", rows)
-    result = scores(rows, config.samples, losses_on_text(seed_folder / "checkpoint", config))
+    result = scores(rows, config.samples, losses)
     record.log(0, {k: v for k, v in result["overall"].items() if not isinstance(v, list)})
     prompts = {problem["id"]: problem["prompt"] for problem in problems}
     for row in rows[:: max(len(rows) // 8, 1)][:8]:

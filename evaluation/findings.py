@@ -176,10 +176,11 @@ def warnings(records: list[dict], stages: dict[str, Stage], metric: str) -> list
         found.append(f"The stages come from {len(commits)} different commits: {', '.join(commits)}.")
     if any(commit.endswith("-dirty") for commit in commits):
         found.append("Some stages were made from files that differ from their commit (-dirty).")
-    single = [stage.name for stage in stages.values() if len(stage.seeds) == 1]
+    trained = [stage for stage in stages.values() if stage.kind != "model"]
+    single = [stage.name for stage in trained if len(stage.seeds) == 1]
     few = [stage.name for stage in stages.values() if len(stage.seeds) == 2]
     if single:
-        which = "All stages have" if len(single) == len(stages) else f"{', '.join(single)}:"
+        which = "All stages have" if len(single) == len(trained) else f"{', '.join(single)}:"
         found.append(f"{which} one seed; intervals cover new questions only and say nothing about another seed.")
     if few:
         found.append(f"{', '.join(few)}: two seeds; the intervals over seeds are wide.")

@@ -184,8 +184,9 @@ class Plan:
 
     @cached_property
     def evaluated_models(self) -> list[str]:
-        """The loaded models: their scores are what training starts from. A model that is built has learned nothing."""
-        return [name for name in self.settings.models if not self.model(name).built]
+        """The loaded models that an evaluated stage starts from; a model that is built has learned nothing."""
+        starts = {self.stages[name].edges["from"] for name in self.evaluated}
+        return [name for name in self.settings.models if name in starts and not self.model(name).built]
 
     @cached_property
     def needed(self) -> set[str]:

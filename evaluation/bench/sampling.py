@@ -24,7 +24,7 @@ from evaluation.bench.output import row
 from evaluation.bench.parts import RESPONSE_TOKENS, Bench, ratio_row
 from evaluation.bench.work import decode_bytes, generate_flops
 from evaluation.config import EvaluationConfig
-from evaluation.statistics import clustered_standard_error
+from evaluation.statistics import Z95, clustered_standard_error
 from evaluation.tasks.files import read_jsonl
 
 NATURAL_LIMIT = 48  # the default study's limit
@@ -129,9 +129,8 @@ def _in_turns(bench: Bench, sides: dict, problems: list[dict], count: int, case:
         yield row(f"{case}, {side}", "tokens_per_second", rate, "tokens/s", note)
         for name in GRADED:
             grid = np.array([r[name] for r in responses], dtype=float).reshape(bench.steps * count, -1)
-            error = clustered_standard_error(grid)
-            mean = grid.mean()
-            yield row(f"{case}, {side}", name, mean, "", "", mean - 1.96 * error, mean + 1.96 * error)
+            mean, half = grid.mean(), Z95 * clustered_standard_error(grid)
+            yield row(f"{case}, {side}", name, mean, "", "", mean - half, mean + half)
     for side in sides:
         if side != "generate":
             note = f"generate's seconds per token / {side}'s, {bench.steps} pairs"

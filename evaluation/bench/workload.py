@@ -149,6 +149,13 @@ def pretrained_workload(
 def shape_of(config) -> Shape:
     """The shape of a model with gated feed-forward layers, as the arithmetic of work.py counts it."""
     try:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        experts = [name for name in vars(config) if name in ("num_experts", "num_local_experts", "n_routed_experts")]
+        if experts or width * config.num_attention_heads != config.hidden_size:
+            raise SettingsError(
+                f"the benchmark counts the arithmetic of models like Llama and Qwen2; a {config.model_type} model has "
+                f"{experts[0] if experts else 'heads of another width'}."
+            )
         return Shape(
             config.vocab_size,
             config.hidden_size,

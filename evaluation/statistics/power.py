@@ -1,6 +1,6 @@
 """Seeds and questions that a difference needs, from the variances that a study has measured.
 
-python -m evaluation.statistics.power results/default/report     writes results/published/statistics/*.csv
+python -m evaluation.statistics.power results/default/report     writes results/statistics/*.csv
 
 The pairwise table of a report holds, for each pair of RL stages, the parts of the squared standard error of their
 difference. Their means over the pairs give three variances: between seeds, between questions (one stage is better at
@@ -9,22 +9,23 @@ standard error  seed / S + question / Q + cell / (S Q).
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import nct, t
+from scipy.stats import chi2, norm
 
-from algos.pieces.settings import SettingsError
-from evaluation.statistics.simulate import OUT
-from evaluation.statistics.verdicts import ERROR, POWER
+from algos.pieces.settings import SettingsError, refusals
+from evaluation.statistics import Spread, student
+from evaluation.statistics.simulate import OUT, provenance
+from evaluation.statistics.verdicts import ONE_SEED, POWER
 
 SEEDS, QUESTIONS = (2, 3, 5, 8, 10, 20, 40), (100, 400, 1319, 5000)  # 1,319 problems has GSM8K's test split
 DIFFERENCES = (0.01, 0.02, 0.03, 0.05, 0.10)
 MOST_SEEDS = 1000
-NEEDED = ["paired_seeds", "questions", "seed_part", "question_part", "cell_part"]
+MIDDLES = (np.arange(500) + 0.5) / 500  # quantiles over which the measured standard error is averaged
+NEEDED = ["paired_seeds", "interval_for", "questions", "seed_part", "question_part", "cell_part"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Variances:
         variance = by_seeds + self.question / questions
         freedom = variance**2 / (by_seeds**2 / (seeds - 1) + by_questions**2 / (questions - 1))
         freedom = min(max(freedom, seeds - 1), (seeds - 1) * questions) if seeds > 2 else 1
-        return float(nct.sf(t.ppf(1 - ERROR / 2, freedom), freedom, difference / np.sqrt(variance)))
+        measured = np.sqrt(variance * chi2.ppf(MIDDLES, freedom) / freedom)  # standard errors, each as likely
+        half = np.maximum(student(freedom) * measured, Spread(0.0, 0.0, 0.0, 0.0, seeds, questions).floor())
+        return float(norm.sf((half - difference) / np.sqrt(variance)).mean())
 
     def detectable(self, seeds: int, questions: int) -> float:
         """The smallest difference that is found in 80 % of studies."""
@@ -69,7 +72,7 @@ def variances(table: pd.DataFrame) -> Variances:
     missing = [name for name in NEEDED if name not in table]
     if missing:
         raise SettingsError(f"the pairwise table has no column {', '.join(missing)}: report the study again.")
-    rows = table[table["paired_seeds"] > 1].dropna(subset=NEEDED)
+    rows = table[(table["paired_seeds"] > 1) & (table["interval_for"] != ONE_SEED)].dropna(subset=NEEDED)
     if rows.empty:
         raise SettingsError("the pairwise table has no pair with two seeds: their variance is not known.")
     seeds, questions = rows["paired_seeds"], rows["questions"]
@@ -104,14 +107,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables")
     args = parser.parse_args()
     path = args.report / "pairwise.csv"
-    if not path.is_file():
-        print(f"error: {path} is missing: report the study again.", file=sys.stderr)
-        raise SystemExit(2)
-    try:
+    with refusals():
+        if not path.is_file():
+            raise SettingsError(f"{path} is missing: report the study again.")
         found = variances(pd.read_csv(path))
-    except SettingsError as error:
-        print(f"error: {path}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     args.out.mkdir(parents=True, exist_ok=True)
     sources = {"between seeds": found.seed, "between questions": found.question, "single cells": found.cell}
     measured = pd.DataFrame(
@@ -121,6 +120,7 @@ def main() -> None:
     for name, table in tables.items():
         table.to_csv(args.out / f"{name}.csv", index=False, float_format="%.3g")
         print(table.to_string(index=False), end="\n\n")
+    provenance(args.out / "power.json")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Studies that never ran, with known accuracies: how often the intervals hold them, and how often equal stages differ.
 
-python -m evaluation.statistics.simulate [--studies 2000]      writes results/published/statistics/*.csv
+python -m evaluation.statistics.simulate [--studies 2000]      writes results/statistics/*.csv
 
 Every simulated checkpoint answers a question right with a probability that has a part for the stage, the seed, the
 question, and both together, on the logit scale. Intervals and verdicts come from the functions that the report uses.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,11 +19,13 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
+from algos.training.stage.record import environment
 from evaluation.statistics import Interval, Spread, mean_interval, share_interval, spread, student
 from evaluation.statistics.robust import exact_share, failed
 from evaluation.statistics.verdicts import EQUAL, HIGHER, LOWER, Comparison, Judgement, judge
+from evaluation.tasks.files import write_json
 
-OUT = Path(__file__).parents[2] / "results" / "published" / "statistics"
+OUT = Path("results/statistics")
 MARGIN = 0.02
 GAP = 0.05  # a true difference, of which is counted how often it is named
 COLLAPSED = -4.0  # logit of a collapsed seed's accuracy, 2 %
@@ -185,11 +188,18 @@ def null_rows(studies: int) -> Iterator[dict]:
                 found = null(World(seeds), stages, studies, np.random.default_rng(0), noise)
                 row = {"stages": stages, "seeds": seeds, "seeds_are": name, "studies": studies, **found}
                 if factor == 1:
-                    row |= unequal(World(seeds), stages, max(studies // 10, 1), np.random.default_rng(1))
+                    fewer = max(studies // 10, 1)
+                    row["unequal_studies"] = fewer
+                    row |= unequal(World(seeds), stages, fewer, np.random.default_rng(1))
                 yield row
 
 
 TABLES = {"coverage": coverage_rows, "collapse": collapse_rows, "null": null_rows}
+
+
+def provenance(path: Path) -> None:
+    """Writes the command, commit, packages and machine that made tables."""
+    write_json(path, {"command": sys.orig_argv[1:], **environment()})
 
 
 def main() -> None:
@@ -205,6 +215,7 @@ def main() -> None:
             found.append(row)
             print(name, *(f"{k}={v:.4g}" if isinstance(v, float) else v for k, v in row.items()), flush=True)
         pd.DataFrame(found).to_csv(args.out / f"{name}.csv", index=False, float_format="%.4g")
+    provenance(args.out / "simulate.json")
 
 
 if __name__ == "__main__":

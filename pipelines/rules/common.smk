@@ -128,6 +128,10 @@ def model_mem_mb(wildcards, attempt):
     return attempt * model_memory(STUDY.model(wildcards.model))
 
 
+def model_runtime(wildcards, attempt):
+    return attempt * 60  # minutes: a download may be slow
+
+
 def tokenizer(wildcards):
     """The checkpoint whose tokenizer a model takes, where it takes another one's."""
     other = STUDY.tokenizer_of(wildcards.model)

@@ -35,7 +35,7 @@ rule model:
         f"{MODEL}/benchmark.tsv"
     resources:
         mem_mb=model_mem_mb,
-        runtime=60,
+        runtime=model_runtime,
     params:
         settings=model_settings,
         files=model_files,

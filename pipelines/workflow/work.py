@@ -58,8 +58,7 @@ def of_evaluation(study: Study, checkpoints: int) -> Work:
     """Of one checkpoint after the other: a greedy response and the sampled ones to each problem."""
     config = study.parsed_evaluation
     problems = study.settings.task.test or PROBLEMS
-    work = _sampling(config, problems * (1 + config.samples) * checkpoints)
-    return replace(work, rows=config.rows_at_once)
+    return _sampling(config, problems * (1 + config.samples) * checkpoints, config.rows_at_once)
 
 
 def _run(config: RunConfig) -> Work:
@@ -129,13 +128,13 @@ def _expert_iteration(config: ExpertIterationConfig) -> Work:
     )
 
 
-def _sampling(config, responses: int) -> Work:
-    """Of a policy that is only sampled from."""
+def _sampling(config, responses: int, rows: int = ROWS) -> Work:
+    """Of a policy that is only sampled from; rows: responses side by side."""
     return Work(
         config.device,
         frozen=1,
         sampled=responses * config.max_response_tokens,
-        positions=math.ceil(responses / ROWS) * config.max_response_tokens,
-        rows=min(responses, ROWS),
+        positions=math.ceil(responses / rows) * config.max_response_tokens,
+        rows=min(responses, rows),
         length=PROMPT_TOKENS + config.max_response_tokens,
     )

@@ -48,7 +48,7 @@ def test_two_seeds_in_one_call_are_two_records(stage):
         record = json.loads((out / "run.json").read_text())
         assert (record["name"], record["status"]) == (f"my_stage/seed{seed}", "finished")
         assert json.loads((out / "scores.json").read_text())["problems"] == 4
-        alone = responses(stage / f"seed{seed}" / "checkpoint", PROBLEMS, CONFIG, "alone")
+        alone, _ = responses(stage / f"seed{seed}" / "checkpoint", PROBLEMS, CONFIG, "alone")
         assert read_jsonl(out / "responses.jsonl") == alone
     first, second = (read_jsonl(stage / "evaluation" / f"seed{s}" / "responses.jsonl") for s in (0, 1))
     assert [r["response"] for r in first] != [r["response"] for r in second]
@@ -57,7 +57,7 @@ def test_two_seeds_in_one_call_are_two_records(stage):
 def test_greedy_and_sampled_responses_are_those_of_two_separate_calls(stage):
     checkpoint = str(stage / "seed0" / "checkpoint")
     apart = respond(checkpoint, PROBLEMS, 0, CONFIG) + respond(checkpoint, PROBLEMS, 2, CONFIG)
-    together = responses(stage / "seed0" / "checkpoint", PROBLEMS, CONFIG, "together")
+    together, _ = responses(stage / "seed0" / "checkpoint", PROBLEMS, CONFIG, "together")
     assert together == sorted(apart, key=lambda row: (row["problem"], row["sample"]))
 
 

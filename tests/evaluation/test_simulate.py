@@ -64,6 +64,13 @@ def test_golden_power():
     assert found.seeds_for(1e-4, 400) is None
 
 
+def test_no_number_of_seeds_finds_what_a_few_questions_cannot_show():
+    """With 100 questions no interval is narrower than t(99) / 102 = 1.95 points to either side."""
+    found = Variances(seed=0.01**2, question=0.0, cell=0.0)
+    assert found.seeds_for(0.019, 100) is None and found.seeds_for(0.021, 100) is not None
+    assert found.detectable(1000, 100) == pytest.approx(0.0195, abs=5e-4)
+
+
 def test_questions_help_where_the_cells_or_the_questions_vary():
     found = Variances(seed=1e-4, question=0.0, cell=0.03)
     assert found.detectable(3, 1319) < found.detectable(3, 100) and found.detectable(10, 400) < found.detectable(3, 400)
@@ -81,8 +88,10 @@ def test_variances_are_those_that_made_the_parts():
         "seed_part": (seed + cell / 100) / 4,
         "question_part": (question + cell / 4) / 100,
         "cell_part": cell / 400,
+        "interval_for": "new seeds and questions",
     }
-    found = variances(pd.DataFrame([row, row, {**row, "paired_seeds": 1}]))
+    single = {**row, "seed_part": 9.0, "interval_for": "this seed only"}  # one stage's seeds against one of the other's
+    found = variances(pd.DataFrame([row, row, {**row, "paired_seeds": 1}, single]))
     assert (found.seed, found.question, found.cell) == pytest.approx((seed, question, cell))
     with pytest.raises(SettingsError, match="has no column seed_part"):
         variances(pd.DataFrame([row]).drop(columns="seed_part"))

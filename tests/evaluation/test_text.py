@@ -73,4 +73,5 @@ def test_a_loaded_model_is_a_row_and_the_start_of_what_begins_with_it(tmp_path):
     assert nats(rows.loc["base"], "text_loss").startswith("3.000 [")
     # changes of 1, 2 and 3 nats, the same in both paragraphs: s_seed / sqrt(3) = 0.577, times t(2) = 4.303
     assert nats(rows.loc["grpo"], "text_loss_minus_start") == "+2.000 [-0.484, +4.484]"
+    assert "one seed" not in (tmp_path / "report" / "report.html").read_text()  # a loaded model has no seeds
     assert "<td>base</td>" in (tmp_path / "report" / "report.html").read_text()

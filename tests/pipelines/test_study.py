@@ -211,6 +211,18 @@ def test_a_stage_that_nothing_needs_is_not_run_and_warned_of():
     assert quiet.warnings[0].startswith("stages.second_rl: no evaluated stage needs it")
 
 
+def test_the_models_that_are_evaluated_are_loaded_and_evaluated_stages_start_from_them(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = small(one=sft("base"), two=sft("loaded"), three=sft("built"))
+    shape = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16}
+    config["models"] = {"base": str(tmp_path), "loaded": str(tmp_path), "built": shape, "idle": str(tmp_path)}
+    assert Study(config, "x").evaluated_models == ["base", "loaded"]
+    config["stages"]["two"]["evaluate"] = False
+    study = Study(config, "x")
+    assert study.evaluated_models == ["base"]
+    assert [name for name, facts in study.report()["stages"].items() if facts["kind"] == "model"] == ["base"]
+
+
 def test_the_tree_shows_every_stage_below_its_start_and_counts_jobs_and_what_is_done(tmp_path):
     study = Study({**copy.deepcopy(SMOKE), "results": str(tmp_path)}, "x")
     lines = tree(study).splitlines()

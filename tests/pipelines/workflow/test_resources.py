@@ -102,6 +102,14 @@ def test_a_model_asks_for_its_files_and_one_of_the_hub_for_a_fixed_amount(tmp_pa
     assert model_memory(ModelConfig(gguf=str(tmp_path / "model.gguf"))) == built + 12
 
 
+def test_fewer_responses_side_by_side_take_an_evaluation_longer():
+    works = {}
+    for rows in (512, 32):
+        config = small(one=sft()) | {"evaluation": {"samples": 8, "rows_at_once": rows}}
+        works[rows] = of_evaluation(Study(config, "test"), 1)
+    assert works[32].rows == 32 and works[32].positions > 2 * works[512].positions
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_kind_of_stage_in_every_study_has_a_request(path):
     made = load(path)
