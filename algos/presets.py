@@ -10,13 +10,21 @@ from dataclasses import replace
 from torch import Tensor
 
 from algos import cispo, dppo, grpo, gspo, ppo, reinforce
-from algos.pieces.estimator import Estimator
+from algos.pieces.estimator import Estimator, needs_ratio
+from algos.pieces.settings import settings
 from algos.pieces.types import Shares
 
 TRL = "TRL f2cd577; the estimator's options agree with the installed 1.12"
 VERL, OPENRLHF = "verl 1dda039", "OpenRLHF 3c3be62"
 OPEN_INSTRUCT, NEMO = "open-instruct e6c3044", "NeMo RL 7ea279a"
 SKYRL = "SkyRL a956457, NeMo RL 7ea279a and OpenRLHF 3c3be62"
+
+
+@settings
+class WeightedConfig(Estimator):
+    def __post_init__(self):
+        super().__post_init__()
+        needs_ratio(self)
 
 
 def weighted_objective(
@@ -187,7 +195,7 @@ DPPO_AS_PRIME_RL = _as(
 )
 REINFORCE_AS_TINKER = replace(
     reinforce.GROUP_BASELINE,
-    defaults=Estimator(baseline="group_mean", ratio="token", aggregation="seq-mean-token-sum"),
+    defaults=WeightedConfig(baseline="group_mean", ratio="token", aggregation="seq-mean-token-sum"),
     objective=weighted_objective,
     term=lambda hparams: "rho A",
     idea="the policy gradient by the Tinker cookbook's defaults: an importance ratio, no clip, rewards only centered",

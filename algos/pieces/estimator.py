@@ -228,6 +228,8 @@ def policy_loss(
     sampler_logprobs        (B, T)  as the sampler reported them, no grad; needed for a correction
     entropies, full_kl      (B, T)  over the whole vocabulary, with grad; needed for entropy_coef and kl_estimator full
     selected                (B, T)  bool, of the algorithm's select, if it has one
+    A correction weighs all that the objective gives, its own penalty (DRO, KL-Cov, DPPO's drift) included, and not the
+    KL and entropy terms that are added here.
     Raises ValueError if advantages is (B,), which would silently broadcast to (B, B), or if an input is missing.
     """
     rows, columns = logprobs.shape

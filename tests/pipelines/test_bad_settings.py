@@ -90,7 +90,7 @@ REFUSED = [
     (settings("cispo", ratio="product"), "CISPO .* ratio must be token, got product"),
     *(
         (settings(name, ratio="none"), "ratio none: this objective is made of the ratio; choose token, or")
-        for name in ("grpo", "ppo", "gspo", "cispo", "sapo", "ppo_penalty", "trpo")
+        for name in ("grpo", "ppo", "gspo", "cispo", "sapo", "ppo_penalty", "trpo", "reinforce_as_tinker")
     ),
     (settings("rloo", ratio="token"), "REINFORCE has no ratio: ratio must be none, got token"),
     (settings("raft", baseline="group_mean"), "RAFT's advantages are all 1: baseline must be none, got group_mean"),

@@ -30,6 +30,7 @@ from algos.training.stage.records import (
     numbers,
     parameters,
     read_record,
+    shared_parameters,
     tags,
     totals,
 )
@@ -192,7 +193,7 @@ class Mirror:
             return self.views.get(REPORT) or self._create(REPORT, record.started, study, self.name)
         stage, facts = key.rpartition("/")[0], record.facts
         shared = {k: v for k, v in tags(facts).items() if k in ("kind", "algorithm", "trainer", "from")}
-        values = {name: value for name, value in parameters(facts).items() if not name.endswith("seed")}
+        values = shared_parameters(facts)
         view = self.views.get(stage)
         if new and view and (view.params != values or not shared.items() <= view.tags.items()):
             self.client.delete_run(view.id)

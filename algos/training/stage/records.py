@@ -115,7 +115,18 @@ def totals(facts: dict) -> dict[str, float]:
 
 
 def parameters(facts: dict) -> dict[str, str]:
-    flat = [flatten(facts.get(section, {}), prefix) for section, prefix in PARAMETERS.items()]
+    """A record's settings, and what they ran on."""
+    return _flat(facts, PARAMETERS)
+
+
+def shared_parameters(facts: dict) -> dict[str, str]:
+    """The parameters that all seeds of a stage have in common, wherever they run."""
+    values = _flat(facts, {name: prefix for name, prefix in PARAMETERS.items() if name in ("settings", "estimator")})
+    return {name: value for name, value in values.items() if not name.endswith("seed")}
+
+
+def _flat(facts: dict, sections: dict[str, str]) -> dict[str, str]:
+    flat = [flatten(facts.get(section, {}), prefix) for section, prefix in sections.items()]
     return {name: str(value) for part in flat for name, value in part.items()}
 
 

@@ -97,8 +97,9 @@ def test_a_stage_is_one_run_with_its_seeds_below_and_the_study_one_with_data_and
     assert above[SEED] == found["stages/grpo"].info.run_id and above["data"] == found["report"].info.run_id
     run = found[SEED]
     assert history(uri, run, "reward/reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
-    shared = {"optimizer.learning_rate": "0.1", "estimator.ratio_level": "token", "package.torch": "2"}
-    assert run.data.params == {**shared, "seed": "0"} and found["stages/grpo"].data.params == shared
+    shared = {"optimizer.learning_rate": "0.1", "estimator.ratio_level": "token"}
+    assert run.data.params == {**shared, "seed": "0", "package.torch": "2"}
+    assert found["stages/grpo"].data.params == shared
     assert run.data.metrics["time/phase_seconds.update"] == 2.0 and run.data.metrics["eval/mean_at_8"] == 0.5
     assert found["stages/grpo"].data.metrics["eval/mean_at_8"] == 0.5
     expected = {"study": "study", "kind": "rl", "algorithm": "grpo", "seed": "0", "from": "cold", "trainer": "own"}
@@ -213,6 +214,20 @@ def test_checkpoints_are_registered_where_it_is_asked_for(results, uri):
         version.name == "study.grpo" and version.run_id == runs(uri)[SEED].info.run_id and version.tags == {"seed": "0"}
     )
     assert (Path(version.source.removeprefix("file://")) / "config.json").is_file()
+
+
+def test_seeds_that_ran_on_different_machines_are_below_one_run_without_a_machine(results, uri):
+    mirrored(results, uri)
+    above = runs(uri)["stages/grpo"].info.run_id
+    command = ["python", "-m", "algos.training.train", "--from", "results/stages/cold/seed0/checkpoint"]
+    facts = {"packages": {"torch": "3"}, "hardware": {"cpu": "another"}, "estimator": {"ratio_level": "token"}}
+    facts |= {"algorithm": "grpo", "trainer": "own", "command": command}
+    write_record(results / "stages" / "grpo" / "seed1", "rl", LINES, seed=1, **facts)
+    mirrored(results, uri)
+    found = runs(uri)
+    assert found["stages/grpo/seed1"].data.tags["mlflow.parentRunId"] == above == found["stages/grpo"].info.run_id
+    assert found["stages/grpo/seed1"].data.params["package.torch"] == "3"
+    assert not [name for name in found["stages/grpo"].data.params if name.startswith(("package.", "hardware."))]
 
 
 def test_an_experiment_that_was_deleted_in_the_ui_is_restored_without_runs_that_were_replaced(results, uri):
