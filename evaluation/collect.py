@@ -37,7 +37,8 @@ class Stage:
     seeds: list[int]
     records: list[dict]  # run.json of each seed
     scores: list[dict]  # scores.json of each seed's evaluation
-    metrics: list[pd.DataFrame] = field(repr=False, default_factory=list)  # metrics.jsonl of each seed
+    metrics: list[pd.DataFrame] = field(repr=False, default_factory=list)  # metrics.jsonl of each seed, without dev
+    dev: list[pd.DataFrame] = field(repr=False, default_factory=list)  # its lines of dev accuracy; may be empty
 
     @property
     def is_rl(self) -> bool:
@@ -135,6 +136,7 @@ def record_folders(results: Path, name: str, facts: dict) -> list[tuple[Path, Pa
 
 def _stage(results: Path, name: str, facts: dict) -> Stage:
     folders = record_folders(results, name, facts)
+    lines = [read_jsonl(record / "metrics.jsonl") for record, _ in folders]
     return Stage(
         name,
         facts["kind"],
@@ -144,7 +146,8 @@ def _stage(results: Path, name: str, facts: dict) -> Stage:
         facts["seeds"],
         [finished_record(record) for record, _ in folders],
         [read_json(evaluation / "scores.json") for _, evaluation in folders],
-        [pd.DataFrame(read_jsonl(record / "metrics.jsonl")) for record, _ in folders],
+        [pd.DataFrame([line for line in seed if "dev_accuracy" not in line]) for seed in lines],
+        [pd.DataFrame([line for line in seed if "dev_accuracy" in line]) for seed in lines],
     )
 
 
@@ -262,11 +265,16 @@ def _cost(stage: Stage) -> dict[str, float]:
         "clip_fraction": np.mean(shares) if shares else np.nan,
         **{name: np.mean([record.get(name, np.nan) for record in records]) for name in WORK},
         "train_seconds": np.mean(
-            [sum(record["phase_seconds"].values()) for record in records if "phase_seconds" in record] or [np.nan]
+            [sum(training_seconds(record).values()) for record in records if "phase_seconds" in record] or [np.nan]
         ),
         "peak_megabytes": np.mean([r.get("peak_memory", {}).get("peak_bytes", np.nan) / 1e6 for r in records]),
         "state_megabytes": np.mean([_state_bytes(record) / 1e6 for record in records]),
     }
+
+
+def training_seconds(record: dict) -> dict[str, float]:
+    """Seconds of a run by phase, without those that its accuracy on dev problems took."""
+    return {phase: seconds for phase, seconds in record["phase_seconds"].items() if phase != "dev"}
 
 
 def _state_bytes(record: dict) -> int:
@@ -276,7 +284,7 @@ def _state_bytes(record: dict) -> int:
 def throughput(stages: dict[str, Stage]) -> pd.DataFrame:
     """Seconds and generated tokens per second of each phase of the RL stages, over whole runs; means over seeds."""
     rows = []
-    found = [phase for stage in rl_stages(stages) for record in stage.records for phase in record["phase_seconds"]]
+    found = [phase for stage in rl_stages(stages) for record in stage.records for phase in training_seconds(record)]
     phases = list(dict.fromkeys((*PHASES, *found)))
     for stage in rl_stages(stages):
         row: dict[str, Any] = {"stage": stage.name, "algorithm": stage.algorithm, "trainer": stage.trainer}
@@ -285,7 +293,7 @@ def throughput(stages: dict[str, Stage]) -> pd.DataFrame:
             seconds = np.array([record["phase_seconds"].get(phase, 0.0) for record in stage.records])
             row[f"{phase}_seconds"] = seconds.mean()
             row[f"{phase}_tokens_per_second"] = (tokens / seconds).mean() if (seconds > 0).all() else np.nan
-        total = np.array([sum(record["phase_seconds"].values()) for record in stage.records])
+        total = np.array([sum(training_seconds(record).values()) for record in stage.records])
         rows.append(row | columns("tokens_per_second", seed_interval(tokens / total)) | {"seconds": total.mean()})
     return pd.DataFrame(rows)
 
@@ -354,36 +362,3 @@ def provenance(stages: dict[str, Stage]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def curve(stage: Stage, x: str, y: str) -> pd.DataFrame:
-    """Mean over seeds of metric y against metric x, step by step, with the lowest and highest seed.
-
-    Each seed's y is averaged over 3 neighboring steps: one rollout batch of a few hundred responses is noisy.
-    """
-    if x == "seconds":  # of training alone: start-up is left out, for our loop and TRL's alike
-        xs = [frame["step_seconds"].cumsum() for frame in stage.metrics]
-    else:
-        xs = [frame[x] for frame in stage.metrics]
-    smooth = [frame[y].rolling(3, min_periods=1, center=True).mean() for frame in stage.metrics]
-    steps = min(len(frame) for frame in stage.metrics)
-    values = np.array([s.to_numpy()[:steps] for s in smooth], dtype=float)
-    places = np.array([column.to_numpy()[:steps] for column in xs], dtype=float)
-    return pd.DataFrame(
-        {"x": places.mean(axis=0), "mean": values.mean(axis=0), "low": values.min(axis=0), "high": values.max(axis=0)}
-    )
-
-
-def curves(stages: dict[str, Stage]) -> pd.DataFrame:
-    """The learning curves of the RL stages as numbers: accuracy of each step against generated tokens and seconds."""
-    tables = []
-    for stage in rl_stages(stages):
-        tokens, seconds = curve(stage, "generated_tokens", "accuracy"), curve(stage, "seconds", "accuracy")
-        table = tokens.rename(
-            columns={"x": "generated_tokens", "mean": "accuracy", "low": "lowest_seed", "high": "highest_seed"}
-        )
-        table.insert(1, "seconds", seconds["x"])
-        table.insert(0, "step", range(len(table)))
-        table.insert(0, "stage", stage.name)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from evaluation.collect import COMPONENTS, PARTS, Stage, curve, phases_of, rl_stages
+from evaluation.collect import COMPONENTS, PARTS, Stage, phases_of, rl_stages
+from evaluation.curves import accuracy_curve, curve, measured_on
 from evaluation.statistics.verdicts import EQUAL, HIGHER, LOWER, ONE_SEED
 
 # Okabe and Ito's colors, told apart by color-blind readers too
@@ -125,7 +126,7 @@ def literal(names) -> list[str]:
 
 
 def curves(stages: dict[str, Stage], baselines, x: str, x_label: str, scale: float, path: Path) -> None:
-    """Accuracy on the training prompts during training; the line is the mean over seeds, the band their range.
+    """Accuracy during training, on dev problems or training prompts; mean over seeds, the band their range.
 
     One panel; or, with more stages than colors, one panel a stage, with the other stages in gray behind it.
     """
@@ -135,7 +136,7 @@ def curves(stages: dict[str, Stage], baselines, x: str, x_label: str, scale: flo
         return
     figure, axis = plt.subplots(figsize=(8, 4.6))
     for stage in rl_stages(stages):
-        data = curve(stage, x, "accuracy")
+        data = accuracy_curve(stage, x, measured_on(stages))
         axis.fill_between(
             data["x"] / scale,
             100 * data["low"],
@@ -146,14 +147,15 @@ def curves(stages: dict[str, Stage], baselines, x: str, x_label: str, scale: flo
         )
         axis.plot(data["x"] / scale, 100 * data["mean"], label=stage.name, linewidth=1.8, **look[stage.name])
     axis.set_xlabel(x_label)
-    axis.set_ylabel("accuracy on training prompts (%)")
+    axis.set_ylabel(f"accuracy on {measured_on(stages)} (%)")
     axis.set_xlim(left=0)
     figure.legend(loc="outside lower center", ncols=4)
     save(figure, path)
 
 
 def _small_multiples(stages: dict[str, Stage], baselines, look, x: str, x_label: str, scale: float, path: Path) -> None:
-    data = {stage.name: curve(stage, x, "accuracy") for stage in rl_stages(stages)}
+    on = measured_on(stages)
+    data = {stage.name: accuracy_curve(stage, x, on) for stage in rl_stages(stages)}
     own = [name for name in data if name not in baselines]
     columns = 4
     rows = -(-len(own) // columns)
@@ -176,7 +178,7 @@ def _small_multiples(stages: dict[str, Stage], baselines, look, x: str, x_label:
     for axis in axes.flat[len(own) :]:
         axis.set_visible(False)
     figure.supxlabel(x_label, fontsize=11)
-    figure.supylabel("accuracy on training prompts (%)", fontsize=11)
+    figure.supylabel(f"accuracy on {on} (%)", fontsize=11)
     save(figure, path)
 
 

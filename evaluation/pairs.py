@@ -29,6 +29,7 @@ CRITIC = {f.name for f in fields(WithCritic)} - {f.name for f in fields(Estimato
 KL = ("kl_in", "kl_estimator", "kl_direction", "kl_importance_weighted", "kl_target")
 WHOLE_SPREADS = ("group_std", "leave_one_out_std", "group_mean", "batch_std")  # scales that add std_epsilon
 ONE_VALUE = ("rewards",)  # written and read as one value, not key by key
+MEASURED = ("dev_every", "dev_problems")  # how a run is watched: it is the same run with other values
 ABSENT = "absent"  # shown for a setting that a stage does not have
 
 Difference = tuple[str, object, object]  # key, value in the first stage, value in the second
@@ -110,8 +111,8 @@ def setting_differences(first: Stage, second: Stage) -> Split:
 
 
 def as_written(settings: dict) -> dict:
-    """Resolved settings without seeds, without the algorithm's name, and without what follows from another setting."""
-    found = {key: value for key, value in _without_seeds(settings).items() if key != "algorithm"}
+    """Resolved settings without seeds, algorithm, what only watches a run, and what follows from another setting."""
+    found = {key: value for key, value in _without_seeds(settings).items() if key not in ("algorithm", *MEASURED)}
     length = found.get("settings", {}).get("aggregation_length")
     if length is not None and length == found.get("max_response_tokens"):  # its default
         found["settings"]["aggregation_length"] = None

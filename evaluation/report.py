@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from algos.pieces.settings import SettingsError
-from evaluation import collect, figures, findings
+from evaluation import collect, curves, figures, findings
 from evaluation.collect import Stage
 from evaluation.config import figures_of
 from evaluation.families import Verdicts
@@ -167,6 +167,23 @@ def cost_table(speed: pd.DataFrame, table: pd.DataFrame) -> Markup:
     return Markup(pd.DataFrame(rows).to_html(index=False, border=0, escape=True))
 
 
+def scaling_rows(table: pd.DataFrame) -> list[dict]:
+    """The sigmoid of each learning curve, or why there is none."""
+    rows = []
+    for _, row in table.iterrows():
+        entry = {"stage": row["stage"], "start": digits(100 * row["start"], ".1f"), "reason": row["fitted"]}
+        if row["fitted"] == "yes":
+            low, high = (digits(row[f"half_tokens_{end}"], ",.0f") for end in ("low", "high"))
+            entry |= {
+                "asymptote": in_words(row_interval(row, "asymptote")),
+                "half": digits(row["half_tokens"], ",.0f") + (f" [{low}, {high}]" if low else ""),
+                "exponent": digits(row["exponent"], ".1f"),
+                "reason": row["interval_for"],
+            }
+        rows.append(entry)
+    return rows
+
+
 def baseline_rows(table: pd.DataFrame, baselines: dict[str, str], metric: str) -> list[dict]:
     rows = {row["stage"]: row for _, row in table.iterrows()}
     return [
@@ -238,7 +255,8 @@ def make_tables(
         "profile": collect.profile(stages, f"mean@{k}"),
         "throughput": collect.throughput(stages),
         "memory": collect.memory(stages),
-        "curves": collect.curves(stages),
+        "curves": curves.curves(stages),
+        "scaling": curves.scaling(stages),
         "estimators": collect.estimators(stages),
         "provenance": collect.provenance(stages),
     }
@@ -290,6 +308,7 @@ def table_content(tables: dict[str, pd.DataFrame], baselines: dict[str, str], k:
         "pair_count": len(tables["pairs"]),
         "rule": RULE,
         "baselines": baseline_rows(tables["comparison"], baselines, f"mean@{k}"),
+        "scaling": scaling_rows(tables["scaling"]),
         "cost_table": cost_table(tables["throughput"], tables["comparison"]),
         "estimators": tables["estimators"],
         "provenance": tables["provenance"],

@@ -231,6 +231,11 @@ def _check_sizes(plan: Plan, config, where: str) -> None:
                 raise SettingsError(
                     f"{where}: {part}{key} is {size}, but task.train is {available}; at most that many."
                 )
+    dev = plan.settings.task.dev
+    if getattr(config, "dev_every", None) is not None and dev is not None and config.dev_problems > dev:
+        raise SettingsError(
+            f"{where}: dev_problems is {config.dev_problems}, but task.dev is {dev}; at most that many."
+        )
 
 
 def _check_path(path: str | None, where: str) -> None:

@@ -59,7 +59,9 @@ class Study(Plan):
             words += [kind.edges[key].option, self.place(target, seed)]
         if self.stages[name].values.get("path") is not None:
             return [*words, "--pairs", self.stages[name].values["path"]]
-        return [*words, "--prompts", f"{self.results}/data/train.jsonl"] if kind.prompts else words
+        words += ["--prompts", self.place("train", seed)] if kind.prompts else []
+        measured = getattr(self.parsed(name, seed), "dev_every", None) is not None
+        return [*words, "--dev", self.place("dev", seed)] if measured else words
 
     def inputs(self, name: str, seed: int) -> list[str]:
         """The files and folders that a stage reads and that another rule makes."""

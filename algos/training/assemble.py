@@ -1,6 +1,6 @@
 """Settings, problems and checkpoints -> the models of a run with their optimizers, the Run, and its record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,21 @@ def warnings(config: RunConfig, paths: Checkpoints, device: torch.device) -> lis
     return config.warnings() + more
 
 
-def make_run(config: RunConfig, paths: Checkpoints, problems: list[dict], device: torch.device) -> Run:
-    """A run before its first step. Draws with torch's global generator, which the caller has seeded."""
+def make_run(
+    config: RunConfig, paths: Checkpoints, problems: list[dict], device: torch.device, dev: Sequence[dict] = ()
+) -> Run:
+    """A run before its first step. Draws with torch's global generator, which the caller has seeded.
+
+    dev: problems that its engine can answer, too.
+    """
     state_generator = torch.Generator(device).manual_seed(config.seed)
     tokenizer = load_tokenizer(paths.policy)
-    prompts = encode_prompts(tokenizer, [p["prompt"] for p in problems], config.max_prompt_tokens)
+    prompts, others = (
+        encode_prompts(tokenizer, [p["prompt"] for p in rows], config.max_prompt_tokens) for rows in (problems, dev)
+    )
     learner, models = make_learner(config, paths, device)
     reward_model = models["reward_model"][0] if "reward_model" in models else None
-    engine = make_engine(config, tokenizer, learner.policy, paths.policy, prompts)
+    engine = make_engine(config, tokenizer, learner.policy, paths.policy, prompts + others)
     return Run(
         config,
         State.at_start(config, learner, state_generator, len(problems)),

@@ -78,6 +78,8 @@ class RunConfig:
     lora: LoraSettings | None = None  # train adapters alone, without a second model as reference; null: all weights
     offload: tuple[Offload, ...] = ()  # to the CPU while not needed; CUDA only
     sample_every: PositiveInt = 10  # steps between kept sample completions
+    dev_every: PositiveInt | None = None  # steps between measurements of the accuracy on dev problems; null: none
+    dev_problems: PositiveInt = 100  # of the dev split, the same in every run; one response to each
 
     def __post_init__(self):
         check_name(self.algorithm, "algorithm")

@@ -12,6 +12,7 @@ import torch
 from algos.pieces.settings import from_dict
 from algos.training.assemble import Checkpoints, make_run, read_problems, start_record
 from algos.training.config import RunConfig
+from algos.training.dev import DevAccuracy, read_dev
 from algos.training.experience import Experience
 from algos.training.models.checkpoints import import_model, resolve_device, save_policy
 from algos.training.run import Run
@@ -39,20 +40,23 @@ def train(
     reward_model_path: str | None = None,
     reference_path: str | None = None,
     critic_path: str | None = None,
+    dev_path: str | None = None,
 ) -> None:
     """Train config.algorithm from the policy checkpoint; writes checkpoint/, metrics.jsonl, samples.jsonl, run.json."""
-    problems = read_problems(prompts_path, config)
+    problems, dev_problems = read_problems(prompts_path, config), read_dev(dev_path, config)
     paths = Checkpoints(policy_path, reward_model_path, reference_path, critic_path)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     import_model(policy_path)  # so that the memory measured from here on is not that of code
     before = resident_bytes()
-    run = make_run(config, paths, problems, device)
+    run = make_run(config, paths, problems, device, dev_problems)
     record = start_record(config, paths, out, name, threads, device)
-    repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm))
+    policy, tokenizer = run.state.learner.policy, run.inputs.tokenizer
+    dev = DevAccuracy(config, dev_problems, policy, tokenizer, run.engine, record, run.phases)
+    repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm), dev)
     run.engine.close()
     warn_if_budget_left(config, "steps", run.state.generated_tokens)
-    save_policy(run.state.learner.policy, run.inputs.tokenizer, Path(out) / "checkpoint")
+    save_policy(policy, tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=run.phases.total,
         generated_tokens=run.state.generated_tokens,
@@ -63,16 +67,18 @@ def train(
     )
 
 
-def repeat(run: Run, record: Record, progress: Progress) -> None:
-    """All steps of a run, each with its line of metrics, and now and then some responses."""
+def repeat(run: Run, record: Record, progress: Progress, dev: DevAccuracy) -> None:
+    """All steps of a run, each with its line of metrics, and now and then some responses and the accuracy on dev."""
     while not run.finished:
         number = run.state.step
+        dev.measure(number, run.state.generated_tokens)
         metrics = run.step()
         record.log(number, metrics)
         if number % run.config.sample_every == 0 or run.finished:
             assert run.experience is not None
             keep_samples(record, number, run.experience, run.inputs.problems)
         show(progress, run, metrics)
+    dev.measure(run.state.step, run.state.generated_tokens, last=True)
     progress.close()
 
 
@@ -111,6 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--critic", metavar="DIR", help="checkpoint that the critic starts from (default: that of --from)"
     )
+    parser.add_argument("--dev", metavar="FILE", help="dev problems, JSONL, if the settings have dev_every")
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(RunConfig, load_settings(args.settings), "settings")
@@ -119,7 +126,7 @@ def main() -> None:
         from algos.training.trl import baseline
 
         run = baseline.train
-    paths = (args.reward_model, args.reference, args.critic)
+    paths = (args.reward_model, args.reference, args.critic, args.dev)
     run(config, args.start, args.prompts, args.out, args.name, args.threads, *paths)
 
 

@@ -65,15 +65,18 @@ def _run(config: RunConfig) -> Work:
     hparams, own = config.hparams, config.trainer == "own"
     length = config.max_prompt_tokens + config.max_response_tokens
     rows = config.responses_per_step
+    side = min(rows, ROWS)  # sampled side by side
     at_once = config.micro_batch_tokens if own else None
     critic = hparams.has_critic and hparams.critic != "shared"
+    measured = 0 if config.dev_every is None else 2 + config.steps // config.dev_every  # times
     return Work(
         config.device,
         trained=1 + critic,
         frozen=hparams.needs_reference + config.needs_reward_model,
-        sampled=config.steps * rows * config.max_response_tokens,
-        positions=config.steps * math.ceil(rows / ROWS) * config.max_response_tokens,
-        rows=min(rows, ROWS),
+        sampled=(config.steps * rows + measured * config.dev_problems) * config.max_response_tokens,
+        positions=(config.steps * math.ceil(rows / side) + measured * math.ceil(config.dev_problems / side))
+        * config.max_response_tokens,
+        rows=side,
         length=length,
         learned=config.steps * config.epochs * rows * USUAL * config.max_response_tokens,
         at_once=min(at_once or config.micro_batch_size * length, rows * length),

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import yaml
-from studies import FILES, PIPELINES, SMOKE, changed, rl, sft, small
+from studies import FILES, PIPELINES, REMOVED, SMOKE, changed, rl, sft, small
 
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.config import LoraSettings, RunConfig
@@ -256,6 +256,17 @@ def test_commands_carry_all_settings_so_that_changed_defaults_count():
     assert study.evaluation() and study.model("student") and all(study.resolved(stage, 0) for stage in study.stages)
     written_out = changed("sampling/temperature", 1.0)  # the default
     assert Study(written_out, "x").resolved("ppo", 0) == study.resolved("ppo", 0)
+
+
+def test_a_stage_reads_dev_problems_only_to_measure_on_them_and_no_stage_reads_the_test_problems():
+    study = Study(SMOKE, "x")
+    dev = "results/smoke/data/dev.jsonl"
+    for name in study.stages:
+        words = study.options(name, 0)
+        assert (words[-2:] == ["--dev", dev]) == (dev in study.inputs(name, 0)) == (study.stages[name].kind == "rl")
+        assert not any("test.jsonl" in word for word in words)
+    without = Study(changed("defaults/rl/dev_every", REMOVED), "x")
+    assert not any(dev in without.options(name, 0) for name in without.stages)
 
 
 def test_a_stages_own_settings_win_and_nested_ones_merge():

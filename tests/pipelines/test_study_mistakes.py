@@ -50,6 +50,8 @@ MISTAKES = [
     ("stages/test", {"kind": "sft"}, "stages.test: this is the name of a split"),
     ("stages/cold-start", {"kind": "sft"}, "stages.cold-start: a name is lower-case letters"),
     ("defaults/ppo", {}, "defaults, key: 'ppo' is unknown"),
+    ("defaults/rl/dev_every", 0, "dev_every must be above 0, or null, got 0"),
+    ("defaults/rl/dev_problems", 11, r"dev_problems is 11, but task.dev is 10; at most that many"),
     ("defaults/rl/learning_rate", 1.0, "defaults.rl, key: 'learning_rate' is unknown"),
     ("defaults/sft/data", "train", "defaults.sft, key: 'data' is unknown. .*Allowed: batch_size, device, .*, threads"),
     ("defaults/rl/reference", "base", "defaults.rl, key: 'reference' is unknown. .*Allowed: algorithm, "),

@@ -17,13 +17,16 @@ GROUPS = {  # a metric's group: the first whose pattern is that of its whole nam
     "ratio": r"(sequence_)?ratio_.*|.*clip_fraction.*|approx_kl_.*|sampler_.*|canary_.*|router_.*"
     r"|correction_weight|gate_.*|response_(weight.*|drift)|(off_policy|left_out)_fraction|covariance_.*",
     "length": r".*_tokens.*|truncation_rate|eos_rate|generated_responses|.*_problems",
-    "reward": r"reward.*|accuracy|.*groups.*|advantage_.*|kept_responses|sampling_rounds|pair_accuracy.*"
+    "reward": r"reward.*|(dev_)?accuracy|.*groups.*|advantage_.*|kept_responses|sampling_rounds|pair_accuracy.*"
     r"|held_out.*|margin_.*|score_.*|accept.*|unique_per_prompt|prompts_.*|hint.*|(flipped|pairs).*",
     "policy": r"(.*_)?entropy|kl_(to_ref|coef|after).*|penalty_coef|(forward|reverse)_kl|.*_logprob",
 }
 OTHER = "loss"
 PARAMETERS = {"settings": "", "estimator": "estimator.", "packages": "package.", "hardware": "hardware."}
-DATA_OPTIONS = {"--prompts": "training", "--data": "training", "--pairs": "training", "--problems": "evaluation"}
+DATA_OPTIONS = {
+    **dict.fromkeys(("--prompts", "--data", "--pairs"), "training"),
+    **{"--dev": "validation", "--problems": "evaluation"},
+}
 
 
 def find_records(results: Path, name: str = "run.json") -> list[Path]:

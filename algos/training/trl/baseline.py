@@ -11,6 +11,7 @@ from pathlib import Path
 from algos.pieces.settings import SettingsError
 from algos.training.assemble import Checkpoints, other_reference, read_problems, start_record
 from algos.training.config import RunConfig
+from algos.training.dev import DevAccuracy, read_dev
 from algos.training.experience import prompt_schedule
 from algos.training.models.checkpoints import (
     check_response_fits,
@@ -20,8 +21,9 @@ from algos.training.models.checkpoints import (
     save_policy,
 )
 from algos.training.models.tokens import encode_prompt, load_tokenizer
+from algos.training.sampling.engines import TransformersEngine
 from algos.training.stage.config import loaded_dtype
-from algos.training.stage.record import component_memory, peak_memory, resident_bytes
+from algos.training.stage.record import Phases, component_memory, peak_memory, resident_bytes
 from algos.training.trl.check import check
 from algos.training.trl.common import Work, refuse_other_gpus, sample_plainly
 from algos.training.trl.group import train_group
@@ -42,6 +44,7 @@ def train(
     reward_model_path: str | None = None,
     reference_path: str | None = None,
     critic_path: str | None = None,
+    dev_path: str | None = None,
     after_step: Callable[[dict], None] | None = None,
 ) -> None:
     """Train with TRL; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json as algos.training.train does.
@@ -54,7 +57,7 @@ def train(
             "trainer trl: the critic of the TRL baseline starts from the policy, got a critic (--critic); leave it out."
         )
     _import_trl()
-    problems = read_problems(prompts_path, config)
+    problems, dev_problems = read_problems(prompts_path, config), read_dev(dev_path, config)
     device = resolve_device(config.device)
     refuse_other_gpus(device)
     _seed(config.seed)
@@ -67,10 +70,12 @@ def train(
     policy = load_policy(policy_path, device, loaded_dtype(config))
     sample_plainly(policy, tokenizer)
     rows = [problems[i] for chosen in prompt_schedule(len(problems), config) for i in chosen]
-    longest = max(len(encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)) for row in rows)
+    longest = max(len(encode_prompt(tokenizer, row["prompt"], config.max_prompt_tokens)) for row in rows + dev_problems)
     check_response_fits(policy, longest, config.max_response_tokens)
     record = start_record(config, paths, out, name, threads, device)
-    monitor = Monitor(config, record, name, tokenizer, device, after_step)
+    phases, engine = Phases(device), TransformersEngine(tokenizer)
+    dev = DevAccuracy(config, dev_problems, policy, tokenizer, engine, record, phases)
+    monitor = Monitor(config, record, name, tokenizer, phases, dev, after_step)
     work = Work(config, policy, policy_path, reference, tokenizer, rows, out, device)
     models = RUNS[trainer_of(config).kind](work, monitor)
     monitor.progress.close()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from algos.training.config import RunConfig
+from algos.training.dev import DevAccuracy
 from algos.training.models.tokens import encode_prompt, end_ids
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.sampling.sampler import decode_ids
@@ -18,13 +19,20 @@ class Monitor:
     """Writes one line of metrics per rollout batch of TRL's loop, and grades its responses."""
 
     def __init__(
-        self, config: RunConfig, record: Record, name: str, tokenizer, device, after_step: Callable | None = None
+        self,
+        config: RunConfig,
+        record: Record,
+        name: str,
+        tokenizer,
+        phases: Phases,
+        dev: DevAccuracy,
+        after_step: Callable | None = None,
     ):
         """after_step is called with the metrics of each step, outside of the measured time."""
-        self.after_step = after_step
+        self.dev, self.after_step = dev, after_step
         self.config, self.record, self.tokenizer = config, record, tokenizer
         self.rewards = Rewards(config, tokenizer)
-        self.phases, self.progress = Phases(device), Progress(config.steps, name or f"trl {config.algorithm}")
+        self.phases, self.progress = phases, Progress(config.steps, name or f"trl {config.algorithm}")
         self.step, self.generated, self.step_started = 0, 0, time.perf_counter()
         self.pending: dict[str, Any] | None = None  # metrics of the batch whose step is not done
 
@@ -68,6 +76,7 @@ class Monitor:
 
     def start(self) -> None:
         """The first step begins here: imports and set-up are no part of it."""
+        self.dev.measure(0, 0)
         self.phases.wait()
         self.step_started = time.perf_counter()
 
@@ -95,9 +104,10 @@ class Monitor:
             **{"tokens/s": tokens / seconds},
         )
         self.step, self.pending = self.step + 1, None
+        self.dev.measure(self.step, self.generated, last=self.step == self.config.steps)
         if self.after_step is not None:
             self.after_step(metrics)
-            self.step_started = time.perf_counter()
+        self.step_started = time.perf_counter()
 
     def timed(self, function, phase, minus: tuple[str, ...] = ()):
         """The function, with its seconds added to a phase, less the seconds of the phases in `minus` inside it.

@@ -8,7 +8,7 @@ from typing import get_args
 from algos.pieces.estimator import Estimator
 from algos.training.config import Offload, RunConfig
 
-PHASES = ("generate", "reward", "logprobs", "update", "synchronize")
+PHASES = ("generate", "reward", "logprobs", "update", "synchronize", "dev")
 PARTS: tuple[str, ...] = get_args(Offload)  # optimizer, critic, reference, reward_model
 
 
@@ -26,6 +26,7 @@ def needed_parts(config: RunConfig, head_on_reference: bool = False) -> dict[str
         "logprobs": {"critic"} | ({"reference"} if full_in_reward or not head_on_reference else set()),
         "update": {"optimizer", "critic"} | ({"reference"} if full_in_loss else set()),
         "synchronize": set(),
+        "dev": set(),
     }
 
 
