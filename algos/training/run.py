@@ -132,7 +132,7 @@ class Run:
             after = self.kl_after_update(batch)
         if self.staleness == 0 or self.config.old_logprobs == "recomputed":
             check_first_ratio(updates[0], self.config.dtype)
-        self.synchronize()
+        self.renew()
         self.count(experience, updates)
         figures = {**diagnostics, **agreement, **combine(updates), **after, "learning_rate": learning_rate}
         figures |= self.drift(figures, updates[0])
@@ -186,15 +186,20 @@ class Run:
             return {}
         return {"kl_after_update": kl_after_update(batch, self.state.learner, self.config)}
 
-    def synchronize(self) -> None:
-        """Hand the new weights to what samples with weights of its own, before steps 0, k, 2k of sync_every k."""
+    def renew(self) -> None:
+        """Let the sampler take over the policy's weights, if the next step is one of 0, k, 2k of sync_every k."""
         learner = self.state.learner
-        due = (self.state.step + 1) % self.config.sync_every == 0
-        if due and not (self.engine.exact and learner.behavior is None):
-            with self.phases("synchronize"):
-                if learner.behavior is not None:
+        if (self.state.step + 1) % self.config.sync_every == 0:
+            if learner.behavior is not None:
+                with self.phases("synchronize"):
                     take_over(learner.behavior, learner.policy)
-                self.engine.synchronize(learner.policy)
+            self.synchronize()
+
+    def synchronize(self) -> None:
+        """Hand the weights that sample to an engine that has weights of its own."""
+        if not self.engine.exact:
+            with self.phases("synchronize"):
+                self.engine.synchronize(self.behavior)
 
     def drift(self, figures: dict[str, float], first: dict[str, float]) -> dict[str, float]:
         """How old the samples are, and how far the policy has moved since, where that may be more than nothing."""
