@@ -224,11 +224,19 @@ def _whitened(hparams: Estimator) -> str:
 
 
 def page(
-    name: str, algorithm: Algorithm, algorithms: dict, hparams: Estimator | None = None, loop: dict | None = None
+    name: str,
+    algorithm: Algorithm,
+    algorithms: dict,
+    hparams: Estimator | None = None,
+    loop: dict | None = None,
+    warnings: list[str] | None = None,
 ) -> str:
-    """Everything about an algorithm or a run of it: idea, source, equation, choices, differences from its paper."""
+    """Everything about an algorithm or a run of it: idea, source, equation, choices, differences from its paper.
+
+    loop, warnings: those of a run, as far as they are known.
+    """
     hparams = hparams or algorithm.defaults
-    loop = {**algorithm.run, **(loop or {})}
+    loop = {**_old_policy(hparams), **algorithm.run, **(loop or {})}
     lines = [f"{name}: {algorithm.idea}", f"source: {algorithm.source}", "", *equation(algorithm, hparams), ""]
     lines += [f"{key.replace('_', ' ') + ':':<26}{value}" for key, value in estimator(hparams).items()]
     epochs, minibatches = loop.get("epochs", "the study's"), loop.get("minibatches", "the study's")
@@ -244,9 +252,20 @@ def page(
         if algorithm.objective is not relative.objective:
             lines.append(f"  objective: {relative.term(relative.defaults)} -> {algorithm.term(hparams)}")
     lines += [f"note: {note}" for note in algorithm.notes]
-    steps = loop.get("epochs", 1) * loop.get("minibatches", 2) if loop else 2
-    lines += [f"warning: {warning}" for warning in hparams.warnings(steps)]
+    steps = loop.get("epochs", 1) * loop.get("minibatches", 2)
+    lines += [f"warning: {warning}" for warning in (hparams.warnings(steps) if warnings is None else warnings)]
     return "\n".join(lines)
+
+
+def _old_policy(hparams: Estimator) -> dict[str, str]:
+    """What pi_old is, as long as no run says it."""
+    if hparams.correction != "none":
+        return {
+            "old_policy": "the policy before the update; samples of sync_every above 1 need old_logprobs: recomputed"
+        }
+    if hparams.ratio == "none":
+        return {}
+    return {"old_policy": "the policy that sampled, or with old_logprobs: recomputed that before the update"}
 
 
 def _differences(title: str, hparams: Estimator, base: Estimator) -> list[str]:

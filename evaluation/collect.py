@@ -17,7 +17,7 @@ from evaluation.statistics.verdicts import ONE_SEED, Comparison, Judgement, own_
 from evaluation.tasks.files import read_jsonl
 
 PHASES = ("generate", "reward", "logprobs", "update")  # of every RL stage; some have others, such as offload
-COMPONENTS = ("policy", "critic", "reference", "reward_model")
+COMPONENTS = ("policy", "critic", "reference", "reward_model", "behavior")
 COUNTS = ("response_tokens", "distinct_answers")  # per-problem metrics that are counts
 LOSSES = ("text_loss",)  # in nats, without bounds; all others are shares
 PARTS = ("weights", "gradients", "optimizer", "master")

@@ -8,6 +8,7 @@ from algos.describe import page
 from algos.pieces.settings import SettingsError, from_dict, one_of
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
+from algos.training.update.needs import ratio_denominator
 from pipelines.study import Study
 
 
@@ -23,12 +24,19 @@ def describe(study: Study, name: str | None) -> str:
     """The page of a stage's algorithm, with the stage's own settings."""
     run = rl_stage(study, name)
     loop = {key: getattr(run, key) for key in ("epochs", "minibatches", "group_size", "prompts_per_step", "rewards")}
-    text = page(run.algorithm, ALGORITHMS[run.algorithm], ALGORITHMS, run.hparams, loop | _rate(run))
+    loop |= _rate(run) | _old_policy(run)
+    text = page(run.algorithm, ALGORITHMS[run.algorithm], ALGORITHMS, run.hparams, loop, run.warnings())
     return f"{name} ({run.algorithm}{', by TRL' if run.trainer == 'trl' else ''})\n{text}"
 
 
 def _rate(run: RunConfig) -> dict:
     return {"learning_rate": run.optimizer.learning_rate}
+
+
+def _old_policy(run: RunConfig) -> dict:
+    """Which weights sample, and which the ratios are divided by, in place of what the algorithm leaves open."""
+    of = ratio_denominator(run)
+    return ({"old_policy": of["ratio_denominator"]} if of else {}) | {"sync_every": run.sync_every}
 
 
 def memory(study: Study, name: str | None, words: list[str]) -> str:

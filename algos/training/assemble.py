@@ -17,6 +17,7 @@ from algos.training.models.passes import compile_passes, recompute_activations
 from algos.training.models.tokens import encode_prompts, load_tokenizer
 from algos.training.rewards.shared_pass import drop_equal_backbone
 from algos.training.run import Inputs, Run, State
+from algos.training.sampling.behavior import frozen_copy
 from algos.training.sampling.engines import make_engine
 from algos.training.stage.record import Record
 from algos.training.update import offload
@@ -116,10 +117,14 @@ def make_learner(config: RunConfig, paths: Checkpoints, device) -> tuple[Learner
         drop_equal_backbone(reward_model, policy if reference is None else reference)
     if config.lora is not None:
         add_adapters(policy, config.lora)
+    behavior = frozen_copy(policy) if config.sync_every > 1 else None
     total = config.steps * config.updates_per_step
     warmup = min(getattr(hparams, "value_warmup", 0), config.steps - 1) * config.updates_per_step
     learner = Learner(policy, *make_optimizer(policy, config.optimizer, total - warmup))
     models: Models = {"policy": (policy, learner.optimizer)}
+    if behavior is not None:
+        learner.behavior = behavior
+        models["behavior"] = (behavior, None)
     if hparams.has_critic:
         learner.critic = make_critic(hparams, policy, paths, config.seed, config.dtype)
         learner.critic_optimizer, learner.critic_scheduler = make_optimizer(

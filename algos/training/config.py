@@ -18,7 +18,7 @@ from algos.training.stage.config import OptimizerConfig, Trainer
 
 REWARDS = {*RULES, "reward_model"}
 LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
-Offload = Literal["optimizer", "critic", "reference", "reward_model"]
+Offload = Literal["optimizer", "critic", "reference", "reward_model", "behavior"]
 
 
 @settings
@@ -54,7 +54,10 @@ class RunConfig:
     micro_batch_tokens: PositiveInt | None = None  # tokens of one, padding included; null: micro_batch_size responses
     share_prompts: bool = True  # a prompt is computed once for its responses in a micro-batch; no effect but speed
     logits_at_once: PositiveInt | None = LOGITS_AT_ONCE  # elements of tokens x vocabulary in one piece; null: all
-    old_logprobs: Literal["sampler", "recomputed"] = "sampler"  # sampler: the sampler's, where only rounding differs
+    # Of whose weights the old log-probabilities are, by which ratios are divided: of those that sampled, or of the
+    # policy's at the start of the update. The two differ where sync_every is above 1, and else by rounding alone.
+    old_logprobs: Literal["sampler", "recomputed"] = "sampler"
+    sync_every: PositiveInt = 1  # k: sampled with the policy's weights before steps 0, k, 2k: up to k - 1 batches old
     max_prompt_tokens: PositiveInt = 512  # a longer prompt is refused
     max_response_tokens: PositiveInt = 48  # T; a response without end-of-sequence by then is truncated
     temperature: PositiveFloat = 1.0  # of sampling and of all log-probabilities
@@ -121,6 +124,28 @@ class RunConfig:
             )
         self._check_rewards()
         self._check_trust_region()
+        self._check_stale()
+
+    def _check_stale(self) -> None:
+        """Which old log-probabilities stale samples need, and that dev problems are not answered by old weights."""
+        if self.sync_every > 1 and self.engine == "vllm" and self.dev_every is not None:
+            raise SettingsError(
+                f"dev_every: {self.dev_every} with sync_every: {self.sync_every} and engine vllm would measure the "
+                "weights that vLLM holds, which are older than the policy's; write dev_every: null, or another engine."
+            )
+        if self.sync_every == 1 or self.old_logprobs == "recomputed":
+            return
+        if self.algorithm_entry.update is not None:
+            raise SettingsError(
+                f"sync_every: {self.sync_every} with old_logprobs sampler gives {self.algorithm} ratios against other "
+                "weights than those that its KL bound is around; write old_logprobs: recomputed."
+            )
+        if self.hparams.correction != "none" and self.engine == "transformers":
+            raise SettingsError(
+                f"sync_every: {self.sync_every} with old_logprobs sampler leaves correction {self.hparams.correction} "
+                "nothing to correct: its weights are old over sampler, and both are of the weights that sampled; "
+                "write old_logprobs: recomputed."
+            )
 
     def _check_trust_region(self) -> None:
         """Its products with the Fisher matrix are second derivatives, solved for by conjugate gradients."""
@@ -195,7 +220,14 @@ class RunConfig:
 
     def warnings(self) -> list[str]:
         """What is possible but seldom meant, one sentence each."""
-        found = self.hparams.warnings(self.updates_per_step)
+        against_sampler = self.sync_every > 1 and self.old_logprobs == "sampler" and self.hparams.ratio != "none"
+        # against older weights the ratios leave 1 on the first optimizer step
+        found = self.hparams.warnings(max(2, self.updates_per_step) if against_sampler else self.updates_per_step)
+        if self.sync_every > 1 and not against_sampler and self.hparams.correction == "none":
+            found.append(
+                f"samples are up to {self.sync_every - 1} rollout batches old, and neither ratio nor correction "
+                "accounts for it."
+            )
         below = [name for name in self.rewards if name in ("overlong", "repetition", "reward_model")]
         below += ["missing_end_penalty"] if self.missing_end_penalty else []
         if self.hparams.scale == "group_mean" and below:

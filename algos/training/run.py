@@ -20,6 +20,7 @@ from algos.pieces.types import Batch, make_batch
 from algos.training.config import RunConfig
 from algos.training.experience import Experience, PromptOrder, Sampler
 from algos.training.rewards.rewards import Rewards, RunningStd, component_metrics
+from algos.training.sampling.behavior import check_held, take_over
 from algos.training.sampling.engine import Engine
 from algos.training.sampling.engines import RatioCanary, TransformersEngine
 from algos.training.sampling.routing import Routing, routers
@@ -42,14 +43,17 @@ class State:
 
     A second Run with the same settings and inputs that takes over a State goes on as the first one would have. torch's
     global generator is not among the state: it draws new weights before the first step and nothing after it. An engine
-    of its own takes its weights over from the policy.
+    of its own takes its weights over from the behavior policy where there is one, or from the policy.
     """
 
-    learner: Learner  # policy and critic, their optimizers (with float32 masters) and learning-rate schedulers
+    learner: Learner  # policy, critic, their optimizers (float32 masters too) and schedulers; the behavior policy
     generator: torch.Generator  # draws responses and minibatches; on the policy's device
     order: PromptOrder  # which prompts come next
     hparams: Estimator  # as adapted so far, such as the KL coefficient
     canary: RatioCanary  # its limit comes from the first batch
+    held: dict[str, int] | None = (
+        None  # fingerprint of the behavior policy at its last synchronization, if there is one
+    )
     reward_scale: RunningStd = field(default_factory=RunningStd)  # what reward_scale_running divides by
     step: int = 0  # steps done
     generated_tokens: int = 0
@@ -88,7 +92,7 @@ class Run:
             config, inputs.problems, inputs.prompts, inputs.tokenizer, self.score, engine, state.order
         )
         self.experience: Experience | None = None
-        self.routing = Routing(learner.policy) if routers(learner.policy) else None
+        self.routing = Routing(self.behavior) if routers(self.behavior) else None
         if isinstance(engine, TransformersEngine):
             engine.routing = self.routing
 
@@ -97,6 +101,17 @@ class Run:
         """Whether all steps are done, or the token budget is spent."""
         budget = self.config.budget_tokens
         return self.state.step >= self.config.steps or (budget is not None and self.state.generated_tokens >= budget)
+
+    @property
+    def behavior(self) -> Any:
+        """The model whose weights sample."""
+        learner = self.state.learner
+        return learner.policy if learner.behavior is None else learner.behavior
+
+    @property
+    def staleness(self) -> int:
+        """How many rollout batches old the weights are that sample in this step."""
+        return self.state.step % self.config.sync_every
 
     @property
     def warming_up(self) -> bool:
@@ -115,10 +130,12 @@ class Run:
             diagnostics = self.diagnose(batch, entropies, experience)
             updates = self.update(batch)
             after = self.kl_after_update(batch)
-        check_first_ratio(updates[0], self.config.dtype)
-        self.synchronize()
+        if self.staleness == 0 or self.config.old_logprobs == "recomputed":
+            check_first_ratio(updates[0], self.config.dtype)
+        self.renew()
         self.count(experience, updates)
         figures = {**diagnostics, **agreement, **combine(updates), **after, "learning_rate": learning_rate}
+        figures |= self.drift(figures, updates[0])
         metrics = {**self.metrics(experience), **figures, "updates": len(updates), **self.times(experience)}
         self.adapt(metrics, len(batch))
         self.state.step += 1
@@ -126,7 +143,15 @@ class Run:
 
     def collect(self) -> Experience:
         """Sampled and scored responses, in the phases generate and reward."""
-        return self.sampler(self.state.learner.policy, self.state.generator, self.phases)
+        if self.state.learner.behavior is not None:
+            with self.phases("generate"):
+                self.check_behavior()
+        return self.sampler(self.behavior, self.state.generator, self.phases)
+
+    def check_behavior(self) -> None:
+        """Raise StaleWeights unless the behavior policy has the weights that it is to sample with, bit by bit."""
+        learner, held = self.state.learner, None if self.staleness == 0 else self.state.held
+        self.state.held = check_held(learner.behavior, learner.policy, held)
 
     def prepare(self, experience: Experience) -> tuple[Batch, Tensor, dict[str, float]]:
         """The batch with all log-probabilities and values, entropies (B, T), and how far sampler and trainer agree."""
@@ -134,7 +159,9 @@ class Run:
         batch = make_batch(rollouts, experience.rewards, self.inputs.tokenizer.pad_token_id)
         batch, entropies = prepare(batch, self.state.learner, self.config, hparams, rollouts.entropies)
         assert batch.old_logprobs is not None
-        agreement = self.state.canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
+        agreement = {}
+        if self.staleness == 0 or self.config.old_logprobs == "sampler":  # both are of the weights that sampled
+            agreement = self.state.canary.check(batch.old_logprobs, batch.sampler_logprobs, batch.response_mask)
         if self.routing is not None:
             layout = self.state.learner.layout(self.config)
             agreement |= self.routing.agreement(self.inputs.tokenizer.pad_token_id, layout)
@@ -159,11 +186,27 @@ class Run:
             return {}
         return {"kl_after_update": kl_after_update(batch, self.state.learner, self.config)}
 
+    def renew(self) -> None:
+        """Let the sampler take over the policy's weights, if the next step is one of 0, k, 2k of sync_every k."""
+        learner = self.state.learner
+        if (self.state.step + 1) % self.config.sync_every == 0:
+            if learner.behavior is not None:
+                with self.phases("synchronize"):
+                    take_over(learner.behavior, learner.policy)
+            self.synchronize()
+
     def synchronize(self) -> None:
-        """Hand the new weights to an engine that has weights of its own."""
+        """Hand the weights that sample to an engine that has weights of its own."""
         if not self.engine.exact:
             with self.phases("synchronize"):
-                self.engine.synchronize(self.state.learner.policy)
+                self.engine.synchronize(self.behavior)
+
+    def drift(self, figures: dict[str, float], first: dict[str, float]) -> dict[str, float]:
+        """How old the samples are, and how far the policy has moved since, where that may be more than nothing."""
+        if self.config.sync_every == 1:
+            return {}
+        moved = figures["sampler_kl_k3"] if self.config.old_logprobs == "recomputed" else first.get("approx_kl_k3")
+        return {"staleness": self.staleness, **({} if moved is None else {"stale_kl": moved})}
 
     def count(self, experience: Experience, updates: list) -> None:
         self.state.generated_tokens += experience.generated_tokens

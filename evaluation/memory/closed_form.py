@@ -20,7 +20,7 @@ from evaluation.memory.layers import Kept, kept, weightless
 
 GB = 1e9
 GIB = 2**30
-MODELS = ("policy", "critic", "reference", "reward_model")
+MODELS = ("policy", "critic", "reference", "reward_model", "behavior")
 STATES = ("weights", "gradients", "optimizer", "master")
 
 
@@ -269,6 +269,7 @@ class Copies:
     critic: float = 0
     reference: float = 0
     reward_model: float = 0
+    behavior: float = 0
 
 
 def model_states(
@@ -278,7 +279,7 @@ def model_states(
 
     adafactor_share  second moments per parameter, next to nothing
     lora_share       trained parameters per parameter of the base, which is frozen and serves as the reference too; the
-                     same for the critic
+                     same for the critic; the behavior policy shares the base and has adapters of its own
     """
     t, f = bytes_per_parameter(precision, optimizer)
     p = PRECISIONS[precision]
@@ -289,6 +290,8 @@ def model_states(
             continue
         trained: Any = size if model in ("policy", "critic") else 0  # Any: a Counter's values may be no whole numbers
         places[model, "weights"] = size * (p.weights if trained else f)
+        if lora_share is not None and model == "behavior":
+            places[model, "weights"] = size * lora_share * p.weights
         if trained:
             if lora_share is not None:
                 trained *= lora_share

@@ -152,9 +152,10 @@ def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine,
         reward_model.backbone = None
     for name, (model, optimizer) in models.items():
         live.add_model(name, model, optimizer)
-    learner.policy.register_forward_hook(
-        lambda module, args, output: live.add_cache("policy", output.get("past_key_values"))
-    )
+    for sampling in filter(None, (learner.policy, learner.behavior)):
+        sampling.register_forward_hook(
+            lambda module, args, output: live.add_cache("policy", output.get("past_key_values"))
+        )
     prompts = workload.prompts()
     if in_part:
         config = _in_part(workload, learner.share_prompts)
@@ -196,6 +197,9 @@ class DryRun(Run):
     """A run whose tensors may be weightless, and whose minibatches are those of the shuffle that needs most memory."""
 
     bytes_per_response = 0.0  # of the batch
+
+    def check_behavior(self) -> None:
+        """Weightless tensors have no bits to compare."""
 
     def advantages(self, batch: Batch) -> Batch:
         real: dict[str, Any] = {name: tangible(x) for name, x in vars(batch).items() if isinstance(x, Tensor)}

@@ -93,5 +93,6 @@ def _order(row: dict) -> int:
 def _look(part: str) -> tuple[str, float]:
     model, _, state = part.partition(": ")
     if state:
-        return COLORS[[m.replace("_", " ") for m in MODELS].index(model)], PART_SHADES[state]
+        colors = (*COLORS[:4], COLORS[7])  # the others are those of the rest
+        return colors[[m.replace("_", " ") for m in MODELS].index(model)], PART_SHADES[state]
     return (*COLORS[4:7], GRAY)[list(REST).index(part)], 1.0

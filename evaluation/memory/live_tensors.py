@@ -111,7 +111,8 @@ class LiveTensors(TorchDispatchMode):
     def add_model(self, component: str, model, optimizer=None) -> None:
         """Count a model's weights and buffers, and its gradients and optimizer state whenever they come to be.
 
-        Parameters of the optimizer that are not the model's count as its master copy.
+        Parameters of the optimizer that are not the model's count as its master copy. Weights that another model has
+        shared with it stay that model's.
         """
         owned = set()
 
@@ -122,7 +123,9 @@ class LiveTensors(TorchDispatchMode):
 
         for tensor in [*model.parameters(), *model.buffers()]:
             owned.add(id(tensor))
-            self.add(component, "weights", tensor)
+            known = self.live.get(tensor.untyped_storage()._cdata)
+            if known is None or known.place[1] != "weights":
+                self.add(component, "weights", tensor)
             if tensor.dim() == 2 and self.vocabulary in tensor.shape:
                 self._heads |= {tuple(tensor.shape), tuple(tensor.shape[::-1])}
             if tensor.requires_grad:

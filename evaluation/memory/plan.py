@@ -52,6 +52,7 @@ class Plan:
     logits: str = "chunked"  # full: all tokens' at once
     offload: tuple[str, ...] = ()
     lora_rank: int | None = None  # train adapters of this rank on every linear layer
+    sync_every: int = 1  # above 1: a copy of the policy samples
 
     def __post_init__(self):
         check_name(self.algorithm, "algorithm")
@@ -89,6 +90,8 @@ class Plan:
                 "group_size": self.group_size,
                 "minibatches": self.minibatches,
                 "epochs": self.epochs,
+                "sync_every": self.sync_every,
+                "old_logprobs": "sampler" if self.sync_every == 1 else "recomputed",  # which every algorithm takes
                 "micro_batch_tokens": self.micro_batch_tokens,
                 "max_prompt_tokens": self.prompt_tokens,
                 "max_response_tokens": self.response_tokens,
@@ -119,6 +122,7 @@ def copies(plan: Plan, parameters: float, backbone: float, head: float, critic_b
         critic=critic,
         reference=parameters if hparams.needs_reference else 0,
         reward_model=reward_model if plan.reward_model else 0,
+        behavior=parameters if plan.sync_every > 1 else 0,
     )
 
 

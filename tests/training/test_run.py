@@ -70,6 +70,7 @@ INTERRUPTED = [
     ("ppo_adaptive_kl", {"kl_coef": 0.1, "kl_horizon": 80, "value_warmup": 1}, {"reward_scale_running": True}),
     ("dapo", {"max_rounds": 2}, {"dtype": "bfloat16"}),
     ("remax", {}, {"minibatches": 1, "lora": LoraSettings(rank=2)}),
+    ("gspo", {}, {"sync_every": 3}),
 ]
 
 
@@ -94,7 +95,7 @@ def test_each_part_of_the_state_changes_in_a_step_or_is_where_it_matters(folder)
     run.step()
     state = run.state
     assert {f.name for f in fields(state)} == {
-        "learner", "generator", "order", "hparams", "reward_scale", "canary", "step", "generated_tokens",
+        "learner", "generator", "order", "hparams", "reward_scale", "canary", "held", "step", "generated_tokens",
         "generated_responses", "optimizer_steps",
     }  # fmt: skip
     assert (state.step, state.generated_responses, state.optimizer_steps, state.order.drawn) == (1, 8, 2, 4)

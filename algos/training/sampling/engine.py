@@ -22,7 +22,10 @@ class Sampling:
 
 
 class Engine(ABC):
-    """Samples responses of a policy. synchronize is called after every update of the policy, close at the end."""
+    """Samples responses of a policy, that which it is given or an equal copy of it; close is called at the end.
+
+    synchronize is called after the updates of every step, or of every k-th where sync_every is k.
+    """
 
     exact: bool  # its log-probabilities come from the trainer's own model: they are the trainer's but for rounding
 

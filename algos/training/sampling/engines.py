@@ -1,8 +1,9 @@
 """The engines that sample: prompts and a policy -> rollouts with their log-probabilities.
 
-TransformersEngine samples with the trainer's own model. vllm_engine.py samples with a copy of the model, which has to
-be synchronized after every update. Two canaries tell when the copy is stale: the fingerprint of the engine's weights,
-compared with the policy's before every batch, and the ratio of trainer to sampler probabilities, 1 on fresh weights.
+TransformersEngine samples with the trainer's own model, or with the older copy of it that a run with sync_every keeps
+(behavior.py). vllm_engine.py samples with a copy of the model, which has to be synchronized after the updates. Two
+canaries tell when the copy is not what it should be: the fingerprint of the engine's weights, compared with the
+policy's before every batch, and the ratio of trainer to sampler probabilities, 1 on fresh weights.
 """
 
 from typing import Protocol

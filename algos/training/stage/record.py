@@ -211,10 +211,12 @@ def component_memory(**components) -> dict[str, dict[str, int]]:
     tensor by tensor.
 
     Gradients are those that training holds at once: one per trainable parameter, of its master's type if it has one.
+    What two components share counts for the first.
     """
-    memory = {}
+    memory, seen = {}, set[int]()
     for name, (model, optimizer) in components.items():
-        parameters = list(model.parameters())
+        parameters = [p for p in model.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in parameters}
         stepped = [getattr(p, "master", p) for p in parameters if p.requires_grad] if optimizer is not None else []
         entries = [optimizer.state.get(p, {}) for p in stepped]
         state = {id(t): t for entry in entries for t in entry.values() if hasattr(t, "numel")}  # some are shared

@@ -14,7 +14,7 @@ GROUPS = {  # a metric's group: the first whose pattern is that of its whole nam
     "memory": r"memory\..*|peak_bytes|parameters|vocabulary",
     "time": r".*seconds(\..*)?|.*_per_second",
     "critic": r"value_.*|return_mean|td_error|explained_variance|critic_.*",
-    "ratio": r"(sequence_)?ratio_.*|.*clip_fraction.*|approx_kl_.*|sampler_.*|canary_.*|router_.*"
+    "ratio": r"(sequence_)?ratio_.*|.*clip_fraction.*|approx_kl_.*|sampler_.*|canary_.*|router_.*|stale.*"
     r"|correction_weight|gate_.*|response_(weight.*|drift)|(off_policy|left_out)_fraction|covariance_.*",
     "length": r".*_tokens.*|truncation_rate|eos_rate|generated_responses|.*_problems",
     "reward": r"reward.*|(dev_)?accuracy|.*groups.*|advantage_.*|kept_responses|sampling_rounds|pair_accuracy.*"

@@ -71,6 +71,12 @@ def _check_run(config: RunConfig) -> None:
         raise SettingsError(
             f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
         )
+    if config.sync_every > 1:
+        refuse(
+            "TRL's trainer samples with the policy's own weights in every step",
+            f"sync_every {config.sync_every}",
+            "set it to 1, or leave the TRL baseline out",
+        )
     if config.minibatch_of == "prompts" and config.minibatches > 1:
         refuse(
             "TRL shuffles single responses into minibatches",

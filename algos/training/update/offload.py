@@ -1,4 +1,4 @@
-"""Parts that a phase does not need (optimizer state, critic, reference, reward model) are on the CPU during the phase.
+"""Parts that a phase does not need are on the CPU: optimizer state, critic, reference, reward model, behavior policy.
 
 Each name of the setting `offload` stands for tensors. Before a phase begins, the tensors that it needs (needs.py) are
 brought to the device and the others are sent away. The moves count as a phase of their own, `offload`.
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from algos.training.config import RunConfig
+from algos.training.sampling.behavior import own_tensors
 from algos.training.stage.record import Phases
 from algos.training.update.needs import needed_parts
 from algos.training.update.update import Learner
@@ -33,6 +34,7 @@ def make_phases(config: RunConfig, device: torch.device, learner: Learner, rewar
         "critic": lambda: model_tensors(learner.critic),
         "reference": lambda: model_tensors(learner.reference),
         "reward_model": lambda: model_tensors(reward_model),
+        "behavior": lambda: own_tensors(learner.behavior, learner.policy),
     }
     needed = needed_parts(config, head_on_reference)
     return OffloadingPhases(device, {name: held[name] for name in config.offload}, needed)

@@ -34,6 +34,7 @@ class Learner:
     critic_optimizer: Any = None
     critic_scheduler: Any = None
     reference: Any = None  # frozen
+    behavior: Any = None  # frozen copy of the policy, which samples; None: the policy samples. See sampling/behavior.py
     share_prompts: bool = False  # whether all models take rows in which responses share their prompt
 
     def layout(self, config: RunConfig) -> Layout:
@@ -48,14 +49,18 @@ def prepare(
     """The batch with old and reference log-probabilities and values; and the policy's entropies (B, T).
 
     sampled_entropies (B, T), if the sampler reported them, are used where sampler_gives_old_logprobs: the old
-    log-probabilities are then the sampler's too, and the policy is not run again.
+    log-probabilities are then the sampler's too, and the policy is not run again. Else they are computed from the
+    weights that old_logprobs names: the behavior policy's, if there is one, or the policy's.
     """
     temperature, layout, at_once = config.temperature, learner.layout(config), config.logits_at_once
     in_reward = full_kl_in(hparams, "reward")
     reference = learner.reference if in_reward else None
+    old_policy = learner.policy
+    if learner.behavior is not None and config.old_logprobs == "sampler":
+        old_policy = learner.behavior
 
     def outputs(part):
-        out = policy_outputs(learner.policy, part, temperature, True, reference, logits_at_once=at_once)
+        out = policy_outputs(old_policy, part, temperature, True, reference, logits_at_once=at_once)
         full = out.full_kl if in_reward else torch.zeros_like(out.logprobs)
         assert out.entropies is not None and full is not None  # asked for
         return torch.stack((out.logprobs, out.entropies, full), dim=-1)

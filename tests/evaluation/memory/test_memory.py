@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from algos.pieces.settings import SettingsError
+from algos.training.config import LoraSettings
 from algos.training.stage.config import OptimizerConfig
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.memory import check, dry_run
 from evaluation.memory import closed_form as model
 from evaluation.memory.live_tensors import LiveTensors
+from evaluation.memory.plan import Plan, plan_states
 from evaluation.memory.weightless import Weightless
 
 # closed forms
@@ -286,3 +288,27 @@ def test_dynamic_sampling_and_greedy_responses_are_predicted_by_the_same_step(al
     predicted, measured = dry_run.predict(workload), dry_run.measure(workload)
     for phase, peak in measured.items():
         assert predicted[phase].bytes == pytest.approx(peak.bytes, rel=check.TOLERANCE), phase
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)], ids=["whole", "adapters"])
+def test_the_copy_that_samples_is_predicted_and_measured(lora):
+    """All weights, or the adapters alone: the rest is shared, and stays the policy's."""
+    case = check.Case("grpo").workload()
+    workload = replace(case, run=replace(case.run, sync_every=4, lora=lora))
+    predicted, measured = dry_run.predict(workload), dry_run.measure(workload)
+    for phase, peak in measured.items():
+        assert predicted[phase].bytes == pytest.approx(peak.bytes, rel=check.TOLERANCE), phase
+    optimizer = predicted["update"].places["policy", "optimizer"]  # two moments of what is trained
+    held = predicted["generate"].places["behavior", "weights"]
+    assert held == measured["generate"].places["behavior", "weights"] == pytest.approx(optimizer / 2, rel=1e-2)
+    assert predicted["generate"].places["policy", "weights"] >= held
+
+
+def test_the_copy_that_samples_in_closed_form():
+    """7e9 parameters of 2 bytes; with adapters on one weight in a hundred, 2 bytes of those."""
+    states = model.model_states(model.Copies(7e9, behavior=7e9), "mixed", "adamw")
+    assert states["behavior", "weights"] == 14e9 and states.total() == 7e9 * 16 + 14e9
+    adapters = model.model_states(model.Copies(7e9, behavior=7e9), "mixed", "adamw", lora_share=0.01)
+    assert adapters["behavior", "weights"] == pytest.approx(0.14e9)
+    assert plan_states(Plan("7B", precision="mixed", sync_every=2))["behavior", "weights"] == 14e9
+    assert ("behavior", "weights") not in plan_states(Plan("7B", precision="mixed"))

@@ -8,6 +8,7 @@ from lean import CPU, TOKENIZER, folder_of, loop_in, run_config
 from tiny import tiny_model
 
 from algos.training.assemble import Checkpoints, make_learner
+from algos.training.config import LoraSettings
 from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.stage.config import OptimizerConfig
 from algos.training.train import train
@@ -69,6 +70,14 @@ def test_offloading_changes_nothing_and_every_phase_has_what_it_needs(folder, mo
     plain, offloaded, record = both(folder, monkeypatch, "ppo", {"kl_coef": 0.1}, dtype=dtype)
     assert offload.NO_EFFECT not in record["warnings"] and record["phase_seconds"]["offload"] > 0
     assert len(Absent.sent) > 100 and same(plain, offloaded)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16"}, {"lora": LoraSettings(rank=2)}], ids=str)
+def test_a_behavior_policy_is_there_where_it_samples(folder, monkeypatch, changes):
+    """In bfloat16 it gives old log-probabilities too; with adapters the weights below are the policy's and stay."""
+    offloaded = ("optimizer", "behavior")
+    plain, away, record = both(folder, monkeypatch, "grpo", {}, offloaded, sync_every=2, **changes)
+    assert Absent.sent and same(plain, away) and record["memory"]["behavior"]["weights"] > 0
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
@@ -135,6 +144,8 @@ def test_which_phase_needs_which_parts():
     assert phases_with_reference(in_loss, True) == {"reward", "update"}
     assert phases_with_reference(in_reward, False) == {"logprobs"}
     assert phases_with_reference(in_reward, True) == {"reward", "logprobs"}
+    stale = needed_parts(run_config("grpo", sync_every=2))
+    assert {phase for phase in stale if "behavior" in stale[phase]} == {"generate", "logprobs", "synchronize"}
     assert needed_parts(plain)["update"] == {"optimizer", "critic"} and needed_parts(plain)["generate"] == set()
 
 
