@@ -221,6 +221,13 @@ def test_what_needs_the_weights_before_the_update_says_so(algorithm, settings, m
     config_of(algorithm, settings, sync_every=1, **changes)
 
 
+def test_dev_problems_are_not_answered_by_the_older_weights_of_vllm():
+    with pytest.raises(SettingsError, match="dev_every: 2 with sync_every: 3 and engine vllm would measure"):
+        config_of(engine="vllm", dev_every=2)
+    config_of(engine="vllm", dev_every=2, sync_every=1)
+    config_of(dev_every=2)
+
+
 def test_trl_is_refused():
     with pytest.raises(SettingsError, match=r"trainer trl: TRL's trainer samples .*, got sync_every 3; set it to 1"):
         check(config_of(trainer="trl", rewards={"correctness": 1.0}))
