@@ -38,6 +38,7 @@ class Stage:
     records: list[dict]  # run.json of each seed
     scores: list[dict]  # scores.json of each seed's evaluation
     metrics: list[pd.DataFrame] = field(repr=False, default_factory=list)  # metrics.jsonl of each seed
+    tuning: dict | None = field(repr=False, default=None)  # tuning.json of a stage that is tuned
 
     @property
     def is_rl(self) -> bool:
@@ -145,6 +146,7 @@ def _stage(results: Path, name: str, facts: dict) -> Stage:
         [finished_record(record) for record, _ in folders],
         [read_json(evaluation / "scores.json") for _, evaluation in folders],
         [pd.DataFrame(read_jsonl(record / "metrics.jsonl")) for record, _ in folders],
+        read_json(results / "stages" / name / "tuning.json") if facts.get("tuned") else None,
     )
 
 
