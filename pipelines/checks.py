@@ -170,8 +170,9 @@ def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
 
 
 def _family(plan: Plan, stage: Stage) -> list[str]:
-    """The stages that the `vary` of a stage makes, itself among them; itself alone without one."""
-    return [s.name for s in plan.stages.values() if s is stage or (stage.varies and s.varies == stage.varies)]
+    """The stages that the `vary` or `tune` of a stage makes, itself among them; itself alone without one."""
+    made = [s.name for s in plan.stages.values() if s is stage or (stage.varies and s.varies == stage.varies)]
+    return [*made, *stage.trials]
 
 
 def _idle_kl(plan: Plan, stage: Stage) -> list[str]:
