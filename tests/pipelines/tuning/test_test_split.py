@@ -8,7 +8,7 @@ import shlex
 import pandas as pd
 import pytest
 import yaml
-from project import dry_run, jobs_of, planned, run_here
+from project import PROJECT, dry_run, jobs_of, planned, run_here
 from studies import FILES, SMOKE, rl
 
 from evaluation.tasks.files import read_jsonl
@@ -36,15 +36,18 @@ def test_no_job_but_the_evaluation_is_given_the_test_problems(path, tmp_path):
         "test": len(study.evaluated) + len(study.evaluated_models),
         "dev": len([trial for trial in study.trials if trial in study.needed]),
     }
-    inputs = {rule for rule, given in inputs_of(said) if "/test.jsonl" in given}
-    assert inputs <= SEEING and "evaluate" in inputs
+    given = [file for name in study.stages for seed in study.seeds_of(name) for file in study.inputs(name, seed)]
+    assert given and not [file for file in given if file.endswith(("test.jsonl", "dev.jsonl"))]
 
 
-def inputs_of(said: str) -> list[tuple[str, str]]:
-    """Rule and inputs of each job of a dry run."""
-    found = re.findall(r"^(?:local)?rule (\w+):\n    input: (.*)\n", said, re.M)
-    assert found
-    return found
+def test_the_rules_that_name_the_test_problems_are_those_that_evaluate():
+    """Inputs that no command shows: rules name files by themselves, or by the inputs of a stage, which stand above."""
+    texts = {path.name: path.read_text() for path in (PROJECT / "pipelines" / "rules").glob("*.smk")}
+    assert [name for name, text in texts.items() if "test.jsonl" in text] == ["evaluate.smk"]
+    rules = re.split(r"^rule (\w+):", texts["evaluate.smk"], flags=re.M)
+    assert {name for name, text in zip(rules[1::2], rules[2::2], strict=True) if "test.jsonl" in text} == SEEING
+    lists = {name: text.count("SPLITS") for name, text in texts.items() if "SPLITS" in text}
+    assert lists == {"common.smk": 1, "start.smk": 1}  # imported, and what `data` makes
 
 
 STUDY = SMOKE | {
