@@ -104,6 +104,8 @@ class Expansion:
                     f"{where}.space: {key} would change the budget, which is the same for all trials; tune another "
                     "setting."
                 )
+            if ".".join(place) in names.values():
+                raise SettingsError(f"{where}.space: {key} is there under another name; remove one of the two.")
             names[key] = ".".join(place)
         made = configurations(self.tuned[name], where)
         return [{names[key]: value for key, value in chosen.items()} for chosen in made]

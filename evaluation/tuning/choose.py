@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="file for the choice")
     args = parser.parse_args()
     with refusals():
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, choose(args.results, read_option(args.tuning, "--tuning")))
 
 

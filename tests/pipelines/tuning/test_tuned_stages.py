@@ -154,6 +154,7 @@ REFUSED = [
         study({"space": {"clip_high": [0.2, -1.0]}, "trials": 2}),
         "stages.tuned: settings.clip_high must be .*got -1.0. This is trial 1 of its `tune`, with settings.clip_high",
     ),
+    (study(TUNE | {"space": {"clip_high": [0, 1], "settings.clip_high": [0, 1]}}), "clip_high is there under another"),
     (study(TUNE | {"space": {"steps": [2, 3]}}), "stages.tuned.tune.space: steps would change the budget"),
     (study(TUNE | {"space": {"algorithm": ["grpo", "gspo"]}}), "algorithm is what stages are compared by"),
     (study(TUNE | {"space": {"reference": ["cold", "base"]}}), "reference is what stages are compared by"),
