@@ -113,16 +113,5 @@ def test_the_report_of_a_tuned_study_has_its_tables(finished):
     assert json.loads((finished / "results" / "tiny" / "mlflow_mirror.json").read_text())["errors"] == []
 
 
-def test_nothing_is_left_to_do_and_an_edited_space_tries_its_trials_again(finished):
+def test_nothing_is_left_to_do(finished):
     assert planned(finished, study="tiny.yaml") == {}
-    config = yaml.safe_load((finished / "tiny.yaml").read_text())
-    config["stages"]["tuned"]["tune"]["trials"] = 3
-    (finished / "more.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    again = {"choose": 1, "rl": 3, "evaluate_trial": 1, "evaluate": 1}  # a third trial, and both seeds of the stage
-    assert again.items() <= planned(finished, study="more.yaml").items()
-    config["stages"]["tuned"]["tune"]["trials"] = 2
-    config["stages"]["tuned"]["tune"]["space"]["optimizer.learning_rate"]["high"] = 1.0e-2
-    (finished / "other.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    again = {"choose": 1, "rl": 4, "evaluate_trial": 2, "evaluate": 1}
-    assert again.items() <= planned(finished, study="other.yaml").items()
-    assert "sft" not in planned(finished, study="other.yaml")

@@ -110,6 +110,15 @@ def test_the_tree_shows_each_trial_below_its_stage():
     assert "trial 1" in lines[number + 2] and f"{RATE} 0.00" in lines[number + 2] and "seeds 100" in lines[number + 2]
 
 
+def test_an_edited_space_changes_the_parameters_of_its_trials_and_of_the_choice():
+    """By which Snakemake makes them again; one more trial leaves the earlier trials as they are."""
+    old, more = planned(), planned(TUNE | {"trials": 4})
+    other = planned(TUNE | {"space": TUNE["space"] | {RATE: RANGE | {"high": 1.0e-2}}})
+    for new, same in ((more, True), (other, False)):
+        assert new.tuning("tuned") != old.tuning("tuned")
+        assert [new.resolved(t, 100) == old.resolved(t, 100) for t in old.trials] == [same] * 6
+
+
 def test_stages_with_other_trials_are_warned_of():
     config = study()
     config["stages"]["trl_tuned"]["tune"] = {"trials": 2}
