@@ -15,6 +15,7 @@ include: "pipelines/rules/start.smk"
 include: "pipelines/rules/supervised.smk"
 include: "pipelines/rules/rewards.smk"
 include: "pipelines/rules/rl.smk"
+include: "pipelines/rules/tune.smk"
 include: "pipelines/rules/evaluate.smk"
 include: "pipelines/rules/report.smk"
 
@@ -22,6 +23,7 @@ include: "pipelines/rules/report.smk"
 localrules:  # small, or in need of the network: a cluster runs them where Snakemake runs
     all,
     data,
+    choose,
     report,
     mlflow,
 

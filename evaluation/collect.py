@@ -39,6 +39,7 @@ class Stage:
     scores: list[dict]  # scores.json of each seed's evaluation
     metrics: list[pd.DataFrame] = field(repr=False, default_factory=list)  # metrics.jsonl of each seed, without dev
     dev: list[pd.DataFrame] = field(repr=False, default_factory=list)  # its lines of dev accuracy; may be empty
+    tuning: dict | None = field(repr=False, default=None)  # tuning.json of a stage that is tuned
 
     @property
     def is_rl(self) -> bool:
@@ -148,6 +149,7 @@ def _stage(results: Path, name: str, facts: dict) -> Stage:
         [read_json(evaluation / "scores.json") for _, evaluation in folders],
         [pd.DataFrame([line for line in seed if "dev_accuracy" not in line]) for seed in lines],
         [pd.DataFrame([line for line in seed if "dev_accuracy" in line]) for seed in lines],
+        read_json(results / "stages" / name / "tuning.json") if facts.get("tuned") else None,
     )
 
 

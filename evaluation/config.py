@@ -61,6 +61,11 @@ class PromptSettings:
         return [{"role": "user", "content": text}] if self.chat else text
 
 
+def tuning_tables_of(study: dict) -> list[str]:
+    """The tables about tuning of a study's report, given its `--study` value: <name>.csv."""
+    return ["tuning", "tuned", "expected_best"] if any(s.get("tuned") for s in study["stages"].values()) else []
+
+
 def figures_of(study: dict) -> list[str]:
     """The figures of a study's report, given its `--study` value: <name>.svg, each with a caption of the same name."""
     rl = [stage for stage in study["stages"].values() if stage["kind"] == "rl" and stage["evaluated"]]

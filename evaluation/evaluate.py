@@ -127,7 +127,7 @@ def check_folders(folders: list[Path]) -> None:
 def main() -> None:
     parser = stage_parser(__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="STAGE/SEED", help="folders that hold checkpoint/")
-    parser.add_argument("--problems", required=True, help="test problems, JSONL")
+    parser.add_argument("--problems", required=True, help="test problems, or dev problems of a trial; JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(EvaluationConfig, load_settings(args.settings), "evaluation")

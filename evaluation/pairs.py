@@ -23,13 +23,15 @@ RULE = (
     "Counted is each edge, each resolved setting and each hyperparameter that differs, and the objective if it is "
     "another function. A setting that acts in one of the two stages only, or in neither (the critic’s settings without "
     "a critic, the kind of a KL whose coefficient is 0), is listed as a consequence and not counted: the setting that "
-    "switches it on is counted. The name of an algorithm counts for nothing by itself."
+    "switches it on is counted. The name of an algorithm counts for nothing by itself. A setting that tuning "
+    "has chosen in one of the two follows from the tuning, which is counted if they have tried other configurations."
 )
 CRITIC = {f.name for f in fields(WithCritic)} - {f.name for f in fields(Estimator)}
 KL = ("kl_in", "kl_estimator", "kl_direction", "kl_importance_weighted", "kl_target")
 WHOLE_SPREADS = ("group_std", "leave_one_out_std", "group_mean", "batch_std")  # scales that add std_epsilon
 ONE_VALUE = ("rewards",)  # written and read as one value, not key by key
 MEASURED = ("dev_every", "dev_problems")  # how a run is watched: it is the same run with other values
+TUNING = "tuning"  # the key of the difference between two stages that have tried other configurations
 ABSENT = "absent"  # shown for a setting that a stage does not have
 
 Difference = tuple[str, object, object]  # key, value in the first stage, value in the second
@@ -96,8 +98,13 @@ def setting_differences(first: Stage, second: Stage) -> Split:
     other_objective = objective(first.algorithm) != objective(second.algorithm)
     counted: list[Difference] = [("objective", first.algorithm, second.algorithm)] if other_objective else []
     consequences: list[Difference] = []
+    chosen = {key for tuning in (first.tuning, second.tuning) if tuning for key in tuning["trials"][0]["values"]}
+    if tried(first.tuning) != tried(second.tuning):
+        counted.append((TUNING, _tuned_by(first.tuning), _tuned_by(second.tuning)))
     for key, old, new in differing(a, b):
-        if ABSENT in (old, new) and key.startswith("settings."):
+        if key in chosen:
+            counts = False
+        elif ABSENT in (old, new) and key.startswith("settings."):
             value, side = (new, b) if old == ABSENT else (old, a)
             if value in (None, 0, False):  # switched off is the same as absent
                 continue
@@ -108,6 +115,19 @@ def setting_differences(first: Stage, second: Stage) -> Split:
             counts = in_effect(key, a) and in_effect(key, b)
         (counted if counts else consequences).append((key, old, new))
     return counted, consequences
+
+
+def tried(tuning: dict | None) -> list | None:
+    """The configurations of a stage's trials, and what they are judged by; None for a stage that is not tuned."""
+    if tuning is None:
+        return None
+    return [tuning["metric"], tuning["seeds"], *(trial["values"] for trial in tuning["trials"])]
+
+
+def _tuned_by(tuning: dict | None) -> str:
+    if tuning is None:
+        return "none"
+    return f"{len(tuning['trials'])} trials of {', '.join(tuning['trials'][0]['values'])} by {tuning['metric']}"
 
 
 def as_written(settings: dict) -> dict:

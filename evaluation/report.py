@@ -24,6 +24,8 @@ from evaluation.findings import VERDICTS, in_words, percent, probability, row_in
 from evaluation.options import read_json
 from evaluation.pairs import RULE, pairs, pairwise, trl_baselines
 from evaluation.tasks.files import read_jsonl, write_json
+from evaluation.tuning.page import tuning_content
+from evaluation.tuning.tables import tuning_tables, with_tuning_costs
 
 TEMPLATES = Path(__file__).parent
 CAPTIONS = Path(__file__).parents[1] / "pipelines" / "captions"
@@ -64,6 +66,12 @@ def number(value: float, form: str) -> dict:
     return plain(digits(value, form))
 
 
+def cost(row: pd.Series, name: str) -> dict:
+    """A table cell with what a run cost, below it with the tuning before it where there was one."""
+    made, whole = number(row[name], ",.0f"), digits(row.get(f"{name}_with_tuning", np.nan), ",.0f")
+    return made | {"small": f"{whole} with tuning" if whole else ""}
+
+
 def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]]:
     """Columns and cells of the page's main table."""
     scores = ("greedy", f"pass@{k}", f"maj@{k}")
@@ -82,8 +90,8 @@ def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]
             number(100 * row["truncation_rate"], ".1f"),
             number(100 * row["clip_fraction"], ".2f"),
             number(row["response_tokens"], ".1f"),
-            number(row["generated_tokens"], ",.0f"),
-            number(row["train_seconds"], ".0f"),
+            cost(row, "generated_tokens"),
+            cost(row, "train_seconds"),
             *(number(row[name], ".3f" if name == "text_loss" else "+.3f") for name in losses),
         ]
         for _, row in table.iterrows()
@@ -248,8 +256,9 @@ def make_tables(
 ) -> dict[str, pd.DataFrame]:
     """The tables of the report by name; each is written as <name>.csv."""
     all_pairs = pairs(stages, f"mean@{k}", verdicts)
+    comparison = with_tuning_costs(collect.comparison(stages, baselines, k, verdicts), stages)
     return {
-        "comparison": collect.comparison(stages, baselines, k, verdicts),
+        "comparison": comparison,
         "pairs": all_pairs,
         "pairwise": pairwise(all_pairs),
         "profile": collect.profile(stages, f"mean@{k}"),
@@ -259,6 +268,7 @@ def make_tables(
         "scaling": curves.scaling(stages),
         "estimators": collect.estimators(stages),
         "provenance": collect.provenance(stages),
+        **tuning_tables(stages, comparison, f"mean@{k}", verdicts),
     }
 
 
@@ -312,6 +322,7 @@ def table_content(tables: dict[str, pd.DataFrame], baselines: dict[str, str], k:
         "cost_table": cost_table(tables["throughput"], tables["comparison"]),
         "estimators": tables["estimators"],
         "provenance": tables["provenance"],
+        **tuning_content(tables, k),
     }
 
 

@@ -57,7 +57,7 @@ def rehearse(study: Study, say: Callable[[str], None] = print) -> list[str]:
         for name, stage in study.stages.items():
             if (path := stage.values.get("path")) is not None:
                 made.part(f"preferences {name}: {path}", partial(_pairs, made, path))
-        for name in study.of_kind("rl"):
+        for name in [name for name in study.of_kind("rl") if name not in study.trials]:
             made.part(f"stage {name}", partial(_run, made, name))
         say(f"{len(made.problems)} problems found." if made.problems else "No problem found.")
         return made.problems

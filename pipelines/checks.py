@@ -1,6 +1,8 @@
 """Mistakes in a study, found before anything runs. Every message names the stage, the key, the value and the fix."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from algos.training.config import RunConfig
 from algos.training.models.config import LINEAR_LAYERS, ModelConfig
 from algos.training.rewards.config import PreferenceConfig
 from algos.training.supervised.config import DistillationConfig
+from evaluation.tuning.space import FEWEST_DEV, shown
 from pipelines.graph import Stage
 from pipelines.kinds import EVALUATED
 from pipelines.plan import Plan, without
@@ -28,8 +31,14 @@ def check(plan: Plan) -> None:
     for name, values in plan.settings.models.items():
         _check_model(plan, name, values)
     plan.evaluation()
+    for name in plan.trials:
+        with _of_trial(plan.stages[name]):
+            plan.parsed(name, plan.seeds_of(name)[0])
     for stage in plan.stages.values():
-        _check_stage(plan, stage)
+        with _of_trial(stage):
+            _check_stage(plan, stage)
+    for name in plan.tuned:
+        _check_tuning(plan, name, f"stages.{name}")
     if not plan.evaluated:
         raise SettingsError(
             "stages: none is evaluated, so that the report would be empty; add one of kind "
@@ -56,6 +65,43 @@ def _check_model(plan: Plan, name: str, values: dict) -> None:
             f"{where}: prompt.chat needs a chat template, which the tokenizer of a model that is built here does not "
             "have; give the model a `path` or another model's `tokenizer`, or set prompt.chat to false."
         )
+
+
+@contextmanager
+def _of_trial(stage: Stage) -> Iterator[None]:
+    """What is wrong with a trial is said of the stage that is tuned, and names the trial."""
+    try:
+        yield
+    except SettingsError as error:
+        if stage.trial_of is None:
+            raise
+        message = str(error).replace(f"stages.{stage.name}", f"stages.{stage.trial_of}", 1)
+        number = stage.name.rpartition("=")[2]
+        raise SettingsError(f"{message} This is trial {number} of its `tune`, with {shown(stage.chosen)}.") from None
+
+
+def _check_tuning(plan: Plan, name: str, where: str) -> None:
+    """Refuse trials that run with the stage's seeds, that use other edges than each other, or with no dev split."""
+    stage = plan.stages[name]
+    assert stage.tune is not None
+    shared = sorted({*stage.tune.seeds} & {*plan.seeds_of(name)})
+    if shared:
+        raise SettingsError(
+            f"{where}.tune.seeds: {', '.join(map(str, shared))} is a seed of {name} too, which must run with fresh "
+            "ones; choose others."
+        )
+    problems = plan.settings.task.dev
+    if problems is not None and problems < FEWEST_DEV:
+        raise SettingsError(
+            f"task.dev is {problems}, but {name} is tuned on the dev split; at least {FEWEST_DEV} problems."
+        )
+    for trial in stage.trials:
+        if plan.edges(trial) != plan.edges(name):
+            changed = {key for key, _ in plan.edges(trial).items() ^ plan.edges(name).items()}
+            raise SettingsError(
+                f"{where}.tune.space: some trials use the edge {', '.join(sorted(changed))} and others do not; tune "
+                "within one of the two, such as a kl_coef above 0."
+            )
 
 
 def _check_stage(plan: Plan, stage: Stage) -> None:
@@ -124,8 +170,9 @@ def _check_rl(plan: Plan, stage: Stage, config: RunConfig, where: str) -> None:
 
 
 def _family(plan: Plan, stage: Stage) -> list[str]:
-    """The stages that the `vary` of a stage makes, itself among them; itself alone without one."""
-    return [s.name for s in plan.stages.values() if s is stage or (stage.varies and s.varies == stage.varies)]
+    """The stages that the `vary` or `tune` of a stage makes, itself among them; itself alone without one."""
+    made = [s.name for s in plan.stages.values() if s is stage or (stage.varies and s.varies == stage.varies)]
+    return [*made, *stage.trials]
 
 
 def _idle_kl(plan: Plan, stage: Stage) -> list[str]:

@@ -3,13 +3,14 @@
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
 
 from algos import ALGORITHMS, check_name
 from algos.pieces.settings import SettingsError, one_of
 from algos.training.config import RunConfig
-from pipelines.kinds import COMMON, KINDS, SPLITS, TRAINING_SPLITS
+from evaluation.tuning.space import TuneSettings, configurations, tune_settings
+from pipelines.kinds import BUDGET, COMMON, COMPARED, EVALUATED, KINDS, SPLITS, TRAINING_SPLITS
 from pipelines.source import varied
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -20,15 +21,19 @@ Setting = tuple[tuple[str, ...], object]  # the keys from the stage down to a va
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, or one of those that `vary` makes."""
+    """One stage, or one of those that `vary` or `tune` makes."""
 
     name: str
     kind: str
     values: dict  # all its settings but those of the study: shared, of the stages that it is like, its own
-    own: dict  # as it is written, and what `vary` sets
+    own: dict  # as it is written, and what `vary` or `tune` sets
     like: str | None
-    varies: str | None  # the stage of the file whose `vary` makes this one
+    varies: str | None  # the stage of the file whose `vary` or `tune` makes this one
     edges: dict[str, str] = field(default_factory=dict)
+    tune: TuneSettings | None = None
+    trials: tuple[str, ...] = ()  # of a stage that is tuned: the stages that try its configurations
+    trial_of: str | None = None  # of a trial: the stage that is tuned
+    chosen: dict[str, object] = field(default_factory=dict)  # of a trial: the settings that it tries
 
 
 def merged(shared: dict, own: dict) -> dict:
@@ -41,13 +46,15 @@ def merged(shared: dict, own: dict) -> dict:
 
 
 class Expansion:
-    """Resolves `like` and `vary`. Raises SettingsError for unknown names, circles and keys that cannot be."""
+    """Resolves `like`, `vary` and `tune`. Raises SettingsError for unknown names, circles and keys that cannot be."""
 
     def __init__(self, written: dict[str, dict], defaults: dict[str, dict]):
         self.written, self.defaults = written, defaults
         self.made = {name: made for parent in written for name, made in self._made(parent).items()}
         self.families = [name for name, stage in written.items() if stage.get("vary") is not None]
         self.names = [name for parent in written for name in self._members(parent)]
+        self.tuned = {name: tune for name in self.names if (tune := self._tune(name)) is not None}
+        self.trials = {name: self._trials(name) for name in self.tuned}
 
     def _members(self, parent: str) -> list[str]:
         return [n for n, (p, _) in self.made.items() if p == parent] if parent in self.families else [parent]
@@ -58,22 +65,81 @@ class Expansion:
         return {} if vary is None else {name: (parent, chosen) for name, chosen in varied(parent, vary).items()}
 
     def stages(self) -> dict[str, Stage]:
-        """All stages in the order of the file."""
-        return {name: self._stage(name) for name in self.names}
+        """All stages in the order of the file, the trials of a stage before it."""
+        return {
+            stage.name: stage
+            for name in self.names
+            for stage in [*(self._trial(name, i) for i in range(len(self.trials.get(name, ())))), self._stage(name)]
+        }
 
-    def _stage(self, name: str) -> Stage:
+    def _tune(self, name: str) -> TuneSettings | None:
+        """How a stage is tuned, by its own `tune` or that of a stage that it is like."""
+        where, values = f"stages.{name}.tune", self._values(name)
+        if values.get("tune") is None:
+            return None
+        if values["kind"] not in EVALUATED:
+            raise SettingsError(
+                f"{where}: a stage of kind {values['kind']} makes no policy that dev could judge; remove this key."
+            )
+        if name in self.made:
+            raise SettingsError(
+                f"{where}: {self.made[name][0]} has `vary`; a stage varies or is tuned, so remove one of them, or "
+                "write `tune: null`."
+            )
+        return tune_settings(values["tune"], where)
+
+    def _trials(self, name: str) -> list[dict[str, object]]:
+        """What each trial of a stage sets, by the place of the setting: {"optimizer.learning_rate": 1.0e-4}."""
+        kind, algorithm, _ = self._chain(name, ())
+        where, names = f"stages.{name}.tune", {}
+        for key in self.tuned[name].space:
+            place = _place(key, kind, algorithm, f"{where}.space")
+            if place[0] in KINDS[kind].edges or {*place} & {*COMPARED}:
+                raise SettingsError(
+                    f"{where}.space: {key} is what stages are compared by, or what they run on; tune another setting, "
+                    "and write a stage for each of its values."
+                )
+            if {*place} & {*BUDGET}:
+                raise SettingsError(
+                    f"{where}.space: {key} would change the budget, which is the same for all trials; tune another "
+                    "setting."
+                )
+            if ".".join(place) in names.values():
+                raise SettingsError(f"{where}.space: {key} is there under another name; remove one of the two.")
+            names[key] = ".".join(place)
+        made = configurations(self.tuned[name], where)
+        return [{names[key]: value for key, value in chosen.items()} for chosen in made]
+
+    def _trial(self, name: str, number: int) -> Stage:
+        """A trial: the stage with one configuration and the seeds of the tuning, evaluated on dev and never on test."""
+        made, tune, chosen = self._stage(name, number), self.tuned[name], self.trials[name][number]
+        values = made.values | {"seeds": list(tune.seeds), "evaluate": False}
+        return replace(
+            made, name=_trial_name(name, number), values=values, varies=name, tune=None, trials=(), trial_of=name,
+            chosen=chosen,
+        )  # fmt: skip
+
+    def _stage(self, name: str, trial: int = 0) -> Stage:
+        """A stage. One that is tuned is planned with the settings of a trial, as the choice among them comes later."""
         parent, chosen = self.made.get(name, (name, {}))
         own = {k: v for k, v in self.written[parent].items() if k != "vary"} | chosen
         values = self._values(name)
         kind = values.pop("kind")
-        values.pop("like", None)
+        for key in ("like", "tune"):
+            values.pop(key, None)
+        trials = self.trials.get(name, [])
+        for place, value in trials[trial].items() if trials else ():
+            _set(values, tuple(place.split(".")), value, f"stages.{name}")
         edges = {key: values.pop(key) for key in KINDS[kind].edges if values.get(key) is not None}
         for key in KINDS[kind].edges:
             values.pop(key, None)
         for key, target in edges.items():
             if not isinstance(target, str):
                 raise SettingsError(f"stages.{name}.{key} must be the name of one stage or model, got {target!r}.")
-        return Stage(name, kind, values, own, own.get("like"), parent if chosen else None, edges)
+        return Stage(
+            name, kind, values, own, own.get("like"), parent if chosen else None, edges, self.tuned.get(name),
+            tuple(_trial_name(name, i) for i in range(len(trials))),
+        )  # fmt: skip
 
     def _values(self, name: str) -> dict:
         """The settings of a stage: those of its kind, of its algorithm, of the stages that it is like, its own."""
@@ -126,6 +192,10 @@ class Expansion:
         one_of(name, allowed, where)
 
 
+def _trial_name(stage: str, number: int) -> str:
+    return f"{stage}-trial={number}"
+
+
 def _place(key: str, kind: str, algorithm: str | None, where: str) -> tuple[str, ...]:
     """Where a varied key stands: a setting of the stage, a dotted part of one, or a hyperparameter of its algorithm."""
     allowed = [name for name in KINDS[kind].keys if name not in COMMON]
@@ -170,7 +240,7 @@ def check_names(models: dict, stages: dict) -> None:
 def check_edges(stages: dict[str, Stage], models: dict, expansion: Expansion) -> None:
     """Raise SettingsError for an edge that is missing, leads nowhere, to the wrong kind, or in a circle."""
     kind_of = {split: "split" for split in SPLITS} | dict.fromkeys(models, "model")
-    kind_of |= {name: stage.kind for name, stage in stages.items()}
+    kind_of |= {name: stage.kind for name, stage in stages.items() if stage.trial_of is None}
     for stage in stages.values():
         for name, edge in KINDS[stage.kind].edges.items():
             where = f"stages.{stage.name}.{name}"

@@ -15,7 +15,12 @@ TRAINING_SPLITS = ("train", "demonstrations", "text")
 SPLITS = (*TRAINING_SPLITS, "dev", "test")  # the last two are there to measure with
 EVALUATED = ("sft", "rl", "expert_iteration", "distillation")  # make a language model
 POLICIES = ("model", *EVALUATED)  # hold one
-COMMON = ("kind", "like", "vary", "seeds", "evaluate", "threads")  # keys of a stage that are no settings
+COMMON = ("kind", "like", "vary", "tune", "seeds", "evaluate", "threads")  # keys of a stage that are no settings
+BUDGET = (  # settings that decide how much a stage computes: equal for all trials, so they are not tuned
+    *("steps", "budget_tokens", "prompts_per_step", "group_size", "epochs", "batch_size"),
+    *("max_prompt_tokens", "max_response_tokens", "prompts", "responses", "max_per_prompt", "rounds"),
+)
+COMPARED = ("algorithm", "trainer", "engine", "device", "dtype", "vllm")  # what a study compares, or runs on
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,9 @@ class Plan:
         places: list[tuple[str, ...]] = []
         current: Stage | None = stage
         while current is not None:
-            if current.varies:
+            if current.tune:
+                places.append(("stages", current.name, "tune", "space"))
+            if current.varies and not current.trial_of:
                 places += [("stages", current.varies, "vary"), ("stages", current.varies)]
             elif current is not stage:
                 places.append(("stages", current.name))
@@ -190,8 +192,44 @@ class Plan:
 
     @cached_property
     def needed(self) -> set[str]:
-        """The stages that the report needs."""
-        return ancestors(self.stages, self.evaluated, lambda stage: self.edges(stage.name))
+        """The stages that the report needs, trials included."""
+        return ancestors(
+            self.stages, self.evaluated, lambda stage: self.edges(stage.name) | {trial: trial for trial in stage.trials}
+        )
+
+    @cached_property
+    def tuned(self) -> list[str]:
+        """The stages that are tuned, in the order of the file."""
+        return [name for name, stage in self.stages.items() if stage.tune is not None]
+
+    @cached_property
+    def trials(self) -> list[str]:
+        """The trials of all stages: they are evaluated on dev, and on nothing else."""
+        return [name for name, stage in self.stages.items() if stage.trial_of is not None]
+
+    def tuning(self, name: str) -> dict:
+        """What the choice of a stage's configuration is told: the trials, and what they are judged by.
+
+        `settings` of a trial are those that differ from the settings that the stage is planned with. They stand over
+        them once the trial is chosen, so that the stage runs with the settings of the trial.
+        """
+        tune = self.stages[name].tune
+        assert tune is not None
+        planned = self.resolved(name, tune.seeds[0])
+        trials = [
+            {
+                "stage": trial,
+                "values": self.stages[trial].chosen,
+                "settings": _changed(planned, self.resolved(trial, tune.seeds[0])),
+            }
+            for trial in self.stages[name].trials
+        ]
+        metric = tune.metric if tune.metric == "greedy" else f"{tune.metric}@{self.parsed_evaluation.samples}"
+        return {"stage": name, "metric": metric, "seeds": list(tune.seeds), "trials": trials}
+
+    def choice(self, name: str) -> str:
+        """The file with the configuration that was chosen for a stage, and the scores of all."""
+        return f"{self.results}/stages/{name}/tuning.json"
 
     def folder(self, name: str, seed: int) -> str:
         return f"{self.results}/stages/{name}/seed{seed}"
@@ -273,6 +311,15 @@ class Plan:
 
     def prompt(self) -> dict:
         return asdict(self.settings.prompt)
+
+
+def _changed(old: dict, new: dict) -> dict:
+    """Of nested settings with the same keys, those that differ, as they are in `new`."""
+    return {
+        key: _changed(old[key], value) if isinstance(value, dict) and isinstance(old[key], dict) else value
+        for key, value in new.items()
+        if value != old[key]
+    }
 
 
 def without(values: dict, key: str) -> dict:

@@ -7,6 +7,7 @@ from algos.pieces.settings import json_schema
 from algos.training.models.config import ModelConfig
 from evaluation.config import StudyEvaluation
 from evaluation.tasks import SPLITS, TASKS
+from evaluation.tuning.space import Range, TuneSettings
 from pipelines.kinds import KINDS, Kind
 from pipelines.plan import StudySettings
 
@@ -15,6 +16,7 @@ COMMON = {
     "kind": {"enum": [*KINDS], "description": "what the stage does"},
     "like": {"type": "string", "description": "a stage whose settings this one takes; the others are the change"},
     "vary": {"type": "object", "additionalProperties": {"type": "array"}, "description": "setting: [values]"},
+    "tune": {"$ref": "#/$defs/TuneSettings", "description": "its configurations are tried on dev; then it runs"},
     "seeds": {"type": "array", "items": {"type": "integer"}, "description": "one run each; default: the study's"},
     "evaluate": {"type": "boolean", "description": "false: its checkpoints are not evaluated"},
     "threads": {"type": "integer", "minimum": 1, "description": "CPU threads of each run"},
@@ -26,6 +28,7 @@ def study_schema() -> dict:
     """The schema of a whole study file."""
     schema = json_schema(StudySettings)
     definitions = schema.setdefault("$defs", {})
+    definitions["TuneSettings"] = _tune(definitions)
     for name, kind in KINDS.items():
         definitions[f"stage_{name}"] = _closed(_stage_properties(kind, definitions))
         definitions[f"defaults_{name}"] = _closed(
@@ -45,6 +48,16 @@ def study_schema() -> dict:
     properties["defaults"] |= _closed({name: {"$ref": f"#/$defs/defaults_{name}"} for name in KINDS})
     properties["evaluation"] |= _closed(_settings(StudyEvaluation, definitions))
     return schema
+
+
+def _tune(definitions: dict) -> dict:
+    """Of `tune`: a setting of the space has bounds or choices. A stage may write a part of what it takes over."""
+    definitions["Range"] = json_schema(Range)
+    choices = {"type": "array", "minItems": 2}
+    space = {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/Range"}, choices]}}
+    schema = json_schema(TuneSettings)
+    schema["properties"]["space"] |= space
+    return {key: value for key, value in schema.items() if key != "required"}
 
 
 def _settings(cls: type, definitions: dict) -> dict:

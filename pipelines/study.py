@@ -36,9 +36,20 @@ class Study(Plan):
             config = self.parsed(name, self.seeds_of(name)[0])
             if isinstance(config, RunConfig) and config.trainer == "own":
                 found += [f"stages.{name}: {warning}" for warning in config.warnings()]
-            if name not in self.needed:
+            if name not in self.needed and self.stages[name].trial_of is None:
                 found.append(f"stages.{name}: no evaluated stage needs it, so it is not run.")
-        return found
+        return found + self._unequal_tuning()
+
+    def _unequal_tuning(self) -> list[str]:
+        """A stage that tries other configurations than the first stage that is tuned: their budgets are not equal."""
+        tried = {name: [self.stages[trial].chosen for trial in self.stages[name].trials] for name in self.tuned}
+        judged = {name: (self.tuning(name)["metric"], self.tuning(name)["seeds"]) for name in self.tuned}
+        return [
+            f"stages.{name}.tune differs from that of {self.tuned[0]}: what the two gain cannot be compared; give "
+            "both the same trials, space, seeds and metric."
+            for name in self.tuned[1:]
+            if (tried[name], judged[name]) != (tried[self.tuned[0]], judged[self.tuned[0]])
+        ]
 
     def place(self, target: str, seed: int) -> str:
         """The file or folder that an edge leads to, for a stage with this seed."""
@@ -57,6 +68,8 @@ class Study(Plan):
         kind, words = KINDS[self.stages[name].kind], []
         for key, target in self.edges(name).items():
             words += [kind.edges[key].option, self.place(target, seed)]
+        if self.stages[name].tune is not None:
+            words += ["--tuned", self.choice(name)]
         if self.stages[name].values.get("path") is not None:
             return [*words, "--pairs", self.stages[name].values["path"]]
         words += ["--prompts", self.place("train", seed)] if kind.prompts else []
@@ -101,6 +114,7 @@ class Study(Plan):
             "evaluated": name in self.evaluated,
             "edges": self.edges(name),
             "rewards": config.get("rewards"),  # all settings stand in each run.json
+            **({"tuned": True} if stage.tune is not None else {}),
         }
 
 

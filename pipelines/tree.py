@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from evaluation.tuning.space import shown
 from pipelines.plan import Plan
 
 STEMS = {False: ("├─ ", "│  "), True: ("└─ ", "   ")}
@@ -15,7 +16,9 @@ def tree(study: Plan) -> str:
     width = max(len(label) for label, *_ in rows)
     lines = [f"{label:<{width}}  {facts}" for label, facts, *_ in rows]
     jobs, done = sum(row[2] for row in rows), sum(row[3] for row in rows)
-    stages = f"{len(study.needed)} stages, {jobs} jobs with data and evaluation, {done} of them done"
+    trials = len(study.needed & {*study.trials})
+    named = f"{len(study.needed) - trials} stages{f' with {trials} trials' if trials else ''}"
+    stages = f"{named}, {jobs} jobs with data and evaluation, {done} of them done"
     return "\n".join([f"{study.name}: {stages} ({study.results})", *lines])
 
 
@@ -34,10 +37,12 @@ def _rows(study: Plan) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _below(study: Plan, parent: str, indent: str) -> Iterator[tuple[str, str, int, int]]:
-    children = [name for name, stage in study.stages.items() if stage.edges.get("from") == parent]
+    children = [n for n, s in study.stages.items() if s.edges.get("from") == parent and s.trial_of is None]
     for name in children:
         stem, deeper = STEMS[name == children[-1]]
         yield _stage(study, name, f"{indent}{stem}", name)
+        for number, trial in enumerate(study.stages[name].trials if name in study.needed else ()):
+            yield _trial(study, trial, f"{indent}{deeper}trial {number}")
         yield from _below(study, name, f"{indent}{deeper}")
 
 
@@ -50,10 +55,18 @@ def _stage(study: Plan, name: str, indent: str, label: str) -> tuple[str, str, i
     what = getattr(config, "algorithm", "")
     others = [f"{key} {target}" for key, target in study.edges(name).items() if key != "from"]
     others += ["by TRL"] if getattr(config, "trainer", "own") == "trl" else []
+    others += [f"tuned by {len(stage.trials)} trials"] if stage.tune is not None else []
     facts = "  ".join(filter(None, [stage.kind, what, f"seeds {','.join(map(str, seeds))}", *others]))
     if name not in study.needed:
         return f"{indent}{label}", f"{facts}  not run: nothing needs it", 0, 0
     return _row(study, f"{indent}{label}", facts, folders)
+
+
+def _trial(study: Plan, name: str, label: str) -> tuple[str, str, int, int]:
+    seeds = study.seeds_of(name)
+    folders = [*(study.folder(name, seed) for seed in seeds), f"{study.results}/stages/{name}/dev/seed{seeds[-1]}"]
+    facts = f"{shown(study.stages[name].chosen)}  seeds {','.join(map(str, seeds))}, on dev"
+    return _row(study, label, facts, folders)
 
 
 def _row(study: Plan, label: str, facts: str, folders: list[str]) -> tuple[str, str, int, int]:

@@ -105,7 +105,7 @@ def keep_samples(record: Record, step: int, experience: Experience, problems: li
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument(
         "--from", dest="start", metavar="DIR", required=True, help="checkpoint that the policy starts from"
     )
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--dev", metavar="FILE", help="dev problems, JSONL, if the settings have dev_every")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = from_dict(RunConfig, load_settings(args.settings), "settings")
+    config = from_dict(RunConfig, load_settings(args.settings, args.tuned), "settings")
     run: Callable[..., None] = train
     if config.trainer == "trl":
         from algos.training.trl import baseline

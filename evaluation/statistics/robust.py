@@ -4,6 +4,8 @@ Scores are (runs, tasks), as in rliable (Agarwal et al. 2021, arXiv:2108.13264, 
 the one task is the test set.
 """
 
+from math import comb
+
 import numpy as np
 
 from evaluation.statistics import Interval
@@ -50,3 +52,16 @@ def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
 def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """The share of all runs and tasks that score above each threshold."""
     return (np.asarray(scores, dtype=float).reshape(-1, 1) > np.asarray(thresholds)).mean(axis=0)
+
+
+def expected_best(scores: np.ndarray) -> np.ndarray:
+    """The expected highest of n scores drawn from these without replacement, for n = 1 .. all of them: (N,).
+
+    What tuning with n configurations would have reached (Dodge et al. 2019, arXiv:1909.03004, who draw with
+    replacement). The i-th lowest of N scores is the highest of n in C(i - 1, n - 1) of C(N, n) draws.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=float))
+    total = len(ordered)
+    return np.array(
+        [sum(comb(i, n - 1) * ordered[i] for i in range(total)) / comb(total, n) for n in range(1, total + 1)]
+    )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from algos.pieces.settings import SettingsError
-from evaluation.config import figures_of, text_file
+from evaluation.config import figures_of, text_file, tuning_tables_of
 from pipelines import digests
 from pipelines.kinds import SPLITS
 from pipelines.study import load
@@ -255,4 +255,35 @@ def evaluation_mem_mb(wildcards, attempt):
 
 def evaluation_runtime(wildcards, attempt):
     work = of_evaluation(STUDY, len(checkpoints(wildcards)))
+    return attempt * minutes(work, evaluation_shape(wildcards), evaluation_gpu(wildcards), threads=1)
+
+
+# a stage that is tuned, and its trials
+
+
+def tuning(wildcards):
+    return as_json(STUDY.tuning(wildcards.stage))
+
+
+def trials(wildcards):
+    """The scores on dev of each trial of a stage."""
+    return [f"{RESULTS}/stages/{trial}/dev" for trial in STUDY.stages[wildcards.stage].trials]
+
+
+def trial_out(wildcards):
+    return f"{RESULTS}/stages/{wildcards.stage}/dev"
+
+
+def trial_settings(wildcards):
+    """As every checkpoint is evaluated, but for the loss on a text."""
+    return as_json(STUDY.evaluation() | {"text": None})
+
+
+def trial_mem_mb(wildcards, attempt):
+    work = of_evaluation(STUDY, len(checkpoints(wildcards)), "dev")
+    return attempt * memory(work, evaluation_shape(wildcards), evaluation_gpu(wildcards))
+
+
+def trial_runtime(wildcards, attempt):
+    work = of_evaluation(STUDY, len(checkpoints(wildcards)), "dev")
     return attempt * minutes(work, evaluation_shape(wildcards), evaluation_gpu(wildcards), threads=1)

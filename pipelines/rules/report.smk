@@ -18,6 +18,10 @@ rule report:
         scaling=f"{REPORT}/scaling.csv",
         estimators=f"{REPORT}/estimators.csv",
         provenance=f"{REPORT}/provenance.csv",
+        tuning=[
+            report(f"{REPORT}/{table}.csv", caption="../captions/tuning.rst", category="Tables")
+            for table in tuning_tables_of(STUDY.report())
+        ],
         figures=[
             report(f"{REPORT}/{figure}.svg", caption=f"../captions/{figure}.rst", category="Figures")
             for figure in figures_of(STUDY.report())

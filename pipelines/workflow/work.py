@@ -54,10 +54,10 @@ def of_stage(study: Study, name: str) -> Work:
 
 
 @cache
-def of_evaluation(study: Study, checkpoints: int) -> Work:
+def of_evaluation(study: Study, checkpoints: int, split: str = "test") -> Work:
     """Of one checkpoint after the other: a greedy response and the sampled ones to each problem."""
     config = study.parsed_evaluation
-    problems = study.settings.task.test or PROBLEMS
+    problems = getattr(study.settings.task, split) or PROBLEMS
     return _sampling(config, problems * (1 + config.samples) * checkpoints, config.rows_at_once)
 
 

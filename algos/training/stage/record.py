@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from algos.pieces.settings import SettingsError
+from algos.training.stage.choice import with_choice
 from evaluation.tasks.files import write_json
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -307,13 +308,15 @@ def warn_if_budget_left(config, limit: str, generated: int) -> None:
         )
 
 
-def stage_parser(description: str) -> argparse.ArgumentParser:
-    """The options that every stage's command has."""
+def stage_parser(description: str, tunable: bool = False) -> argparse.ArgumentParser:
+    """The options that every stage's command has; tunable: of a stage whose configuration may be chosen on dev."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--settings", required=True, help="this stage's settings, as JSON")
     parser.add_argument("--out", required=True, help="folder for run.json, metrics.jsonl, samples.jsonl and results")
     parser.add_argument("--name", default="", help="how the progress line calls this run")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads to use (default: all)")
+    if tunable:
+        parser.add_argument("--tuned", metavar="FILE", help="a choice of settings, JSON; they stand over --settings")
     return parser
 
 
@@ -326,11 +329,13 @@ def use_threads(threads: int) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(threads)
 
 
-def load_settings(text: str) -> dict:
+def load_settings(text: str, tuned: str | None = None) -> dict:
+    """The settings of --settings; tuned: a file with chosen ones, which stand over them."""
     try:
-        return json.loads(text)
+        settings = json.loads(text)
     except json.JSONDecodeError as error:
         raise SettingsError(f"--settings is not JSON: {error.msg} at character {error.pos}.") from None
+    return settings if tuned is None else with_choice(settings, tuned)
 
 
 def main_guard(main) -> None:

@@ -267,7 +267,7 @@ def train(
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument("--from", dest="student", required=True, metavar="DIR", help="the student to start from")
     parser.add_argument("--teacher", required=True, metavar="DIR", help="a checkpoint with the student's tokenizer")
     parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems for the student, JSONL")
@@ -276,7 +276,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     use_threads(args.threads)
-    config = from_dict(DistillationConfig, load_settings(args.settings), "settings")
+    config = from_dict(DistillationConfig, load_settings(args.settings, args.tuned), "settings")
     train(config, args.student, args.teacher, args.prompts, args.data, args.out, args.name, args.threads)
 
 

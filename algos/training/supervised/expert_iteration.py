@@ -206,12 +206,12 @@ def train(
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument("--from", dest="policy", required=True, metavar="DIR", help="checkpoint to start from")
     parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = from_dict(ExpertIterationConfig, load_settings(args.settings), "settings")
+    config = from_dict(ExpertIterationConfig, load_settings(args.settings, args.tuned), "settings")
     train(config, args.policy, args.prompts, args.out, args.name, args.threads)
 
 

@@ -128,12 +128,12 @@ def train(
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument("--from", dest="model", required=True, metavar="DIR", help="checkpoint to start from")
     parser.add_argument("--data", required=True, metavar="FILE", help="rows with prompt and answer, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
-    config = from_dict(SupervisedConfig, load_settings(args.settings), "settings")
+    config = from_dict(SupervisedConfig, load_settings(args.settings, args.tuned), "settings")
     train(config, args.model, args.data, args.out, args.name, args.threads)
 
 

@@ -28,7 +28,7 @@ TINY = {  # by kind: as small as a stage can be
     },
     "distillation": {"steps": 2, "prompts_per_step": 2, "responses": 2, "budget_tokens": None},
 }
-TASK = SMOKE["task"] | {"train": 60, "dev": 4, "test": 6, "demonstrations": 200}
+TASK = SMOKE["task"] | {"train": 60, "dev": 10, "test": 6, "demonstrations": 200}
 
 
 def toy(path: Path, loaded: Path, task: dict, most_rl: int) -> dict:
@@ -60,14 +60,16 @@ def toy(path: Path, loaded: Path, task: dict, most_rl: int) -> dict:
 
 
 def one_of_each_form(study: Study, most_rl: int) -> set[str]:
-    """Stages that differ in kind, edges, trainer, engine, algorithm or rewards, and what they need."""
+    """Stages that differ in kind, edges, trainer, engine, algorithm, rewards or tuning, and what they need."""
     forms, kept = {}, set()
     for name, stage in study.stages.items():
         kinds = tuple(sorted((key, study.stages[t].kind if t in study.stages else t) for key, t in stage.edges.items()))
         values = study.values(name, study.seeds_of(name)[0])
         form = (stage.kind, kinds, *(values.get(key) for key in ("trainer", "engine", "algorithm")))
         form += (tuple(values.get("rewards") or ()),)
-        if stage.kind != "rl" or sum(known[0] == "rl" for known in forms) < most_rl:
+        form = ("tuned",) if stage.tune else form  # one of them, with all of its trials
+        room = stage.kind != "rl" or stage.tune or sum(known[0] == "rl" for known in forms) < most_rl
+        if stage.trial_of is None and room:
             forms.setdefault(form, name)
     waiting = list(forms.values())
     while waiting:
