@@ -95,6 +95,34 @@ def memory(words: Words = None) -> None:
         predict(words or [], "rlcompare memory")
 
 
+@app.command(epilog=examples("peaks pipelines/studies/gsm8k_0.5b.yaml=24 pipelines/studies/gsm8k_1.5b.yaml=80"))
+def peaks(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY=GIGABYTES...", help="study and size of its GPU")],
+    out: Annotated[Path, typer.Option(help="folder of studies.csv")] = Path("results/memory"),
+) -> None:
+    """Predict the peak memory of all RL stages of some studies, each on a GPU of its own size, as a table."""
+    import pandas as pd
+
+    from pipelines.stage import peaks as of_study
+    from pipelines.study import load
+
+    rows = [row for path, size in map(_planned, studies) for row in of_study(load(path), size)]
+    out.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(out / "studies.csv", index=False, float_format="%.4g")
+    print(table.to_string(index=False))
+
+
+def _planned(word: str) -> tuple[str, float]:
+    from algos.pieces.settings import SettingsError
+
+    path, _, size = word.rpartition("=")
+    try:
+        return path, float(size)
+    except ValueError:
+        raise SettingsError(f"write STUDY=GIGABYTES, such as {DEFAULT}=24, got {word}.") from None
+
+
 @app.command(**PASSED)
 def bench(words: Words = None) -> None:
     """Measure speed and memory, beside TRL: parts of the benchmark, alone or with a stage's settings (STUDY STAGE)."""

@@ -52,6 +52,23 @@ def memory(study: Study, name: str | None, words: list[str]) -> str:
     return settings_report(run, model, given.get("prompt_tokens"), on_reference, f"{name} of {study.source}")
 
 
+def peaks(study: Study, gigabytes: float) -> list[dict]:
+    """The predicted peak of each RL stage of this project's trainer on a GPU of this size (1e9 bytes), as rows."""
+    from evaluation.memory.closed_form import GB, config_of
+    from evaluation.memory.plan import peak_with_vllm, settings_phases
+
+    rows = []
+    for name in study.of_kind("rl"):
+        run = rl_stage(study, name)
+        if run.trainer == "own":
+            model, on_reference = memory_arguments(study, name)
+            phases = settings_phases(run, config_of(model), head_on_reference=on_reference)
+            peak = peak_with_vllm(run, phases, gigabytes * GB) / GB
+            rows.append({"study": study.name, "gpu_gigabytes": gigabytes, "stage": name, "peak_gigabytes": peak})
+    most = max((row["peak_gigabytes"] for row in rows), default=0)
+    return [{**row, "largest": row["peak_gigabytes"] == most} for row in rows]
+
+
 def bench(study: Study, name: str | None, words: list[str]) -> None:
     """Measure parts of the benchmark with a stage's settings, task and model."""
     from evaluation.bench import command, parts

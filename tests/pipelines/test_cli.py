@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from studies import SMOKE, changed, rl, small
@@ -95,6 +96,17 @@ def test_the_memory_of_a_stage_is_predicted_from_the_study(monkeypatch, capsys):
     assert page.startswith(f"ppo_rm of {DEFAULT}, prompts of 60 tokens\n") and "reward_model" in page.replace(" ", "_")
 
 
+def test_the_peaks_of_all_stages_of_a_study_are_a_table_that_marks_the_largest(monkeypatch, capsys, tmp_path):
+    config = small(stage=rl(), with_critic=rl(algorithm="ppo"), baseline=rl(trainer="trl"))
+    assert ask(monkeypatch, "peaks", f"{written(config, tmp_path)}=24", "--out", str(tmp_path / "out")) == 0
+    table = pd.read_csv(tmp_path / "out" / "studies.csv").set_index("stage")
+    assert list(table.index) == ["stage", "with_critic"] and "with_critic" in capsys.readouterr().out
+    assert list(table.largest) == [False, True] and (table.gpu_gigabytes == 24).all()
+    assert ask(monkeypatch, "memory", written(config, tmp_path), "stage") == 0
+    page = capsys.readouterr().out
+    assert f" {1000 * table.peak_gigabytes['stage']:.1f}" in page.partition("The peak is")[2]
+
+
 def written(config: dict, folder: Path) -> str:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -134,6 +146,7 @@ def test_the_memory_of_a_model_with_the_tokenizer_of_another_one_has_its_vocabul
         (("describe", DEFAULT, "grpo", "more"), "error: Got unexpected extra argument"),
         (("memory", DEFAULT, "grpo", "--prompt", "60"), "usage: "),  # no abbreviation
         (("memory", DEFAULT, "grpo", "--prompt-tokens", "0"), "error: prompt_tokens must be at least 1, got 0."),
+        (("peaks", DEFAULT), f"error: write STUDY=GIGABYTES, such as {DEFAULT}=24, got {DEFAULT}."),
         (("bench", DEFAULT, "grpo", "grpo", "--model={}"), "error: --model={} would have no effect: settings, task"),
     ],
 )
