@@ -106,7 +106,7 @@ def test_the_peaks_of_all_stages_of_a_study_are_a_table_that_marks_the_largest(m
     assert list(table.largest) == [False, True] and (table.gpu_gigabytes == 24).all()
     assert ask(monkeypatch, "memory", written(config, tmp_path), "stage") == 0
     page = capsys.readouterr().out
-    assert f" {1000 * table.peak_gigabytes['stage']:.1f}" in page.partition("The peak is")[2]
+    assert f" {1000 * table.peak_gigabytes['stage']:.2f} MB" in page.partition("The peak is")[2]
 
 
 def written(config: dict, folder: Path) -> str:
