@@ -12,6 +12,7 @@ from algos.pieces.settings import SettingsError
 from algos.training.assemble import Checkpoints, other_reference, read_problems, start_record
 from algos.training.config import RunConfig
 from algos.training.experience import prompt_schedule
+from algos.training.failure import FAILURES, fail
 from algos.training.models.checkpoints import (
     check_response_fits,
     import_model,
@@ -72,7 +73,12 @@ def train(
     record = start_record(config, paths, out, name, threads, device)
     monitor = Monitor(config, record, name, tokenizer, device, after_step)
     work = Work(config, policy, policy_path, reference, tokenizer, rows, out, device)
-    models = RUNS[trainer_of(config).kind](work, monitor)
+    try:
+        models = RUNS[trainer_of(config).kind](work, monitor)
+    except FAILURES as error:
+        facts = {"phase_seconds": monitor.phases.total, "generated_tokens": monitor.generated, "memory": {}}
+        facts["peak_memory"] = peak_memory(device, before)
+        fail(record, error, monitor.step, policy, tokenizer, policy_path, monitor.latest, **facts)
     monitor.progress.close()
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
     record.finish(
