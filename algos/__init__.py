@@ -92,12 +92,12 @@ class Table(dict):
         return super().__contains__(name) or (isinstance(name, str) and OWN.fullmatch(name) is not None)
 
 
-def own(place: str) -> "Algorithm":
+def own(place: str, where: str = "algorithm") -> "Algorithm":
     """The entry that a user's own file defines. Raises SettingsError if there is no such file or entry."""
     from algos.own_code import from_file
     from algos.pieces.algorithm import Algorithm
 
-    return from_file(place, "ALGORITHM", Algorithm, "algorithm")
+    return from_file(place, "ALGORITHM", Algorithm, where)
 
 
 def load(place: str) -> "Algorithm":
@@ -111,7 +111,7 @@ def check_name(name: object, where: str) -> None:
     from algos.pieces.settings import one_of
 
     if isinstance(name, str) and OWN.fullmatch(name):
-        own(name)
+        own(name, where)
     else:
         one_of(name, list(ALGORITHMS), where)
 

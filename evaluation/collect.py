@@ -71,8 +71,24 @@ class Stage:
         return mean_interval(scores).within(0.0, np.inf) if metric in COUNTS else share_interval(scores)
 
     def failed(self, metric: str, start: "Stage | None") -> np.ndarray:
-        """Which seeds have failed; see evaluation.statistics.robust."""
-        return failed(self.grid(metric).mean(axis=1), float(start.grid(metric).mean()) if start else 0.0)
+        """Which seeds have failed: their runs did not end, or see evaluation.statistics.robust."""
+        low = failed(self.grid(metric).mean(axis=1), float(start.grid(metric).mean()) if start else 0.0)
+        return low | np.array([seed in self.broken for seed in self.seeds])
+
+    @property
+    def broken(self) -> dict[int, str]:
+        """The seeds whose runs have failed while they trained, and why; scored is the last good checkpoint of each."""
+        return {s: r["failure"]["reason"] for s, r in zip(self.seeds, self.records, strict=True) if "failure" in r}
+
+    @property
+    def whole(self) -> list[pd.DataFrame]:
+        """The metrics of each seed whose run came to its end."""
+        return [frame for seed, frame in zip(self.seeds, self.metrics, strict=True) if seed not in self.broken]
+
+    @property
+    def whole_dev(self) -> list[pd.DataFrame]:
+        """The lines of dev accuracy of each seed whose run came to its end."""
+        return [frame for seed, frame in zip(self.seeds, self.dev, strict=True) if seed not in self.broken]
 
     def against(self, other: "Stage", metric: str, pool: Hashable | None = None) -> Comparison:
         """The paired difference self - other: same questions, seed against seed (see paired_seeds)."""
@@ -156,7 +172,7 @@ def _stage(results: Path, name: str, facts: dict) -> Stage:
 def finished_record(folder: Path) -> dict:
     """A stage's run.json. Raises SettingsError while the stage runs: its scores would be those of an earlier run."""
     record = read_json(folder / "run.json")
-    if record["status"] != "finished":
+    if record["status"] not in ("finished", "failed"):
         raise SettingsError(f"{folder / 'run.json'}: status is {record['status']}; let the stage finish first.")
     return record
 
@@ -262,7 +278,7 @@ def _cost(stage: Stage) -> dict[str, float]:
     """What a stage spent, as means over its seeds; NaN for work that a stage of its kind does not record."""
     records = stage.records
     # share of tokens (PPO, GRPO) or of responses (GSPO) that clipping silenced; REINFORCE has nothing to clip
-    shares = [frame["clip_fraction"].mean() for frame in stage.metrics if stage.is_rl and "clip_fraction" in frame]
+    shares = [frame["clip_fraction"].mean() for frame in stage.whole if stage.is_rl and "clip_fraction" in frame]
     return {
         "clip_fraction": np.mean(shares) if shares else np.nan,
         **{name: np.mean([record.get(name, np.nan) for record in records]) for name in WORK},

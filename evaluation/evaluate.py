@@ -27,7 +27,7 @@ from algos.training.sampling.respond import GREEDY, opened, sampled
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
-from evaluation.tasks import check_rows
+from evaluation.tasks import check_prompts, check_rows
 from evaluation.tasks.files import read_jsonl, write_json, write_jsonl
 from evaluation.text import paragraphs, text_loss
 
@@ -133,6 +133,7 @@ def main() -> None:
     config = from_dict(EvaluationConfig, load_settings(args.settings), "evaluation")
     problems = read_jsonl(args.problems)
     check_rows(problems, args.problems)
+    check_prompts(problems, args.problems)
     check_folders(args.folders)
     for i, folder in enumerate(args.folders):
         facts = {"start_up_seconds": 0.0} if i else {}  # the process starts once

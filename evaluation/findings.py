@@ -184,11 +184,26 @@ def warnings(records: list[dict], stages: dict[str, Stage], metric: str) -> list
         found.append(f"{which} one seed; intervals cover new questions only and say nothing about another seed.")
     if few:
         found.append(f"{', '.join(few)}: two seeds; the intervals over seeds are wide.")
+    found += [sentence for stage in stages.values() for sentence in _broken(stage)]
     return found + [sentence for stage in stages.values() for sentence in _failures(stage, stages, metric)]
+
+
+def _broken(stage: Stage) -> list[str]:
+    """A sentence for each seed whose run failed while it trained, and one for those whose entropy collapsed."""
+    found = [
+        f"{stage.name}, seed {seed}: the run failed ({reason}). It counts as a failed seed; scored, and taken over by "
+        f"stages that start from it, is {record['failure']['checkpoint']}."
+        for seed, reason in stage.broken.items()
+        for record in [stage.records[stage.seeds.index(seed)]]
+    ]
+    steps = {s: r.get("entropy_collapse_step") for s, r in zip(stage.seeds, stage.records, strict=True)}
+    collapsed = [f"seed {seed} in step {step}" for seed, step in steps.items() if step is not None]
+    return found + ([f"{stage.name}: the entropy collapsed ({', '.join(collapsed)})."] if collapsed else [])
 
 
 def _failures(stage: Stage, stages: dict[str, Stage], metric: str) -> list[str]:
     lost = stage.failed(metric, stages.get(stage.start or ""))
+    lost &= np.array([seed not in stage.broken for seed in stage.seeds])
     if not lost.any():
         return []
     which = ", ".join(str(seed) for seed, bad in zip(stage.seeds, lost, strict=True) if bad)

@@ -12,6 +12,8 @@ def read_json(text: str, option: str) -> dict:
         values = json.loads(text if text.lstrip().startswith(("{", "[")) else Path(text).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise SettingsError(f"{option} is not JSON: {error.msg} at character {error.pos}.") from None
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{option} cannot be read as JSON: {error}.") from None
     except OSError:
         raise SettingsError(f"{option} is neither JSON nor a file that can be read: {text[:60]!r}.") from None
     if not isinstance(values, dict):

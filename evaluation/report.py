@@ -246,7 +246,7 @@ def draw(study: dict, stages: dict[str, Stage], baselines: dict, tables: dict, m
     if "matrix" in drawn:
         figures.matrix(tables["pairwise"], stages, out / "matrix.svg")
     if "proxy_and_gold" in drawn:
-        learned = [s for s in collect.rl_stages(stages) if "reward_reward_model" in s.metrics[0]]
+        learned = [s for s in collect.rl_stages(stages) if any("reward_reward_model" in m for m in s.whole)]
         figures.proxy_and_gold(learned, out / "proxy_and_gold.svg")
     return drawn
 
@@ -354,7 +354,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for the report")
     args = parser.parse_args()
     try:
-        write(args.results, read_json(args.study, "--study"), args.out)
+        study = read_json(args.study, "--study")
+        if missing := [key for key in ("study", "source", "samples", "margin", "models", "stages") if key not in study]:
+            raise SettingsError(f"--study lacks {', '.join(missing)}; report/study.json of a study has all of them.")
+        write(args.results, study, args.out)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

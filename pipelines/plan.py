@@ -1,5 +1,6 @@
 """A study as its file writes it: its settings, the graph of its stages, and the settings of each stage."""
 
+import os
 from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,14 @@ from algos.pieces.settings import DType, SettingsError, from_dict, one_of, setti
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.sampling.config import EngineName, VllmConfig
+from algos.training.stage.masking import has_password
 from algos.training.supervised.config import DistillationConfig
 from evaluation.config import FOLDER_NAME, PromptSettings, StudyEvaluation
 from evaluation.tasks import TaskSettings
 from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_names
 from pipelines.kinds import COMMON, EVALUATED, KINDS
 
+LARGEST_SEED = 2**32 - 1  # that NumPy takes
 PLACED = ("device", "dtype")  # set for the study as a whole, unless a stage says otherwise
 
 
@@ -73,7 +76,10 @@ class Plan:
         if isinstance(models, dict):  # a folder or a hub id alone is short for its path
             models = {name: {"path": value} if isinstance(value, str) else value for name, value in models.items()}
             config = {**config, "models": models}
-        self.settings = from_dict(StudySettings, config, "the study")
+        try:
+            self.settings = from_dict(StudySettings, config, "the study")
+        except SettingsError as error:
+            raise SettingsError(str(error).removeprefix("the study.")) from None
         for section in ("models", "stages"):
             if not getattr(self.settings, section):
                 raise SettingsError(f"{section} must name at least one, got {{}}.")
@@ -81,7 +87,14 @@ class Plan:
         self.name, self.seeds = self.settings.study, list(self.settings.seeds)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise SettingsError(f"seeds must be different whole numbers from 0, at least one, got {self.seeds}.")
+        if (largest := max([*self.seeds, self.settings.seed])) > LARGEST_SEED:
+            raise SettingsError(f"seeds must be at most {LARGEST_SEED}, got {largest}.")
         self.results = self._folder()
+        if has_password(self.tracking_uri):
+            raise SettingsError(
+                "mlflow.tracking_uri holds a password, which logs would show; take it out, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (PGPASSWORD for PostgreSQL)."
+            )
 
     def _folder(self) -> str:
         """The folder of the results. Raises SettingsError for one that Snakemake cannot write or that is taken."""
@@ -94,6 +107,13 @@ class Plan:
                 "results: Snakemake reads braces as wildcards, < and > as variables, and no line ends; choose a folder "
                 f"without, got {folder!r}."
             )
+        inside = os.path.normpath(folder)  # links that the user has made are followed
+        if not os.path.isabs(inside) and inside.startswith(".."):
+            raise SettingsError(
+                f"results: {folder!r} leads out of this folder; choose one below it, or write an absolute path."
+            )
+        if Path.cwd().resolve().is_relative_to(Path(folder).resolve()):
+            raise SettingsError(f"results: {folder!r} holds this folder; choose one below it, such as results/mine.")
         if Path(folder).resolve().is_relative_to(Path("results/published").resolve()):
             raise SettingsError(
                 f"{'results' if given else 'study'}: results/published holds what is published, got {folder!r}; choose "
@@ -155,7 +175,7 @@ class Plan:
         if (
             not isinstance(seeds, (list, tuple))
             or not seeds
-            or any(type(seed) is not int or seed < 0 for seed in seeds)
+            or any(type(seed) is not int or not 0 <= seed <= LARGEST_SEED for seed in seeds)
             or len(set(seeds)) < len(seeds)
         ):
             raise SettingsError(f"stages.{name}.seeds must be a list of different whole numbers from 0, got {seeds!r}.")

@@ -1,5 +1,6 @@
 """Study files as they are written: YAML, the line of each key for messages, the names of stages. Light: no torch."""
 
+import math
 import re
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,7 @@ from algos.pieces.settings import SettingsError
 Lines = dict[tuple[str, ...], int]  # the keys from the top of a file down to a value -> the line of the last key
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *anchor`
 VALUE = re.compile(r"[\w.+-]+")  # of a varied setting, as a part of a stage's name
+MOST_VALUES = 100_000  # of a study file; a few lines of aliases can make billions
 KEYS = yaml.constructor.SafeConstructor()  # what YAML reads a key as: `on` as True
 
 
@@ -29,11 +31,24 @@ def read(path: str | Path) -> tuple[dict, Lines]:
         raise SettingsError(f"{path}: not text in UTF-8.") from None
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: not YAML: nested too deeply.") from None
     if not isinstance(config, dict):
         raise SettingsError(f"{path}: expected a mapping of settings.")
+    if _size(config, {}) > MOST_VALUES:
+        raise SettingsError(f"{path}: its aliases make more than {MOST_VALUES:,} values of it; write fewer.")
     lines: Lines = {}
     _visit(node, (), lines, str(path))
     return config, lines
+
+
+def _size(value: object, known: dict[int, float]) -> float:
+    """How many values a value holds, each alias counted wherever it stands; infinite for one within itself."""
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is known: an alias that leads here is within the value
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _visit(node: yaml.Node, keys: tuple[str, ...], lines: Lines, path: str) -> None:

@@ -70,13 +70,15 @@ def _trial(study: Plan, name: str, label: str) -> tuple[str, str, int, int]:
 
 
 def _row(study: Plan, label: str, facts: str, folders: list[str]) -> tuple[str, str, int, int]:
-    done = sum(_is_finished(Path(folder) / "run.json") for folder in folders)
+    statuses = [_status(Path(folder) / "run.json") for folder in folders]
+    done, failed = statuses.count("finished"), statuses.count("failed")
     state = "done" if done == len(folders) else f"{done} of {len(folders)} done"
+    state += f", {failed} failed" if failed else ""
     return label, f"{facts}  [{state}]", len(folders), done
 
 
-def _is_finished(record: Path) -> bool:
+def _status(record: Path) -> str | None:
     try:
-        return json.loads(record.read_text(encoding="utf-8")).get("status") == "finished"
+        return json.loads(record.read_text(encoding="utf-8")).get("status")
     except (OSError, ValueError):
-        return False
+        return None

@@ -49,7 +49,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SettingsError(ValueError):
-    """Bad input from the user: the message names the place, the value and what is allowed."""
+    """Bad input from the user: the message, one line, names the place, the value and what is allowed."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # a name that it quotes may hold a line end
 
 
 @contextlib.contextmanager

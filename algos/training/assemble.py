@@ -24,7 +24,7 @@ from algos.training.update import offload
 from algos.training.update.needs import ratio_denominator
 from algos.training.update.optimize import make_optimizer
 from algos.training.update.update import Learner
-from evaluation.tasks import check_rows
+from evaluation.tasks import check_prompts, check_rows
 from evaluation.tasks.files import read_jsonl
 
 Models = dict[str, tuple[Any, Any]]  # by name: (model, its optimizer or None)
@@ -50,6 +50,7 @@ def read_problems(path: str, config: RunConfig) -> list[dict]:
     """The problems of a run. Raises SettingsError for rows that are none, or for too few of them."""
     problems = read_jsonl(path)
     check_rows(problems, path)
+    check_prompts(problems, path, ids=False)
     if config.prompts_per_step > len(problems):
         raise SettingsError(f"prompts_per_step is {config.prompts_per_step}, but {path} has {len(problems)} problems.")
     return problems

@@ -79,6 +79,7 @@ class Sampler:
         self.config, self.hparams, self.engine = config, config.hparams, engine or TransformersEngine(tokenizer)
         self.problems, self.prompts, self.tokenizer, self.score = problems, prompts, tokenizer, score
         self.order = order or PromptOrder(len(problems), config.seed)
+        self.latest: tuple[list[int], list[str]] = [], []  # problems (P) and texts (B) that were sampled last
 
     def __call__(self, policy, generator: torch.Generator, phases: Phases) -> Experience:
         """One rollout batch of P groups."""
@@ -113,6 +114,7 @@ class Sampler:
             rollouts = self.engine.sample(policy, [self.prompts[i] for i in chosen], sampling, generator)
         with phases("reward"):
             texts = decode(self.tokenizer, rollouts)
+            self.latest = chosen, texts
             scored = self.score(rollouts, texts, [self.problems[i] for i in chosen])
             rollouts = replace(rollouts, ref_logprobs=scored.ref_logprobs)
         return rollouts, texts, scored

@@ -19,6 +19,7 @@ from algos.pieces.estimator import Estimator, changed
 from algos.pieces.types import Batch, make_batch
 from algos.training.config import RunConfig
 from algos.training.experience import Experience, PromptOrder, Sampler
+from algos.training.failure import check_experience
 from algos.training.rewards.rewards import Rewards, RunningStd, component_metrics
 from algos.training.sampling.behavior import check_held, take_over
 from algos.training.sampling.engine import Engine
@@ -122,6 +123,7 @@ class Run:
     def step(self) -> dict[str, Any]:
         """One rollout batch and all optimizer steps on it; its metrics, times included."""
         self.experience = experience = self.collect()
+        check_experience(experience, self.inputs.problems)
         with self.phases("logprobs"):
             batch, entropies, agreement = self.prepare(experience)
             batch = self.advantages(batch)

@@ -14,7 +14,9 @@ from algos.training.assemble import Checkpoints, make_run, read_problems, start_
 from algos.training.config import RunConfig
 from algos.training.dev import DevAccuracy, read_dev
 from algos.training.experience import Experience
+from algos.training.failure import FAILURES, batch_rows, collapse, fail
 from algos.training.models.checkpoints import import_model, resolve_device, save_policy
+from algos.training.rewards.own import RewardFailure
 from algos.training.run import Run
 from algos.training.stage.record import (
     Progress,
@@ -53,18 +55,37 @@ def train(
     record = start_record(config, paths, out, name, threads, device)
     policy, tokenizer = run.state.learner.policy, run.inputs.tokenizer
     dev = DevAccuracy(config, dev_problems, policy, tokenizer, run.engine, record, run.phases)
-    repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm), dev)
-    run.engine.close()
+    try:
+        repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm), dev)
+    except FAILURES as error:
+        rows, facts = rows_of(run, error), facts_of(run, device, before)
+        fail(record, error, run.state.step, policy, tokenizer, policy_path, rows, **facts, **collapse(record))
+    finally:
+        run.engine.close()
     warn_if_budget_left(config, "steps", run.state.generated_tokens)
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
-    record.finish(
-        phase_seconds=run.phases.total,
-        generated_tokens=run.state.generated_tokens,
-        optimizer_steps=run.state.optimizer_steps,
-        generated_responses=run.state.generated_responses,
-        memory=component_memory(**run.inputs.models),
-        peak_memory=peak_memory(device, before),
-    )
+    record.finish(**facts_of(run, device, before), **collapse(record))
+
+
+def facts_of(run: Run, device, before: int) -> dict:
+    """What is recorded of a run at its end."""
+    return {
+        "phase_seconds": run.phases.total,
+        "generated_tokens": run.state.generated_tokens,
+        "optimizer_steps": run.state.optimizer_steps,
+        "generated_responses": run.state.generated_responses,
+        "memory": component_memory(**run.inputs.models),
+        "peak_memory": peak_memory(device, before),
+    }
+
+
+def rows_of(run: Run, error: Exception) -> list[dict]:
+    """The batch in which a run has failed; without rewards, where it is the reward that failed."""
+    scored = None if isinstance(error, RewardFailure) else run.experience
+    chosen, texts = run.sampler.latest if scored is None else (scored.problems, scored.texts)
+    size = len(texts) // max(len(chosen), 1)
+    problems = [run.inputs.problems[i] for i in chosen for _ in range(size)]
+    return batch_rows(problems, texts, scored.rewards if scored else None, scored.components if scored else {})
 
 
 def repeat(run: Run, record: Record, progress: Progress, dev: DevAccuracy) -> None:

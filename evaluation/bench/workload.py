@@ -243,7 +243,8 @@ def random_model(checkpoint, dtype="float32", device: torch.device | str = "cpu"
 
     with torch.device(device), torch.random.fork_rng(devices=[torch.device(device)] if "cuda" in str(device) else []):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(checkpoint)), dtype=dtype)
+        config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def _word(number: int) -> str:

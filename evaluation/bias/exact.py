@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from algos import ALGORITHMS
+from algos.pieces.settings import SettingsError, refusals
 from evaluation.bias.gradients import Policies, sampled_gradients
 from evaluation.bias.measure import TOLERANCE, Bias, configured, measure, relative
 from evaluation.bias.toy import CRITICS, Toy, gradient_of, make_toy, prefix_kl, response_kl
@@ -223,6 +224,9 @@ def main(words: list[str] | None = None, prog: str = "python -m evaluation.bias.
     parser.add_argument("--seed", type=int, default=0, help="of the toy's tables and of the sampled batches")
     parser.add_argument("--out", help="CSV file of all tables")
     args = parser.parse_args(words)
+    with refusals():
+        if args.samples < 0:
+            raise SettingsError(f"--samples must be at least 0, got {args.samples}.")
     torch.set_num_threads(1)
     toy, generator = make_toy(args.seed), torch.Generator().manual_seed(args.seed)
 

@@ -19,7 +19,7 @@ SCALING = ("stage", "seeds", "measurements", "dev_problems", "start", "fitted")
 def measured_on(stages: dict[str, Stage]) -> str:
     """What the curves of a study are measured on, in words: "dev problems" or "training prompts"."""
     runs = rl_stages(stages)
-    dev = bool(runs) and all(len(frame) for stage in runs for frame in stage.dev)
+    dev = bool(runs) and all(len(frame) for stage in runs for frame in stage.whole_dev)
     return "dev problems" if dev else "training prompts"
 
 
@@ -28,8 +28,8 @@ def curve(stage: Stage, x: str, y: str) -> pd.DataFrame:
 
     Each seed's y is averaged over 3 neighboring steps: one rollout batch of a few hundred responses is noisy.
     """
-    xs = [frame["step_seconds"].cumsum() if x == "seconds" else frame[x] for frame in stage.metrics]
-    return _over_seeds(xs, [frame[y].rolling(3, min_periods=1, center=True).mean() for frame in stage.metrics])
+    xs = [frame["step_seconds"].cumsum() if x == "seconds" else frame[x] for frame in stage.whole]
+    return _over_seeds(xs, [frame[y].rolling(3, min_periods=1, center=True).mean() for frame in stage.whole])
 
 
 def accuracy_curve(stage: Stage, x: str, on: str) -> pd.DataFrame:
@@ -39,10 +39,9 @@ def accuracy_curve(stage: Stage, x: str, on: str) -> pd.DataFrame:
     """
     if on == "training prompts":
         return curve(stage, x, "accuracy")
-    xs = [
-        dev[x] if x != "seconds" else _seconds(dev, steps) for dev, steps in zip(stage.dev, stage.metrics, strict=True)
-    ]
-    return _over_seeds(xs, [frame["dev_accuracy"] for frame in stage.dev])
+    seeds = zip(stage.whole_dev, stage.whole, strict=True)
+    xs = [dev[x] if x != "seconds" else _seconds(dev, steps) for dev, steps in seeds]
+    return _over_seeds(xs, [frame["dev_accuracy"] for frame in stage.whole_dev])
 
 
 def _seconds(dev: pd.DataFrame, steps: pd.DataFrame) -> pd.Series:
@@ -52,6 +51,8 @@ def _seconds(dev: pd.DataFrame, steps: pd.DataFrame) -> pd.Series:
 
 
 def _over_seeds(xs: Sequence[pd.Series], ys: Sequence[pd.Series]) -> pd.DataFrame:
+    if not ys:  # no run came to its end
+        return pd.DataFrame(columns=["x", "mean", "low", "high"], dtype=float)
     rows = min(len(values) for values in ys)  # a budget of tokens may end one seed's run earlier
     places, values = (np.array([s.to_numpy()[:rows] for s in columns], dtype=float) for columns in (xs, ys))
     return pd.DataFrame(
@@ -76,16 +77,16 @@ def curves(stages: dict[str, Stage]) -> pd.DataFrame:
 
 def scaling(stages: dict[str, Stage]) -> pd.DataFrame:
     """One row for each RL stage with dev accuracy: its sigmoid over generated tokens, or why there is none."""
-    rows = [_scaling_row(stage) for stage in rl_stages(stages) if all(len(frame) for frame in stage.dev)]
+    rows = [_scaling_row(stage) for stage in rl_stages(stages) if stage.whole_dev and all(map(len, stage.whole_dev))]
     return pd.DataFrame(rows, columns=None if rows else SCALING)
 
 
 def _scaling_row(stage: Stage) -> dict[str, Any]:
-    tokens = [frame["generated_tokens"].to_numpy(dtype=float) for frame in stage.dev]
-    shares = [frame["dev_accuracy"].to_numpy(dtype=float) for frame in stage.dev]
+    tokens = [frame["generated_tokens"].to_numpy(dtype=float) for frame in stage.whole_dev]
+    shares = [frame["dev_accuracy"].to_numpy(dtype=float) for frame in stage.whole_dev]
     row: dict[str, Any] = {
         "stage": stage.name,
-        "seeds": len(stage.seeds),
+        "seeds": len(tokens),
         "measurements": sum(map(len, shares)),
         "dev_problems": stage.settings["dev_problems"],
         "start": float(np.mean([values[0] for values in shares])),

@@ -112,7 +112,7 @@ def build(name: str, tokenizer):
     sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     if "pad_token_id" not in ARCHITECTURES[name]:
         sizes["pad_token_id"] = tokenizer.pad_token_id
-    return AutoModelForCausalLM.from_config(tiny_config(name, **sizes)).eval()
+    return AutoModelForCausalLM.from_config(tiny_config(name, **sizes), trust_remote_code=False).eval()
 
 
 def saved(name: str, tokenizer, folder: Path) -> Path:

@@ -14,7 +14,7 @@ from pydantic import PositiveInt, model_validator
 from algos.pieces.settings import SettingsError, from_dict, one_of, settings
 from evaluation.tasks import gsm8k, gsm_symbolic, own_rows, word_problems
 from evaluation.tasks.grader import Compare, Extract, Grader
-from evaluation.tasks.rows import check_rows
+from evaluation.tasks.rows import check_prompts, check_rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ TASKS: dict[str, Task] = {
     "gsm_symbolic": Task(gsm_symbolic.GSMSymbolicConfig, gsm_symbolic.load),
     "rows": Task(own_rows.OwnRowsConfig, own_rows.load),
 }
-__all__ = ["TASKS", "Task", "TaskSettings", "check_rows", "load_task"]
+__all__ = ["TASKS", "Task", "TaskSettings", "check_prompts", "check_rows", "load_task"]
 SPLITS = ("train", "dev", "test", "demonstrations")
 
 

@@ -14,11 +14,9 @@ def read_jsonl(path: str | Path, encoding: str = "utf-8") -> list[dict]:
     for number, line in enumerate(re.split("\r\n|\n|\r", decoded(path, encoding)), 1):  # not at U+2028, as splitlines
         if not line.strip():
             continue
+        row = parsed(line, f"{path}, line {number}")
         try:
-            row = json.loads(line)
             line.encode() if "\\u" not in line else json.dumps(row, ensure_ascii=False).encode()
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"{path}, line {number}: not JSON ({error.msg}).") from None
         except UnicodeEncodeError as error:
             half = error.object[error.start]
             raise SettingsError(f"{path}, line {number}: {half!r} is half of a character; take it out.") from None
@@ -26,6 +24,19 @@ def read_jsonl(path: str | Path, encoding: str = "utf-8") -> list[dict]:
             raise SettingsError(f"{path}, line {number}: expected one JSON object, got {type(row).__name__}.")
         rows.append(row)
     return rows
+
+
+def parsed(text: str, where: str):
+    """The value of a JSON text; SettingsError says what is wrong, and in which line of several."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "\n" in text else ""
+        raise SettingsError(f"{where}{line}: not JSON ({error.msg}).") from None
+    except RecursionError:
+        raise SettingsError(f"{where}: nested too deeply.") from None
+    except ValueError:  # Python reads no more digits than this
+        raise SettingsError(f"{where}: a number of more than 4,300 digits; write it as text.") from None
 
 
 def decoded(path: str | Path, encoding: str = "utf-8") -> str:
@@ -55,4 +66,9 @@ def write_jsonl(path: str | Path, rows) -> None:
 
 
 def write_json(path: str | Path, value) -> None:
-    Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    Path(path).write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value) -> str:
+    """The text of a JSON file."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

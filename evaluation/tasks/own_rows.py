@@ -6,7 +6,6 @@ holds the answer: a worked solution, the answer alone (text or a number), or a l
 
 import csv
 import io
-import json
 import random
 import re
 from dataclasses import field
@@ -16,10 +15,11 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from algos.pieces.settings import SettingsError, settings
-from evaluation.tasks.files import decoded, read_jsonl
+from evaluation.tasks.files import decoded, parsed, read_jsonl
 from evaluation.tasks.rows import distinct
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+OURS = ("id", "prompt", "messages", "extract", "compare", "accepted")  # what a row says to the stages; no file sets it
 ROLES = ("system", "user", "assistant")
 
 
@@ -98,20 +98,37 @@ def _raw(config: OwnRowsConfig, source: str) -> list[dict]:
     if path.suffix == ".jsonl":
         return read_jsonl(path, config.encoding)
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
+        return _of_parquet(path)
     text = decoded(path, config.encoding)
     if path.suffix == ".json":
         return _objects(text, path)
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
+    return _of_table(text, path, "\t" if path.suffix == ".tsv" else ",")
+
+
+def _of_parquet(path: Path) -> list[dict]:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
+        raise SettingsError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]}).") from None
+
+
+def _of_table(text: str, path: Path, delimiter: str) -> list[dict]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise SettingsError(f"{path}: {error}.") from None
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise SettingsError(
+                f"{path}, row {number}: more cells than columns; quote a cell that holds a {delimiter!r}."
+            )
+    return rows
 
 
 def _objects(text: str, path: Path) -> list[dict]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+    rows = parsed(text, str(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SettingsError(f"{path}: expected a list of JSON objects; one object a line needs the ending .jsonl.")
     return rows
@@ -121,7 +138,7 @@ def _row(raw: dict, config: OwnRowsConfig, where: str) -> dict:
     for name in filter(None, (config.question, config.answer, config.accepted)):
         if raw.get(name) is None:
             raise SettingsError(f"{where}: no field {name!r}; its fields are {', '.join(map(repr, raw))}.")
-    rest = {k: v for k, v in raw.items() if k not in (config.question, config.answer, "id", "prompt", "messages")}
+    rest = {k: v for k, v in raw.items() if k not in (config.question, config.answer, *OURS)}
     return {**rest, **_asked(raw[config.question], where), **_answered(raw, config, where)}
 
 

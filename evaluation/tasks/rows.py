@@ -22,6 +22,34 @@ def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
             _check_gold(row, f"{where}, row {number}")
 
 
+def check_prompts(rows: list[dict], where: str, ids: bool = True) -> None:
+    """Raise SettingsError for the first row without a prompt, or, with ids, without an id of its own."""
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        prompt = row.get("prompt")
+        if not is_prompt(prompt):
+            raise SettingsError(
+                f"{where}, row {number}: 'prompt' must be a text or a list of chat messages, got {str(prompt)[:80]!r}."
+            )
+        if not ids:
+            continue
+        if not isinstance(row.get("id"), str):
+            raise SettingsError(f"{where}, row {number}: 'id' must be a text, got {row.get('id')!r}.")
+        if seen.setdefault(row["id"], number) != number:
+            raise SettingsError(f"{where}, row {number}: the id {row['id'][:80]!r} is that of row {seen[row['id']]}.")
+
+
+def is_prompt(prompt: object) -> bool:
+    """Whether it is a text that is not empty, or a list of chat messages."""
+    if isinstance(prompt, str):
+        return bool(prompt.strip())
+    turns = prompt if isinstance(prompt, list) else []
+    return bool(turns) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in turns
+    )
+
+
 def _check_gold(row: dict, where: str) -> None:
     grader, solution = grader_of(row), row["answer"]
     if not (golds := grader.gold(row)):

@@ -30,3 +30,4 @@ rule rl:
     shell:
         "python -m algos.training.train --name {params.name:q} --settings {params.settings:q}"
         " {params.edges:q} --out {params.out:q} --threads {threads} 2> {log:q}"
+        " || [ $? -eq 3 ]"  # 3: recorded as failed, with its last good checkpoint

@@ -118,7 +118,7 @@ def test_stages_that_vary_are_completed_and_a_file_that_is_being_written_complet
         (["memory", DEFAULT, "ppo", "--epochs", "2"], "error: --epochs would have no effect: settings and model are"),
         (["memory", "--epochs", "2"], "error: --epochs would have no effect without --model.\n"),
         (["mlflow", DEFAULT, "--port", "x"], "error: Invalid value for '--port': "),
-        (["algorithm", "check", "no/such.py"], "error: algorithm: there is no file 'no/such.py'.\n"),
+        (["algorithm", "check", "no/such.py"], "error: NAME: there is no file 'no/such.py'.\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

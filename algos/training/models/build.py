@@ -14,6 +14,7 @@ from algos.training.models.imports import import_model
 from algos.training.models.tokens import load_tokenizer, train_tokenizer
 from algos.training.stage.record import Record, component_memory, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import read_jsonl
+from evaluation.tasks.rows import check_prompts, check_rows
 
 
 def tokenizer_for(config: ModelConfig, texts: str, checkpoint: str | None):
@@ -21,6 +22,8 @@ def tokenizer_for(config: ModelConfig, texts: str, checkpoint: str | None):
     if checkpoint is not None:
         return load_tokenizer(checkpoint)
     rows = read_jsonl(texts)
+    check_rows(rows, texts, gold=False)
+    check_prompts(rows, texts, ids=False)
     if any(not isinstance(row["prompt"], str) for row in rows):
         raise SettingsError("prompt.chat needs a model with a chat template: give the model a path.")
     return train_tokenizer((text for row in rows for text in (row["prompt"], row["answer"])), config.vocab_size)
@@ -33,7 +36,9 @@ def make(config: ModelConfig, name: str, seed: int, texts: str, checkpoint: str 
         return build_model(config, tokenizer, seed), tokenizer
     if checkpoint is not None:
         raise SettingsError(f"{name}: a loaded model has its own tokenizer; leave out the other one.")
-    chat = any(not isinstance(row["prompt"], str) for row in read_jsonl(texts))
+    rows = read_jsonl(texts)
+    check_prompts(rows, texts, ids=False)
+    chat = any(not isinstance(row["prompt"], str) for row in rows)
     try:
         return import_model(config, chat)
     except SettingsError as error:

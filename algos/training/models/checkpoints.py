@@ -17,7 +17,7 @@ from algos.training.models.lora import merged
 from algos.training.models.packing import forward, plain
 from algos.training.models.tokens import readable
 from algos.training.update.optimize import master_of
-from evaluation.tasks.files import write_json
+from evaluation.tasks.files import parsed, write_json
 
 A_MODEL = "a folder with config.json and safetensors weights, or a hub id"
 
@@ -58,11 +58,21 @@ def build_model(config: ModelConfig, tokenizer, seed: int):
     )
 
 
+def check_index(folder: Path) -> None:
+    """Raise SettingsError if an index of the weights' files names a file that does not lie beside it."""
+    for index in folder.glob("*.safetensors.index.json"):
+        named = parsed(index.read_text(encoding="utf-8", errors="replace"), str(index))
+        for name in named.get("weight_map", {}).values() if isinstance(named, dict) else ():
+            if Path(str(name)).name != name:
+                raise SettingsError(f"{index} names {name!r}, which is not a file of its folder.")
+
+
 def check_causal_lm(path: str, revision: str | None = None) -> None:
     """Raise SettingsError unless path is a folder or hub id of a causal language model that transformers knows."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    check_index(Path(path))
     with readable(f"model {path!r}", A_MODEL):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     architectures = config.architectures or []

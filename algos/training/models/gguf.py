@@ -12,6 +12,7 @@ import torch
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.config import ModelConfig
+from algos.training.models.tokens import first_line
 
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}  # name in the file -> in transformers
 
@@ -49,8 +50,8 @@ def load(path: Path) -> tuple[Any, Any]:
         fields = gguf.GGUFReader(path).fields
         quantized: Any = AutoModelForCausalLM.from_pretrained(folder, **where, dtype=torch.float32)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, **where)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise SettingsError(f"gguf: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever the libraries raise at a malformed file
+        raise SettingsError(f"gguf: {path} cannot be read: {first_line(error)}.") from None
     for name, kind in SPECIAL.items():
         if (field := fields.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))

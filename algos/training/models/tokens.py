@@ -3,11 +3,14 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from algos.pieces.settings import SettingsError
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line without its end."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
 
 
 @contextmanager
@@ -15,8 +18,10 @@ def readable(what: str, wanted: str):
     """While it is open, what transformers cannot read raises SettingsError, which says what is wanted."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(" .:")
+    except Exception as error:  # whatever a library raises at a malformed file
+        reason = first_line(error)
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own (auto_map), which is never run"
         raise SettingsError(f"{what} cannot be read: {reason}. It must be {wanted}.") from None
 
 
@@ -64,7 +69,9 @@ def _stops(path: str | Path, revision: str | None) -> list[int]:
 
     try:
         stops = GenerationConfig.from_pretrained(str(path), revision=revision or "main").eos_token_id
-    except OSError:  # it has none
+    except OSError as error:  # it has none
+        if (Path(path) / "generation_config.json").is_file():
+            raise SettingsError(f"{path}/generation_config.json cannot be read: {first_line(error)}.") from None
         return []
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
@@ -98,11 +105,22 @@ def turn_end(tokenizer) -> int | None:
     """The id of the token with which the chat template closes an assistant's turn; None if it closes it with none."""
     said = "The answer."
     turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": said}]
-    ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False).rpartition(said)[2], add_special_tokens=False)[
+    ids = tokenizer(rendered(tokenizer, turns, tokenize=False).rpartition(said)[2], add_special_tokens=False)[
         "input_ids"
     ]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return next((i for i in ids if i in special), None)
+
+
+def rendered(tokenizer, turns: list[dict], **options):
+    """The messages in the tokenizer's chat template, which is of the model's maker: it runs in Jinja's sandbox.
+
+    Raises SettingsError if the template fails.
+    """
+    try:
+        return tokenizer.apply_chat_template(turns, **options)
+    except Exception as error:  # whatever a template raises
+        raise SettingsError(f"its chat template fails: {first_line(error)}.") from None
 
 
 def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = None) -> list[int]:
@@ -117,7 +135,7 @@ def encode_prompt(tokenizer, prompt: str | list[dict], max_tokens: int | None = 
     else:
         if tokenizer.chat_template is None:
             raise SettingsError("prompt.chat is true, but the model's tokenizer has no chat template; set it to false.")
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = rendered(tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
     _check_length(ids, prompt, max_tokens)
     return list(ids)
 

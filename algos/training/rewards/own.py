@@ -19,7 +19,16 @@ from algos.own_code import from_file
 from algos.pieces.settings import SettingsError
 from algos.training.rewards.rules import Response, RewardSettings
 
+HANGS = 3600.0  # seconds for a batch, where the settings name no limit
 OWN = re.compile(r".+\.py:\w+")
+
+
+class RewardFailure(SettingsError):
+    """A reward of the user's own raises, hangs or returns what is no number; text: the response that it fails on."""
+
+    def __init__(self, message: str, text: str | None = None):
+        super().__init__(message)
+        self.text = text
 
 
 def is_own(name: str) -> bool:
@@ -37,17 +46,17 @@ def function_of(name: str) -> Callable:
 
 
 def own_reward(name: str, responses: list[Response], settings: RewardSettings) -> list[float]:
-    """The rewards (B,) of B responses. Raises SettingsError that names the first row on which the function fails."""
+    """The rewards (B,) of B responses. Raises RewardFailure that names the first row on which the function fails."""
     function = function_of(name)
     size = -(-len(responses) // settings.own_threads)
     parts = [responses[start : start + size] for start in range(0, len(responses), size)]
-    started = time.monotonic()
+    seconds, started = settings.own_seconds or HANGS, time.monotonic()
     futures = [_started(name, function, part) for part in parts]
     try:
-        results = [future.result(_left(settings.own_seconds, started)) for future in futures]
+        results = [future.result(max(seconds - (time.monotonic() - started), 0.0)) for future in futures]
     except TooLate:
-        raise SettingsError(
-            f"rewards: {name} took more than reward_settings.own_seconds = {settings.own_seconds:g} for the "
+        raise RewardFailure(
+            f"rewards: {name} took more than reward_settings.own_seconds = {seconds:g} for the "
             f"{len(responses)} responses of a batch."
         ) from None
     return [score for scores in results for score in scores]
@@ -67,27 +76,25 @@ def _started(name: str, function: Callable, responses: list[Response]) -> Future
     return future
 
 
-def _left(seconds: float | None, started: float) -> float | None:
-    return None if seconds is None else max(seconds - (time.monotonic() - started), 0.0)
-
-
 def _scores(name: str, function: Callable, responses: list[Response]) -> list[float]:
     try:
         scores = _call(function, responses)
     except Exception as error:  # whatever the user's code raises
         if len(responses) == 1:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise SettingsError(f"rewards: {name} fails on {_row(responses[0])}: {reason}.") from error
+            text = responses[0].text
+            raise RewardFailure(f"rewards: {name} fails on {_row(responses[0])}: {reason}.", text) from error
         for response in responses:
             _scores(name, function, [response])
-        raise SettingsError(f"rewards: {name} fails on a batch, but on no row alone: {error}.") from error
+        raise RewardFailure(f"rewards: {name} fails on a batch, but on no row alone: {error}.") from error
     if not isinstance(scores, list | tuple) or len(scores) != len(responses):
-        raise SettingsError(
+        raise RewardFailure(
             f"rewards: {name} must return a list of {len(responses)} numbers, one a response, got {str(scores)[:80]!r}."
         )
     for response, score in zip(responses, scores, strict=True):
         if isinstance(score, str) or not math.isfinite(score):
-            raise SettingsError(f"rewards: {name} must return finite numbers, got {score!r} for {_row(response)}.")
+            wanted = f"rewards: {name} must return finite numbers"
+            raise RewardFailure(f"{wanted}, got {score!r} for {_row(response)}.", response.text)
     return [float(score) for score in scores]
 
 

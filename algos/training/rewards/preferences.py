@@ -25,6 +25,7 @@ from algos.training.rewards.config import PreferenceConfig
 from algos.training.sampling.respond import draw_problems, respond
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.tasks.files import read_jsonl, write_jsonl
+from evaluation.tasks.rows import is_prompt
 
 
 def preference_row(problem: dict, responses: list[dict], flip_share: float, rng: random.Random) -> dict:
@@ -68,8 +69,7 @@ def sample_rows(policy: str, prompts: str, config: PreferenceConfig, name: str) 
 def check_pair(row: dict, where: str) -> None:
     """Refuse a row that is not {"prompt", "chosen", "rejected"} with two different responses."""
     prompt = row.get("prompt")
-    messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "content" in m for m in prompt)
-    if not messages and (not isinstance(prompt, str) or not prompt.strip()):
+    if not is_prompt(prompt):
         raise SettingsError(f"{where}: 'prompt' must be a text or a list of chat messages, got {prompt!r}.")
     for key in ("chosen", "rejected"):
         if not isinstance(row.get(key), str) or not row[key].strip():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from algos.pieces.settings import from_dict
+from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import ScalarModel, import_model, resolve_device
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.models.tokens import encode_prompt, encode_response, load_tokenizer
@@ -37,6 +37,7 @@ from algos.training.stage.record import (
 from algos.training.supervised.examples import Example, as_batch
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks.files import read_jsonl
+from evaluation.tasks.rows import check_prompts
 
 
 def bradley_terry_loss(
@@ -60,6 +61,27 @@ def bradley_terry_loss(
 def pair_accuracy(chosen: Tensor, rejected: Tensor) -> float:
     """Share of the pairs whose chosen response scores higher; ties count half."""
     return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean().item()
+
+
+def check_pairs(rows: list[dict], where: str) -> None:
+    """Raise SettingsError unless there are rows, each with a prompt, texts as responses, and pairs [i, j] of these."""
+    if not rows:
+        raise SettingsError(f"{where} is empty; at least one prompt with pairs is needed.")
+    check_prompts(rows, where, ids=False)
+    for number, row in enumerate(rows, 1):
+        texts, pairs = row.get("responses"), row.get("pairs")
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise SettingsError(f"{where}, row {number}: 'responses' must be a list of texts, got {str(texts)[:80]!r}.")
+        known = range(len(texts))
+        if (
+            not isinstance(pairs, list)
+            or not pairs
+            or not all(
+                isinstance(p, list) and len(p) == 2 and all(type(i) is int and i in known for i in p) for p in pairs
+            )
+        ):
+            wanted = f"pairs [i, j] of its {len(texts)} responses"
+            raise SettingsError(f"{where}, row {number}: 'pairs' must be {wanted}, got {str(pairs)[:80]!r}.")
 
 
 def encode_rows(rows: list[dict], tokenizer) -> list[list[Example]]:
@@ -129,10 +151,12 @@ def train(config: RewardModelConfig, policy_path: str, data: str, out: str, name
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     before = resident_bytes()
+    for split, part in (("train", rows), ("held_out", held_out)):
+        check_pairs(part, f"{data}/{split}.jsonl")
     tokenizer = load_tokenizer(policy_path)
     from transformers import AutoConfig
 
-    width = AutoConfig.from_pretrained(policy_path).get_text_config().hidden_size
+    width = AutoConfig.from_pretrained(policy_path, trust_remote_code=False).get_text_config().hidden_size
     model = ScalarModel.from_policy(policy_path, config.head, 1 / math.sqrt(width + 1), device, config.dtype, generator)
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)

@@ -36,7 +36,7 @@ class RewardSettings:
     repetition_ngram: PositiveInt = 3  # repetition: words per n-gram
     overlong_tokens: PositiveInt | None = None  # overlong: tokens before the limit where it grows; null: a fifth (DAPO)
     language_script: str = "LATIN"  # language: the script that the chain of thought should be written in
-    own_seconds: PositiveFloat | None = None  # limit for one batch of a reward of the user's own; null: none
+    own_seconds: PositiveFloat | None = None  # limit for one batch of a reward of the user's own; null: an hour
     own_threads: PositiveInt = 1  # calls of a reward of the user's own at the same time
 
     def __post_init__(self):

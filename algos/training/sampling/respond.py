@@ -12,7 +12,7 @@ from algos.training.models.tokens import encode_prompts, load_tokenizer
 from algos.training.sampling.engine import Engine, Sampling
 from algos.training.sampling.engines import ROWS_AT_ONCE, make_engine
 from algos.training.sampling.sampler import decode
-from evaluation.tasks import check_rows
+from evaluation.tasks import check_prompts, check_rows
 from evaluation.tasks.files import read_jsonl
 from evaluation.tasks.grader import grader_of
 
@@ -23,6 +23,7 @@ def draw_problems(path: str, count: int, seed: int, where: str) -> list[dict]:
     """`count` problems of a JSONL file, chosen by the seed. Raises SettingsError if there are fewer."""
     problems = read_jsonl(path)
     check_rows(problems, path)
+    check_prompts(problems, path)
     if count > len(problems):
         raise SettingsError(f"{where} is {count}, but {path} has {len(problems)} problems.")
     return random.Random(seed).sample(problems, count)

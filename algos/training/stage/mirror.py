@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from algos.training.stage.masking import masked
 from algos.training.stage.records import (
     Kept,
     data_sets,
@@ -135,7 +136,7 @@ class Mirror:
                 else:
                     new += self._record(key, records[key])
             except Exception as error:  # of MLflow or its store: the files still hold everything
-                errors.append(f"{key}: {type(error).__name__}: {error}")
+                errors.append(masked(f"{key}: {type(error).__name__}: {error}"))
                 if isinstance(error, MlflowException) and error.error_code in STORE_FAULTS:
                     break
         return {"records": len(records), "new_lines": new, "errors": errors}
@@ -317,7 +318,7 @@ def mirror_once(results: Path, uri: str, experiment: str, register_models: bool 
         try:
             return Mirror(results, uri, experiment, register_models).mirror_all(going)
         except Exception as error:  # the store cannot even be opened
-            return {"records": 0, "new_lines": 0, "errors": [f"{type(error).__name__}: {error}"]}
+            return {"records": 0, "new_lines": 0, "errors": [masked(f"{type(error).__name__}: {error}")]}
 
 
 def watch(pid: int, results: Path, uri: str, experiment: str, register_models: bool = False) -> None:
@@ -359,7 +360,7 @@ def main() -> None:
     if args.watch is not None:
         watch(args.watch, args.results, *store)
         return
-    summary, uri = mirror_once(args.results, *store), re.sub("//[^@/]*@", "//***@", args.uri)  # without a password
+    summary, uri = mirror_once(args.results, *store), masked(args.uri)
     for error in summary["errors"]:
         print(f"not mirrored into MLflow: {error}", file=sys.stderr)
     if summary["errors"]:

@@ -23,10 +23,12 @@ from typing import ClassVar
 
 from algos.pieces.settings import SettingsError
 from algos.training.stage.choice import with_choice
-from evaluation.tasks.files import write_json
+from algos.training.stage.masking import mask_tracebacks, masked
+from evaluation.tasks.files import as_json
 
 PROJECT = Path(__file__).resolve().parents[3]
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl")
+BATCH = "failed_batch.jsonl"  # of a run that has failed: what it was training on
 PACKAGES = (
     "torch",
     "transformers",
@@ -51,6 +53,7 @@ class Record:
     def __init__(self, out: str | Path, kind: str, settings: dict, threads: int, **facts):
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / BATCH).unlink(missing_ok=True)
         gc.enable()  # see _start_quickly
         self.started = time.time()
         self.facts = {
@@ -68,7 +71,7 @@ class Record:
         self.samples = (self.out / "samples.jsonl").open("w", encoding="utf-8")
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self.metrics, fcntl.LOCK_EX)  # until this process ends: by it others see that the stage lives
-        write_json(self.out / "run.json", self.facts)
+        (self.out / "run.json").write_text(masked(as_json(self.facts)), encoding="utf-8")
         Record.unfinished.append(self)
 
     def log(self, step: int, metrics: dict) -> None:
@@ -83,12 +86,13 @@ class Record:
         self.samples.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.samples.flush()
 
-    def finish(self, **facts) -> None:
+    def finish(self, status: str = "finished", **facts) -> None:
+        """status: "finished", or "failed" (see algos.training.failure)."""
         self.samples.close()
         finished = time.time()
         Record.unfinished.remove(self)
-        self.facts.update(status="finished", finished=finished, seconds=finished - self.started, **facts)
-        write_json(self.out / "run.json", self.facts)
+        self.facts.update(status=status, finished=finished, seconds=finished - self.started, **facts)
+        (self.out / "run.json").write_text(masked(as_json(self.facts)), encoding="utf-8")
         self.metrics.close()
 
     def set_aside(self) -> None:
@@ -265,12 +269,12 @@ class Progress:
     """A bar on the terminal; a line now and then where the output is a file, so that logs stay readable."""
 
     def __init__(self, total: int, name: str, unit: str = "step"):
-        self.total, self.name, self.last, self.started = total, name, 0.0, time.time()
+        self.total, self.name, self.last, self.started = total, masked(name), 0.0, time.time()
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=name, unit=unit, dynamic_ncols=True)
+            self.bar = tqdm(total=total, desc=self.name, unit=unit, dynamic_ncols=True)
 
     def update(self, done: int, **figures: float) -> None:
         if self.bar is not None:
@@ -322,6 +326,8 @@ def stage_parser(description: str, tunable: bool = False) -> argparse.ArgumentPa
 
 def use_threads(threads: int) -> None:
     """Compute with `threads` CPU threads and no more."""
+    if threads < 1:
+        raise SettingsError(f"--threads must be at least 1, got {threads}.")
     import torch
 
     torch.set_num_threads(threads)
@@ -335,6 +341,8 @@ def load_settings(text: str, tuned: str | None = None) -> dict:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
         raise SettingsError(f"--settings is not JSON: {error.msg} at character {error.pos}.") from None
+    except (RecursionError, ValueError) as error:
+        raise SettingsError(f"--settings cannot be read as JSON: {str(error).partition(';')[0]}.") from None
     return settings if tuned is None else with_choice(settings, tuned)
 
 
@@ -345,6 +353,7 @@ def main_guard(main) -> None:
     makes the stage again without asking, and what was measured is kept.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    mask_tracebacks()
     _start_quickly()
     try:
         main()
@@ -353,9 +362,9 @@ def main_guard(main) -> None:
         raise SystemExit(130) from None
     except SettingsError as error:
         _set_aside()
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
         if not sys.stderr.isatty():  # a log file: say it where the user looks, too
-            print(f"error: {error}", flush=True)
+            print(masked(f"error: {error}"), flush=True)
         raise SystemExit(2) from None
     except BaseException:
         _set_aside()  # Snakemake deletes a failed stage's files; what was measured until then stays

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDERS = ("data", "models", "stages")  # of a study's results
-FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl")
+FILES = (
+    "run.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "scores.json",
+    "responses.jsonl",
+    "accepted.jsonl",
+    "failed_batch.jsonl",
+)
 GROUPS = {  # a metric's group: the first whose pattern is that of its whole name; docs/metrics.md describes each metric
     "memory": r"memory\..*|peak_bytes|parameters|vocabulary",
     "time": r".*seconds(\..*)?|.*_per_second",

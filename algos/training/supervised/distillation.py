@@ -39,7 +39,7 @@ from algos.training.stage.record import (
 from algos.training.supervised.config import DistillationConfig
 from algos.training.supervised.examples import Step, Texts, as_batch, encode_examples, schedule
 from algos.training.update.optimize import make_optimizer, optimizer_step
-from evaluation.tasks import check_rows
+from evaluation.tasks import check_prompts, check_rows
 from evaluation.tasks.files import read_jsonl
 from evaluation.tasks.grader import grader_of
 
@@ -135,6 +135,7 @@ def read_texts(config: DistillationConfig, prompts_path: str, data_path: str | N
     """The problems that the student answers and the given rows. SettingsError if they do not fit the settings."""
     problems, rows = read_jsonl(prompts_path), []
     check_rows(problems, prompts_path)
+    check_prompts(problems, prompts_path, ids=False)
     if config.prompts_per_step > len(problems):
         raise SettingsError(
             f"prompts_per_step is {config.prompts_per_step}, but {prompts_path} has {len(problems)} problems."
@@ -150,6 +151,7 @@ def read_texts(config: DistillationConfig, prompts_path: str, data_path: str | N
     if data_path is not None:
         rows = read_jsonl(data_path)
         check_rows(rows, data_path, gold=False)
+        check_prompts(rows, data_path, ids=False)
     return problems, rows
 
 

@@ -40,7 +40,7 @@ from algos.training.stage.record import (
 from algos.training.supervised.config import SupervisedConfig
 from algos.training.supervised.examples import Example, as_batch, encode_examples, ordered_batches
 from algos.training.update.optimize import make_optimizer, optimizer_step
-from evaluation.tasks import check_rows
+from evaluation.tasks import check_prompts, check_rows
 from evaluation.tasks.files import read_jsonl
 
 
@@ -76,6 +76,7 @@ def train(
     import_model(model_path)
     rows = read_jsonl(data_path)
     check_rows(rows, data_path, gold=False)
+    check_prompts(rows, data_path, ids=False)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     run = fit

@@ -13,6 +13,7 @@ from algos.training.assemble import Checkpoints, other_reference, read_problems,
 from algos.training.config import RunConfig
 from algos.training.dev import DevAccuracy, read_dev
 from algos.training.experience import prompt_schedule
+from algos.training.failure import FAILURES, fail
 from algos.training.models.checkpoints import (
     check_response_fits,
     import_model,
@@ -77,7 +78,12 @@ def train(
     dev = DevAccuracy(config, dev_problems, policy, tokenizer, engine, record, phases)
     monitor = Monitor(config, record, name, tokenizer, phases, dev, after_step)
     work = Work(config, policy, policy_path, reference, tokenizer, rows, out, device)
-    models = RUNS[trainer_of(config).kind](work, monitor)
+    try:
+        models = RUNS[trainer_of(config).kind](work, monitor)
+    except FAILURES as error:
+        facts = {"phase_seconds": monitor.phases.total, "generated_tokens": monitor.generated, "memory": {}}
+        facts["peak_memory"] = peak_memory(device, before)
+        fail(record, error, monitor.step, policy, tokenizer, policy_path, monitor.latest, **facts)
     monitor.progress.close()
     save_policy(policy, tokenizer, Path(out) / "checkpoint")
     record.finish(

@@ -1,5 +1,6 @@
 """Measures a training loop of TRL as the suite measures its own: metrics, samples, progress and time by phase."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -9,6 +10,7 @@ import torch
 
 from algos.training.config import RunConfig
 from algos.training.dev import DevAccuracy
+from algos.training.failure import batch_rows
 from algos.training.models.tokens import encode_prompt, end_ids
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.sampling.sampler import decode_ids
@@ -34,6 +36,7 @@ class Monitor:
         self.rewards = Rewards(config, tokenizer)
         self.phases, self.progress = phases, Progress(config.steps, name or f"trl {config.algorithm}")
         self.step, self.generated, self.step_started = 0, 0, time.perf_counter()
+        self.latest: list[dict] = []  # the batch that was scored last, as rows
         self.pending: dict[str, Any] | None = None  # metrics of the batch whose step is not done
 
     def score(self, problems: list[dict], responses: list[list[int]]) -> list[float]:
@@ -43,7 +46,9 @@ class Monitor:
         truncated = [not set(end_ids(self.tokenizer)) & set(ids) for ids in responses]
         prompts = [encode_prompt(self.tokenizer, problem["prompt"]) for problem in problems]
         seen = self.rewards.responses(texts, [len(ids) for ids in responses], truncated, problems, prompts)
+        self.latest = batch_rows(problems, texts, None, {})
         rewards, components = self.rewards.grade(seen, self.config.group_size)
+        self.latest = batch_rows(problems, texts, rewards, components)
         lengths = torch.tensor([float(len(ids)) for ids in responses])
         self.generated += int(lengths.sum())
         groups = rewards.view(-1, self.config.group_size)
@@ -84,6 +89,9 @@ class Monitor:
         """Write the line of the rollout batch; logs holds the metrics of TRL's trainer under the suite's names."""
         if self.pending is None:  # the closing summary of TRL's trainer
             return
+        for figure in ("policy_loss", "grad_norm"):
+            if not math.isfinite(logs.get(figure, 0.0)):
+                raise FloatingPointError(f"the {figure} is {logs[figure]}: training diverged; lower the learning rate")
         self.phases.wait()
         now = time.perf_counter()
         seconds, self.step_started = now - self.step_started, now

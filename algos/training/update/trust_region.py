@@ -1,5 +1,6 @@
 """TRPO's step on a language model: gradients, Fisher-vector products and KL by micro-batches; see algos/trpo.py."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from algos.pieces.types import Batch, Totals
 from algos.training.config import RunConfig
 from algos.training.models.logprobs import token_logits
 from algos.training.update.optimize import optimizer_step
-from algos.training.update.update import Learner, accumulate_gradients, policy_part
+from algos.training.update.update import Learner, accumulate_gradients, check_losses, policy_part
 
 
 def trust_region_update(
@@ -26,6 +27,7 @@ def trust_region_update(
     assert batch.advantages is not None
     batch = replace(batch, advantages=per_minibatch(batch.advantages, batch.loss_mask, hparams))
     metrics: dict[str, Any] = dict(accumulate_gradients(batch, learner, config, hparams, warming_up))
+    check_losses(metrics)
     if learner.critic is not None:
         metrics["critic_grad_norm"] = optimizer_step(
             learner.critic, learner.critic_optimizer, learner.critic_scheduler, config.optimizer.max_grad_norm
@@ -52,6 +54,8 @@ class TrustRegion:
     def step(self) -> dict[str, float]:
         gradient = torch.cat([p.grad.flatten() for p in self.parameters])
         norm = gradient.norm().item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {norm}: training diverged; try a smaller max_kl")
         update = self.config.algorithm_entry.update
         assert update is not None
         figures = update(gradient, self.fisher_product, self.evaluate, self.move, self.hparams)

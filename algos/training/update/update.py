@@ -1,5 +1,6 @@
 """A rollout batch -> advantages -> losses -> optimizer steps, for the policy and, if there is one, the critic."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,6 +135,7 @@ def update(
         assert minibatch.advantages is not None
         minibatch = replace(minibatch, advantages=per_minibatch(minibatch.advantages, minibatch.loss_mask, hparams))
         metrics: dict[str, Any] = dict(accumulate_gradients(minibatch, learner, config, hparams, warming_up))
+        check_losses(metrics)
         limit = config.optimizer.max_grad_norm
         if not warming_up:
             norm = optimizer_step(learner.policy, learner.optimizer, learner.scheduler, limit)
@@ -146,6 +148,15 @@ def update(
         if hparams.target_kl is not None and steps[-1].get("approx_kl_k3", 0.0) > STOP_FACTOR * hparams.target_kl:
             break
     return steps
+
+
+def check_losses(metrics: dict[str, Any]) -> None:
+    """Raise FloatingPointError unless the losses are finite: before the weights take a step."""
+    for name in ("policy_loss", "value_loss"):
+        if name in metrics and not math.isfinite(metrics[name]):
+            raise FloatingPointError(
+                f"the {name} is {float(metrics[name])}: training diverged; lower the learning rate"
+            )
 
 
 @torch.no_grad()
