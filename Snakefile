@@ -17,6 +17,7 @@ include: "pipelines/rules/rewards.smk"
 include: "pipelines/rules/rl.smk"
 include: "pipelines/rules/evaluate.smk"
 include: "pipelines/rules/report.smk"
+include: "pipelines/rules/claims.smk"
 
 
 localrules:  # small, or in need of the network: a cluster runs them where Snakemake runs
@@ -24,6 +25,7 @@ localrules:  # small, or in need of the network: a cluster runs them where Snake
     data,
     report,
     mlflow,
+    claims,
 
 
 rule all:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from algos.pieces.settings import SettingsError
 from evaluation import collect, figures, findings
+from evaluation.claims.dynamics import dynamics
 from evaluation.collect import Stage
 from evaluation.config import figures_of
 from evaluation.families import Verdicts
@@ -239,6 +240,7 @@ def make_tables(
         "throughput": collect.throughput(stages),
         "memory": collect.memory(stages),
         "curves": collect.curves(stages),
+        "dynamics": dynamics(stages),
         "estimators": collect.estimators(stages),
         "provenance": collect.provenance(stages),
     }

@@ -15,6 +15,7 @@ rule report:
         memory=report(f"{REPORT}/memory.csv", caption="../captions/memory.rst", category="Tables"),
         throughput=report(f"{REPORT}/throughput.csv", caption="../captions/throughput.rst", category="Tables"),
         curves=f"{REPORT}/curves.csv",
+        dynamics=f"{REPORT}/dynamics.csv",
         estimators=f"{REPORT}/estimators.csv",
         provenance=f"{REPORT}/provenance.csv",
         figures=[
