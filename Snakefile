@@ -18,6 +18,7 @@ include: "pipelines/rules/rl.smk"
 include: "pipelines/rules/tune.smk"
 include: "pipelines/rules/evaluate.smk"
 include: "pipelines/rules/report.smk"
+include: "pipelines/rules/claims.smk"
 
 
 localrules:  # small, or in need of the network: a cluster runs them where Snakemake runs
@@ -26,6 +27,7 @@ localrules:  # small, or in need of the network: a cluster runs them where Snake
     choose,
     report,
     mlflow,
+    claims,
 
 
 rule all:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from algos.pieces.settings import SettingsError
 from evaluation import collect, curves, figures, findings
+from evaluation.claims.dynamics import dynamics
 from evaluation.collect import Stage
 from evaluation.config import figures_of
 from evaluation.families import Verdicts
@@ -266,6 +267,7 @@ def make_tables(
         "memory": collect.memory(stages),
         "curves": curves.curves(stages),
         "scaling": curves.scaling(stages),
+        "dynamics": dynamics(stages),
         "estimators": collect.estimators(stages),
         "provenance": collect.provenance(stages),
         **tuning_tables(stages, comparison, f"mean@{k}", verdicts),

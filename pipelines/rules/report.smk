@@ -16,6 +16,7 @@ rule report:
         throughput=report(f"{REPORT}/throughput.csv", caption="../captions/throughput.rst", category="Tables"),
         curves=f"{REPORT}/curves.csv",
         scaling=f"{REPORT}/scaling.csv",
+        dynamics=f"{REPORT}/dynamics.csv",
         estimators=f"{REPORT}/estimators.csv",
         provenance=f"{REPORT}/provenance.csv",
         tuning=[

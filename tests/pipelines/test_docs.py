@@ -59,7 +59,11 @@ def graph(study: Path) -> str:
     return re.sub(r"\s+\[.*done\]", "", re.sub(r", \d+ of them done", "", tree(load(study))))
 
 
-@pytest.mark.parametrize("page, study", [("default", "config"), ("ladder", "studies/ladder"), ("r1", "studies/r1")])
+GRAPHS = {"default": "config", **{name: f"studies/{name}" for name in ("ladder", "r1", "ablations", "hacking")}}
+GRAPHS["optimizers-memory"] = "studies/optimizers_memory"
+
+
+@pytest.mark.parametrize("page, study", GRAPHS.items())
 def test_a_page_of_results_shows_the_graph_of_its_study(page, study):
     assert graph(PROJECT / "pipelines" / f"{study}.yaml") in (PROJECT / "docs" / f"{page}.md").read_text(
         encoding="utf-8"

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from project import STUDY, copy_project, planned, snakemake
-from studies import FILES
+from studies import FILES, PIPELINES
 from tiny import tiny_model, tiny_tokenizer
 
 from evaluation.tasks.files import read_jsonl
@@ -16,6 +16,7 @@ from pipelines.study import load
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_study_file_is_planned(path, tmp_path):
+    (tmp_path / "pipelines").symlink_to(PIPELINES)  # a study may name a reward beside it
     study, jobs = load(path), planned(tmp_path, study=str(path))
     assert jobs["evaluate"] == len(study.evaluated)
     for kind in {stage.kind for stage in study.stages.values()}:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import yaml
-from project import PROJECT, planned, run_here
-from studies import SMOKE
+from project import planned, run_here
+from studies import PIPELINES, SMOKE
 
 from pipelines.study import Study, load
 
-STUDIES = PROJECT / "pipelines" / "studies"
+STUDIES = PIPELINES / "studies"
 FOR_GPUS = ("gsm8k_0.5b", "gsm8k_1.5b", "gsm8k_zero", "r1_qwen", "preference_qwen")
 TAUGHT = {  # a model that is built here: some of its answers are right
     "steps": 120,
@@ -86,6 +86,7 @@ def run_toy(path: Path, folder: Path, loaded: Path, task: dict, most_rl: int = 2
     file, config = folder / path.name, toy(path, loaded, task, most_rl)
     config["mlflow"] = {"tracking_uri": f"sqlite:///{folder.parent / 'mlflow.db'}"}  # of all: a new one takes 2 s
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (folder / "pipelines").symlink_to(PIPELINES)  # a study may name a reward beside it
     run_here(folder, str(file))
     rows = (folder / "results" / "toy" / "report" / "comparison.csv").read_text(encoding="utf-8").splitlines()
     stages = load(file).report()["stages"]
