@@ -24,7 +24,7 @@ def dynamics(stages: dict[str, Stage]) -> pd.DataFrame:
             if not stage.whole or not all(metric in frame and frame[metric].notna().any() for frame in stage.whole):
                 continue
             by_seed = np.array([_points(frame[metric].dropna().to_numpy(dtype=float)) for frame in stage.whole])
-            row = {"stage": stage.name, "metric": metric, "seeds": len(stage.seeds)}
+            row = {"stage": stage.name, "metric": metric, "seeds": len(stage.whole)}
             for name, values in zip(POINTS, by_seed.T, strict=True):
                 row |= columns(name, seed_interval(values))
             rows.append(row)
