@@ -160,12 +160,18 @@ def _held_out(name: str, held_out: dict) -> str:
     )
 
 
-def study_records(results: Path, study: dict) -> list[dict]:
-    """run.json of the data, the study's models, and its stages and seeds; not of what an earlier study left there."""
-    wanted = {"data", *(f"models/{name}" for name in study["models"])}
+def record_keys(results: Path, study: dict) -> list[str]:
+    """The folders in `results` with a record of the study: of the data, its models, and its stages and seeds."""
+    folders = [results / "data", *(results / "models" / name for name in study["models"])]
     for name, stage in study["stages"].items():
-        wanted |= {key_of(results, d) for folders in record_folders(results, name, stage) for d in folders}
-    return [read_json(d / "run.json") for d in find_records(results) if key_of(results, d) in wanted]
+        folders += [folder for pair in record_folders(results, name, stage) for folder in pair]
+    found = set(find_records(results))
+    return [key_of(results, folder) for folder in dict.fromkeys(folders) if folder in found]
+
+
+def study_records(results: Path, study: dict) -> list[dict]:
+    """run.json of each of them; not of what an earlier study left there."""
+    return [read_json(results / key / "run.json") for key in record_keys(results, study)]
 
 
 def warnings(records: list[dict], stages: dict[str, Stage], metric: str) -> list[str]:

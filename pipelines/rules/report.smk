@@ -12,6 +12,7 @@ rule report:
         pairwise=report(f"{REPORT}/pairwise.csv", caption="../captions/pairwise.rst", category="Tables"),
         pairwise_markdown=f"{REPORT}/pairwise.md",
         profile=f"{REPORT}/profile.csv",
+        pass_at_k=report(f"{REPORT}/pass_at_k.csv", caption="../captions/pass_at_k.rst", category="Tables"),
         memory=report(f"{REPORT}/memory.csv", caption="../captions/memory.rst", category="Tables"),
         throughput=report(f"{REPORT}/throughput.csv", caption="../captions/throughput.rst", category="Tables"),
         curves=f"{REPORT}/curves.csv",

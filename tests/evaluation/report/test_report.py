@@ -81,9 +81,10 @@ def test_a_trl_baseline_is_compared_with_our_own_stage(chain):
 def test_the_page_is_complete_and_escapes_model_output(chain):
     page = (chain / "report" / "report.html").read_text()
     assert all(f">{name}<" in page for name in CHAIN["stages"] if name != "kept")
-    assert "again-kl_coef=0.01" in page and page.count("<svg") == len(figures_of(CHAIN)) == 6
-    assert "&lt;script&gt;x" in page and "<script" not in page
-    assert "cold" not in page
+    assert "again-kl_coef=0.01" in page and page.count('<figure data-chart="') == 7
+    assert {f"{name}.svg" for name in figures_of(CHAIN)} == {path.name for path in (chain / "report").glob("*.svg")}
+    assert "\\u003cscript\\u003ex" in page and "<script>x" not in page
+    assert "cold" not in page[: page.index("<script>")]
 
 
 def test_the_page_names_stages_with_one_seed_and_the_markdown_its_origin(chain):
@@ -228,7 +229,8 @@ def test_a_study_without_any_rl(tmp_path):
     made = write_results(tmp_path, study(a=stage("sft", "base", **SFT))) | {"source": "my own.yaml"}
     write(tmp_path, made, tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
-    assert figures_of(made) == ["accuracy"] and page.count("<svg") == 1 and "Learning curves" not in page
+    assert figures_of(made) == ["accuracy"] and page.count('<figure data-chart="') == 3
+    assert "Learning curves" not in page
     assert "--configfile &#39;my own.yaml&#39;" in page  # a command that can be pasted
 
 
@@ -245,7 +247,7 @@ def test_learned_rewards_and_reward_models_are_shown(tmp_path):
     page = (tmp_path / "report" / "report.html").read_text()
     assert "judge, seed 0: on 50 held-out pairs of 20 prompts" in page
     assert "75.0 [53.1, 88.8] %" in page  # Wilson: 15 of 20
-    assert page.count("<svg") == 7
+    assert page.count('<figure data-chart="') == 8 and "proxy_and_gold" in page
     pair = table(tmp_path, "pairs").query("like").iloc[0]
     assert pair["differs"] == 'rewards: {"correctness": 1.0} -> {"reward_model": 1.0}'
     assert pair["consequences"] == "reward_model: absent -> judge"
@@ -289,7 +291,7 @@ def test_a_missing_score_is_named(tmp_path):
     write_json(tmp_path / "study.json", made)
     command = [sys.executable, "-m", "evaluation.report", "--study", str(tmp_path / "study.json")]
     command += ["--results", str(tmp_path), "--out", str(tmp_path / "report")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 2 and "seed1/scores.json is missing" in done.stderr and "Traceback" not in done.stderr
 
 
