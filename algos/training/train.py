@@ -5,6 +5,8 @@ By hand:
 """
 
 from collections.abc import Callable
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from algos.training.config import RunConfig
 from algos.training.experience import Experience
 from algos.training.models.checkpoints import import_model, resolve_device, save_policy
 from algos.training.run import Run
+from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, read_saving
 from algos.training.stage.record import (
     Progress,
     Record,
@@ -23,10 +26,11 @@ from algos.training.stage.record import (
     main_guard,
     peak_memory,
     resident_bytes,
-    stage_parser,
+    resumable_parser,
     use_threads,
     warn_if_budget_left,
 )
+from algos.training.stage.saves import Saves
 
 
 def train(
@@ -39,8 +43,12 @@ def train(
     reward_model_path: str | None = None,
     reference_path: str | None = None,
     critic_path: str | None = None,
+    saving: Saving = EVERY_TEN_MINUTES,
 ) -> None:
-    """Train config.algorithm from the policy checkpoint; writes checkpoint/, metrics.jsonl, samples.jsonl, run.json."""
+    """Train config.algorithm from the policy checkpoint; writes checkpoint/, metrics.jsonl, samples.jsonl, run.json.
+
+    A run that was killed goes on from its last saved state.
+    """
     problems = read_problems(prompts_path, config)
     paths = Checkpoints(policy_path, reward_model_path, reference_path, critic_path)
     device = resolve_device(config.device)
@@ -48,8 +56,11 @@ def train(
     import_model(policy_path)  # so that the memory measured from here on is not that of code
     before = resident_bytes()
     run = make_run(config, paths, problems, device)
-    record = start_record(config, paths, out, name, threads, device)
-    repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm))
+    saves = Saves(out, saving, [prompts_path, *astuple(paths)])
+    record = start_record(config, paths, out, name, threads, device, saves)
+    if saves.hold(run.state, run.phases):
+        run.synchronize()
+    repeat(run, record, saves, Progress(config.budget_tokens or config.steps, name or config.algorithm))
     run.engine.close()
     warn_if_budget_left(config, "steps", run.state.generated_tokens)
     save_policy(run.state.learner.policy, run.inputs.tokenizer, Path(out) / "checkpoint")
@@ -63,7 +74,7 @@ def train(
     )
 
 
-def repeat(run: Run, record: Record, progress: Progress) -> None:
+def repeat(run: Run, record: Record, saves: Saves, progress: Progress) -> None:
     """All steps of a run, each with its line of metrics, and now and then some responses."""
     while not run.finished:
         number = run.state.step
@@ -72,6 +83,7 @@ def repeat(run: Run, record: Record, progress: Progress) -> None:
         if number % run.config.sample_every == 0 or run.finished:
             assert run.experience is not None
             keep_samples(record, number, run.experience, run.inputs.problems)
+        saves.after_step()
         show(progress, run, metrics)
     progress.close()
 
@@ -99,7 +111,7 @@ def keep_samples(record: Record, step: int, experience: Experience, problems: li
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = resumable_parser(__doc__.splitlines()[0])
     parser.add_argument(
         "--from", dest="start", metavar="DIR", required=True, help="checkpoint that the policy starts from"
     )
@@ -114,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(RunConfig, load_settings(args.settings), "settings")
-    run: Callable[..., None] = train
+    run: Callable[..., None] = partial(train, saving=read_saving(args.saving))
     if config.trainer == "trl":
         from algos.training.trl import baseline
 

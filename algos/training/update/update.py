@@ -1,6 +1,6 @@
 """A rollout batch -> advantages -> losses -> optimizer steps, for the policy and, if there is one, the critic."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from algos.pieces.types import Batch, Totals
 from algos.training.config import RunConfig
 from algos.training.models.logprobs import in_micro_batches, policy_outputs, token_logprobs
 from algos.training.models.packing import Layout
+from algos.training.stage.state import DERIVED
 from algos.training.update.batch_metrics import reduce
 from algos.training.update.needs import full_kl_in, sampler_gives_old_logprobs
 from algos.training.update.optimize import optimizer_step
@@ -33,7 +34,7 @@ class Learner:
     critic: Any = None  # SeparateCritic or SharedCritic
     critic_optimizer: Any = None
     critic_scheduler: Any = None
-    reference: Any = None  # frozen
+    reference: Any = field(default=None, metadata=DERIVED)  # frozen
     share_prompts: bool = False  # whether all models take rows in which responses share their prompt
 
     def layout(self, config: RunConfig) -> Layout:
