@@ -41,6 +41,7 @@ def trials(folder: Path, names: list[str], kills: int, seed: int) -> tuple[dict[
         counts["went on"][name] += len(json.loads((out / "run.json").read_text()).get("resumed", []))
         counts["identical"][name] += 0 if found else count
         wrong += [f"{name}, stage {number}: {', '.join(found)} differ"] if found else []
+        print(f"{counts['kills'].total()} kills, {len(wrong)} stages differ", flush=True)
         number += 1
     return counts, wrong
 

@@ -71,16 +71,20 @@ def unpack(part: Any, value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     elif hasattr(part, "restore"):
         part.restore(value)
     elif is_dataclass(part):
-        new = {
-            f.name: unpack(getattr(part, f.name), value[f.name], tensors, f"{name}.{f.name}")
-            for f in _saved_fields(part)
-        }
-        if part.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            return replace(part, **new)  # type: ignore[type-var]
-        for key, item in new.items():
-            setattr(part, key, item)
+        return _fields(part, value, tensors, name)
     else:
         return _plain(part, value, tensors, name)
+    return part
+
+
+def _fields(part: Any, value: dict, tensors: dict[str, Tensor], name: str) -> Any:
+    """A dataclass with its fields as they were; a frozen one is made anew."""
+    names = [f.name for f in _saved_fields(part)]
+    new = {key: unpack(getattr(part, key), value[key], tensors, f"{name}.{key}") for key in names}
+    if part.__dataclass_params__.frozen:
+        return replace(part, **new)
+    for key, item in new.items():
+        setattr(part, key, item)
     return part
 
 
@@ -93,9 +97,9 @@ def _plain(part: Any, value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         known = part if isinstance(part, dict) else {}
         return {key: unpack(known.get(key), item, tensors, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list):
-        known = part if isinstance(part, (list, tuple)) else []
+        items = list(part) if isinstance(part, (list, tuple)) else []
         items = [
-            unpack(known[i] if i < len(known) else None, item, tensors, f"{name}.{i}") for i, item in enumerate(value)
+            unpack(items[i] if i < len(items) else None, item, tensors, f"{name}.{i}") for i, item in enumerate(value)
         ]
         return tuple(items) if isinstance(part, tuple) else items
     return value

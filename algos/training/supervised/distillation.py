@@ -238,7 +238,7 @@ def train(
     problems, rows = read_texts(config, prompts_path, data_path)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    run = None
+    run: Callable[..., None] | None = None  # TRL's
     if config.trainer == "trl":
         from algos.training.trl import supervised as trl_supervised
 
@@ -251,7 +251,8 @@ def train(
     check_same_vocabulary(student, teacher, tokenizer, load_tokenizer(teacher_path))
     texts = Texts([encode_prompt(tokenizer, p["prompt"]) for p in problems], encode_examples(tokenizer, rows))
     generator = torch.Generator(device).manual_seed(config.seed)
-    state = State(student, *make_optimizer(student, config.optimizer, config.steps), generator)
+    optimizer, scheduler = make_optimizer(student, config.optimizer, config.steps)
+    state = State(student, optimizer, scheduler, generator)
     saves = Saves(out, saving, [student_path, teacher_path, prompts_path, data_path]) if run is None else None
     record = Record(
         out,
@@ -280,11 +281,11 @@ def train(
             saves.after_step()
         return last
 
-    arguments = (student, teacher, tokenizer, state.optimizer, state.scheduler, texts, config, phases, on_step)
+    models = (student, teacher, tokenizer, optimizer, scheduler)
     if run is not None:
-        run(*arguments)
+        run(*models, texts, config, phases, on_step)
     elif not state.finished:
-        fit(*arguments, generator, state.steps)
+        fit(*models, texts, config, phases, on_step, generator, state.steps)
     monitor.close()
     save_policy(student, tokenizer, Path(out) / "checkpoint")
     record.finish(
@@ -293,7 +294,7 @@ def train(
         generated_responses=state.generated_responses,
         teacher_tokens=state.scored,  # its share of the cost
         optimizer_steps=state.steps,
-        memory=component_memory(policy=(student, state.optimizer), teacher=(teacher, None)),
+        memory=component_memory(policy=(student, optimizer), teacher=(teacher, None)),
         peak_memory=peak_memory(device, before),
     )
 

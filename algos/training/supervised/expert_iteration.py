@@ -185,7 +185,9 @@ def train(
     asked = problems if config.hint is None else [*problems, *(with_hint(p, config.hint) for p in problems)]
     engine = opened(sampling, policy, tokenizer, policy_path, asked)
     phases, progress = Phases(device), Progress(config.rounds, name or "expert iteration", unit="round")
-    state = State(policy, *make_optimizer(policy, training.optimizer, training.steps), generator)
+    optimizer, scheduler = make_optimizer(policy, training.optimizer, training.steps)
+    state = State(policy, optimizer, scheduler, generator)
+    del policy, optimizer, scheduler  # else two policies would be in memory when the next round loads another
     saves.hold(state, phases)
     while state.round < config.rounds:
         if state.rows is None:
@@ -198,9 +200,8 @@ def train(
                 record.sample(step=state.round, prompt=row["prompt"], response=row["answer"], hinted=row["hinted"])
             if state.round > 0:
                 if config.restart:
-                    del policy
-                    state.policy = state.optimizer = state.scheduler = None  # else two policies would be in memory
-                    state.policy = policy = load_policy(policy_path, device, training.dtype)
+                    state.policy = state.optimizer = state.scheduler = None
+                    state.policy = load_policy(policy_path, device, training.dtype)
                 state.optimizer, state.scheduler = make_optimizer(state.policy, training.optimizer, training.steps)
 
         def keep(_: int, step: dict) -> None:
