@@ -327,6 +327,7 @@ def main_guard(main) -> None:
         _set_aside("interrupted")
         raise SystemExit(130) from None
     except signals.Stopped:
+        signals.grant(None)  # its alarm would kill an interpreter that is slow to end
         _set_aside("interrupted")
         raise SystemExit(signals.TRY_AGAIN) from None
     except SettingsError as error:

@@ -32,7 +32,7 @@ def grant(grace_seconds: float | None) -> None:
     """From now on a SIGTERM leaves so many seconds to end the step and save; None: it ends the stage at once."""
     _now.grace_seconds = grace_seconds
     if grace_seconds is None:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # a stage that has finished in time has finished
+        signal.setitimer(signal.ITIMER_REAL, 0)  # a stage that has ended in time has ended
 
 
 def asked() -> bool:
