@@ -12,6 +12,7 @@ from algos.pieces.settings import DType, SettingsError, from_dict, one_of, setti
 from algos.training.config import RunConfig
 from algos.training.models.config import ModelConfig
 from algos.training.sampling.config import EngineName, VllmConfig
+from algos.training.stage.config import Saving
 from algos.training.stage.masking import has_password
 from algos.training.supervised.config import DistillationConfig
 from evaluation.config import FOLDER_NAME, PromptSettings, StudyEvaluation
@@ -57,6 +58,7 @@ class StudySettings:
     defaults: dict[str, dict] = field(default_factory=dict)  # settings of all stages of a kind
     evaluation: dict = field(default_factory=dict)  # the same for all checkpoints
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
+    saving: Saving = field(default_factory=Saving)  # of the state of every stage; no result depends on it
 
 
 class Plan:

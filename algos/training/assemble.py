@@ -19,7 +19,7 @@ from algos.training.rewards.shared_pass import drop_equal_backbone
 from algos.training.run import Inputs, Run, State
 from algos.training.sampling.behavior import frozen_copy
 from algos.training.sampling.engines import make_engine
-from algos.training.stage.record import Record
+from algos.training.stage.record import Record, States
 from algos.training.update import offload
 from algos.training.update.needs import ratio_denominator
 from algos.training.update.optimize import make_optimizer
@@ -56,13 +56,16 @@ def read_problems(path: str, config: RunConfig) -> list[dict]:
     return problems
 
 
-def start_record(config: RunConfig, paths: Checkpoints, out: str, name: str, threads: int, device) -> Record:
-    """The record of a run, by this project's trainer or by TRL's."""
+def start_record(
+    config: RunConfig, paths: Checkpoints, out: str, name: str, threads: int, device, saves: States | None = None
+) -> Record:
+    """The record of a run, by this project's trainer or by TRL's, which saves no states."""
     return Record(
         out,
         "rl",
         config.resolved(),
         threads,
+        saves,
         algorithm=config.algorithm,
         trainer=config.trainer,
         name=name,

@@ -35,6 +35,13 @@ class PromptOrder:
         self.drawn += count
         return list(islice(self._stream, count))
 
+    def saved(self) -> dict:
+        return {"drawn": self.drawn}
+
+    def restore(self, saved: dict) -> None:
+        self.drawn, self._stream = 0, self._shuffled()
+        self.take(saved["drawn"])
+
     def _shuffled(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         while True:

@@ -42,6 +42,8 @@ TOKEN_TOLERANCE_BFLOAT16 = 1.0  # nats of a single token
 class State:
     """All that a step changes, hence all that must survive an interruption; a Run keeps nothing else from step to step.
 
+    stage/state.py saves it field by field, and refuses a field that it cannot save.
+
     A second Run with the same settings and inputs that takes over a State goes on as the first one would have. torch's
     global generator is not among the state: it draws new weights before the first step and nothing after it. An engine
     of its own takes its weights over from the behavior policy where there is one, or from the policy.

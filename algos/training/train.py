@@ -5,6 +5,8 @@ By hand:
 """
 
 from collections.abc import Callable
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from algos.training.failure import FAILURES, batch_rows, collapse, fail
 from algos.training.models.checkpoints import import_model, resolve_device, save_policy
 from algos.training.rewards.own import RewardFailure
 from algos.training.run import Run
+from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, read_saving
 from algos.training.stage.record import (
     Progress,
     Record,
@@ -26,10 +29,11 @@ from algos.training.stage.record import (
     main_guard,
     peak_memory,
     resident_bytes,
-    stage_parser,
+    resumable_parser,
     use_threads,
     warn_if_budget_left,
 )
+from algos.training.stage.saves import Saves
 
 
 def train(
@@ -43,8 +47,12 @@ def train(
     reference_path: str | None = None,
     critic_path: str | None = None,
     dev_path: str | None = None,
+    saving: Saving = EVERY_TEN_MINUTES,
 ) -> None:
-    """Train config.algorithm from the policy checkpoint; writes checkpoint/, metrics.jsonl, samples.jsonl, run.json."""
+    """Train config.algorithm from the policy checkpoint; writes checkpoint/, metrics.jsonl, samples.jsonl, run.json.
+
+    A run that was killed goes on from its last saved state.
+    """
     problems, dev_problems = read_problems(prompts_path, config), read_dev(dev_path, config)
     paths = Checkpoints(policy_path, reward_model_path, reference_path, critic_path)
     device = resolve_device(config.device)
@@ -52,11 +60,14 @@ def train(
     import_model(policy_path)  # so that the memory measured from here on is not that of code
     before = resident_bytes()
     run = make_run(config, paths, problems, device, dev_problems)
-    record = start_record(config, paths, out, name, threads, device)
+    saves = Saves(out, saving, [prompts_path, dev_path, *astuple(paths)])
+    record = start_record(config, paths, out, name, threads, device, saves)
     policy, tokenizer = run.state.learner.policy, run.inputs.tokenizer
     dev = DevAccuracy(config, dev_problems, policy, tokenizer, run.engine, record, run.phases)
     try:
-        repeat(run, record, Progress(config.budget_tokens or config.steps, name or config.algorithm), dev)
+        if saves.hold(run.state, run.phases):
+            run.synchronize()
+        repeat(run, record, saves, Progress(config.budget_tokens or config.steps, name or config.algorithm), dev)
     except FAILURES as error:
         rows, facts = rows_of(run, error), facts_of(run, device, before)
         fail(record, error, run.state.step, policy, tokenizer, policy_path, rows, **facts, **collapse(record))
@@ -88,7 +99,7 @@ def rows_of(run: Run, error: Exception) -> list[dict]:
     return batch_rows(problems, texts, scored.rewards if scored else None, scored.components if scored else {})
 
 
-def repeat(run: Run, record: Record, progress: Progress, dev: DevAccuracy) -> None:
+def repeat(run: Run, record: Record, saves: Saves, progress: Progress, dev: DevAccuracy) -> None:
     """All steps of a run, each with its line of metrics, and now and then some responses and the accuracy on dev."""
     while not run.finished:
         number = run.state.step
@@ -98,6 +109,7 @@ def repeat(run: Run, record: Record, progress: Progress, dev: DevAccuracy) -> No
         if number % run.config.sample_every == 0 or run.finished:
             assert run.experience is not None
             keep_samples(record, number, run.experience, run.inputs.problems)
+        saves.after_step()
         show(progress, run, metrics)
     dev.measure(run.state.step, run.state.generated_tokens, last=True)
     progress.close()
@@ -126,7 +138,7 @@ def keep_samples(record: Record, step: int, experience: Experience, problems: li
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
+    parser = resumable_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument(
         "--from", dest="start", metavar="DIR", required=True, help="checkpoint that the policy starts from"
     )
@@ -142,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(RunConfig, load_settings(args.settings, args.tuned), "settings")
-    run: Callable[..., None] = train
+    run: Callable[..., None] = partial(train, saving=read_saving(args.saving))
     if config.trainer == "trl":
         from algos.training.trl import baseline
 

@@ -73,7 +73,7 @@ def write(out: Path, part: str, rows: list[dict], facts: dict, finished: bool = 
 
 @cache
 def _environment() -> dict:
-    from algos.training.stage.record import environment
+    from algos.training.stage.environment import environment
 
     return environment()
 

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from algos.training.stage.record import environment
+from algos.training.stage.environment import environment
 from evaluation.statistics import Interval, Spread, mean_interval, share_interval, spread, student
 from evaluation.statistics.robust import exact_share, failed
 from evaluation.statistics.verdicts import EQUAL, HIGHER, LOWER, Comparison, Judgement, judge

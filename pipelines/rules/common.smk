@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 
 from algos.pieces.settings import SettingsError
 from evaluation.config import figures_of, text_file, tuning_tables_of
@@ -24,8 +25,11 @@ if workflow.is_main_process:  # not again in every job
     for warning in STUDY.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
-# The jobs' Python is the one that runs Snakemake. Snakemake formats the prefix, so its own braces are doubled.
-shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ".replace("{", "{{").replace("}", "}}"))
+# The jobs' Python is the one that runs Snakemake. When stages save their states stands here and not in `params`, whose
+# change would make them again. Snakemake formats the prefix, so its own braces are doubled.
+SAVING = json.dumps(asdict(STUDY.settings.saving))
+EXPORTS = f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH STAGE_SAVING={shlex.quote(SAVING)}"
+shell.prefix(f"export {EXPORTS}; ".replace("{", "{{").replace("}", "}}"))
 
 RESULTS = STUDY.results
 DATA = f"{RESULTS}/data"

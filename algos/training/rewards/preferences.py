@@ -23,7 +23,9 @@ from pathlib import Path
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.rewards.config import PreferenceConfig
 from algos.training.sampling.respond import draw_problems, respond
-from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
+from algos.training.stage.config import read_saving
+from algos.training.stage.record import Progress, Record, load_settings, main_guard, resumable_parser, use_threads
+from algos.training.stage.saves import Saves
 from evaluation.tasks.files import read_jsonl, write_jsonl
 from evaluation.tasks.rows import is_prompt
 
@@ -44,12 +46,14 @@ def preference_row(problem: dict, responses: list[dict], flip_share: float, rng:
     }
 
 
-def sample_rows(policy: str, prompts: str, config: PreferenceConfig, name: str) -> tuple[list[dict], dict]:
+def sample_rows(
+    policy: str, prompts: str, config: PreferenceConfig, name: str, saves: Saves | None = None
+) -> tuple[list[dict], dict]:
     """(rows, metrics): pairs of responses sampled from the policy; prompts without a pair are left out."""
     problems = draw_problems(prompts, config.prompts, config.seed, "settings.prompts")
     rng = random.Random(f"flips {config.seed}")  # independent of the draw of the problems
     progress = Progress(len(problems), name or "preferences", unit="prompt")
-    responses = respond(policy, problems, config.responses, config, progress)
+    responses = respond(policy, problems, config.responses, config, progress, saves=saves)
     progress.close()
     rows = [
         preference_row(problem, responses[i * config.responses : (i + 1) * config.responses], config.flip_share, rng)
@@ -113,7 +117,7 @@ def pair_count(rows: list[dict]) -> int:
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = resumable_parser(__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--from", dest="start", metavar="DIR", help="checkpoint to sample from; needs --prompts")
     source.add_argument("--pairs", metavar="FILE", help="pairs of your own, JSONL: prompt, chosen, rejected")
@@ -123,12 +127,13 @@ def main() -> None:
         parser.error("--from and --prompts go together; --pairs needs neither")
     use_threads(args.threads)
     config = from_dict(PreferenceConfig, load_settings(args.settings), "preferences")
-    record = Record(args.out, "preferences", asdict(config), args.threads, name=args.name, seed=config.seed)
+    saves = Saves(args.out, read_saving(args.saving), [args.start, args.prompts, args.pairs])
+    record = Record(args.out, "preferences", asdict(config), args.threads, saves, name=args.name, seed=config.seed)
     metrics: dict[str, float] = {}
     if args.pairs:
         rows = read_rows(args.pairs, config)
     else:
-        rows, metrics = sample_rows(args.start, args.prompts, config, args.name)
+        rows, metrics = sample_rows(args.start, args.prompts, config, args.name, saves)
     held_out = held_out_count(rows, config)
     for split, part in {"held_out": rows[:held_out], "train": rows[held_out:]}.items():
         write_jsonl(Path(args.out) / f"{split}.jsonl", part)

@@ -10,8 +10,9 @@ By hand: python -m algos.training.rewards.reward_model --settings '{"seed": 0}' 
 
 import math
 import random
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from algos.training.models.checkpoints import ScalarModel, import_model, resolve
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.models.tokens import encode_prompt, encode_response, load_tokenizer
 from algos.training.rewards.config import RewardModelConfig
+from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, read_saving
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -31,9 +33,10 @@ from algos.training.stage.record import (
     main_guard,
     peak_memory,
     resident_bytes,
-    stage_parser,
+    resumable_parser,
     use_threads,
 )
+from algos.training.stage.saves import Saves
 from algos.training.supervised.examples import Example, as_batch
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.tasks.files import read_jsonl
@@ -143,7 +146,35 @@ def measure(model: ScalarModel, rows: list[dict], encoded, pad_id: int, device, 
     }
 
 
-def train(config: RewardModelConfig, policy_path: str, data: str, out: str, name: str, threads: int) -> None:
+@dataclass
+class State:
+    """All that a step changes."""
+
+    model: Any
+    optimizer: Any
+    scheduler: Any
+    step: int = 0  # steps done
+
+
+def batches(rows: int, config: RewardModelConfig) -> list[list[int]]:
+    """The rows of each optimizer step: shuffled passes over all."""
+    rng, chosen = random.Random(config.seed), []
+    for _ in range(config.epochs):
+        order = list(range(rows))
+        rng.shuffle(order)
+        chosen += [order[i : i + config.prompts_per_batch] for i in range(0, rows, config.prompts_per_batch)]
+    return chosen
+
+
+def train(
+    config: RewardModelConfig,
+    policy_path: str,
+    data: str,
+    out: str,
+    name: str,
+    threads: int,
+    saving: Saving = EVERY_TEN_MINUTES,
+) -> None:
     """Train on data/train.jsonl, measure on data/held_out.jsonl; writes checkpoint/ and the record into out."""
     import_model(policy_path)
     rows, held_out = (read_jsonl(Path(data) / f"{split}.jsonl") for split in ("train", "held_out"))
@@ -161,58 +192,57 @@ def train(config: RewardModelConfig, policy_path: str, data: str, out: str, name
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)
     encoded, held_out_encoded = encode_rows(rows, tokenizer), encode_rows(held_out, tokenizer)
-    steps_per_epoch = math.ceil(len(rows) / config.prompts_per_batch)
-    total = config.epochs * steps_per_epoch
+    steps = batches(len(rows), config)
+    total = len(steps)
     optimizer, scheduler = make_optimizer(model, config.optimizer, total)
+    state, saves = State(model, optimizer, scheduler), Saves(out, saving, [policy_path, data])
     layout = Layout(share_prompts=shares_prompts(model.backbone))
     record = Record(
         out,
         "reward_model",
         asdict(config),
         threads,
+        saves,
         name=name,
         seed=config.seed,
         device=str(device),
         train_pairs=sum(len(row["pairs"]) for row in rows),
     )
-    phases, progress, rng = Phases(device), Progress(total, name or "reward_model"), random.Random(config.seed)
-    step = 0
-    for _ in range(config.epochs):
-        order = list(range(len(rows)))
-        rng.shuffle(order)
-        for start in range(0, len(order), config.prompts_per_batch):
-            chosen_rows = order[start : start + config.prompts_per_batch]
-            with phases("update"):
-                examples = [example for r in chosen_rows for example in encoded[r]]
-                flat = score_examples(model, examples, tokenizer.pad_token_id, device, layout)
-                scores = list(flat.split([len(encoded[r]) for r in chosen_rows]))
-                chosen, rejected, weights = pair_scores(scores, [rows[r] for r in chosen_rows], "pairs")
-                loss = bradley_terry_loss(chosen, rejected, weights, config.centering)
-                loss.backward()
-                norm = optimizer_step(model, optimizer, scheduler, config.optimizer.max_grad_norm)
-            accuracy = pair_accuracy(chosen.detach(), rejected.detach())
-            record.log(
-                step,
-                {
-                    "loss": loss.item(),
-                    "pair_accuracy": accuracy,
-                    "grad_norm": norm,
-                    "learning_rate": scheduler.get_last_lr()[0],
-                    **phases.next_step(),
-                },
-            )
-            step += 1
-            progress.update(step, loss=loss.item(), accuracy=accuracy)
+    phases, progress = Phases(device), Progress(total, name or "reward_model")
+    saves.hold(state, phases)
+    for chosen_rows in steps[state.step :]:
+        with phases("update"):
+            examples = [example for r in chosen_rows for example in encoded[r]]
+            flat = score_examples(model, examples, tokenizer.pad_token_id, device, layout)
+            scores = list(flat.split([len(encoded[r]) for r in chosen_rows]))
+            chosen, rejected, weights = pair_scores(scores, [rows[r] for r in chosen_rows], "pairs")
+            loss = bradley_terry_loss(chosen, rejected, weights, config.centering)
+            loss.backward()
+            norm = optimizer_step(model, optimizer, scheduler, config.optimizer.max_grad_norm)
+        accuracy = pair_accuracy(chosen.detach(), rejected.detach())
+        record.log(
+            state.step,
+            {
+                "loss": loss.item(),
+                "pair_accuracy": accuracy,
+                "grad_norm": norm,
+                "learning_rate": scheduler.get_last_lr()[0],
+                **phases.next_step(),
+            },
+        )
+        state.step += 1
+        progress.update(state.step, loss=loss.item(), accuracy=accuracy)
+        saves.after_step()
     progress.close()
     metrics = measure(model, held_out, held_out_encoded, tokenizer.pad_token_id, device, layout)
-    record.log(step, metrics)
+    record.log(total, metrics)
     model.offset, model.gain = metrics["score_mean"], 1 / max(metrics["score_std"], 1e-6)
     for row, examples in list(zip(held_out, held_out_encoded, strict=True))[:4]:
         known = row.get("correct", [None] * len(examples))
         with torch.no_grad():
             scored = score_examples(model, examples, tokenizer.pad_token_id, device, layout)
         for text, correct, score in zip(row["responses"], known, scored.tolist(), strict=True):
-            record.sample(step=step, prompt=row["prompt"], response=text, correct=correct, reward=score)
+            record.sample(step=total, prompt=row["prompt"], response=text, correct=correct, reward=score)
     model.save(Path(out) / "checkpoint")
     record.finish(
         held_out=metrics,
@@ -224,7 +254,7 @@ def train(config: RewardModelConfig, policy_path: str, data: str, out: str, name
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = resumable_parser(__doc__.splitlines()[0])
     parser.add_argument(
         "--from",
         required=True,
@@ -236,7 +266,7 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(RewardModelConfig, load_settings(args.settings), "reward_model")
-    train(config, args.start, args.data, args.out, args.name, args.threads)
+    train(config, args.start, args.data, args.out, args.name, args.threads, read_saving(args.saving))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,12 @@ class RatioCanary:
         self.ceiling = RATIO_CEILING_BFLOAT16 if dtype == "bfloat16" else RATIO_CEILING
         self.limit: float | None = None  # not yet calibrated
 
+    def saved(self) -> dict:
+        return {"limit": self.limit}
+
+    def restore(self, saved: dict) -> None:
+        self.limit = saved["limit"]
+
     def check(self, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
         """The figure and its limit, as metrics; three (B, T). Raises StaleWeights above the limit."""
         ratio = log_ratio(old_logprobs, sampler_logprobs, mask).exp()

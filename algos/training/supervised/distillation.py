@@ -9,8 +9,9 @@ sampled tokens stand in for the full distributions. The mathematics is in algos/
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
 from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.sampling.sampler import decode_ids, sample
-from algos.training.stage.config import loaded_dtype
+from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, loaded_dtype, read_saving
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -32,10 +33,11 @@ from algos.training.stage.record import (
     main_guard,
     peak_memory,
     resident_bytes,
-    stage_parser,
+    resumable_parser,
     use_threads,
     warn_if_budget_left,
 )
+from algos.training.stage.saves import Saves
 from algos.training.supervised.config import DistillationConfig
 from algos.training.supervised.examples import Step, Texts, as_batch, encode_examples, schedule
 from algos.training.update.optimize import make_optimizer, optimizer_step
@@ -79,13 +81,15 @@ def fit(
     config: DistillationConfig,
     phases: Phases,
     on_step: Callable[[int, dict, list[list[int]]], bool],
+    generator: torch.Generator,
+    first: int = 0,
 ) -> None:
     """Train the student for config.steps optimizer steps, or fewer.
 
     on_step gets each step's number, its metrics and the token ids of its responses; if it returns True, training ends.
+    generator draws the student's responses. first: the number of the first step, where a saved state goes on.
     """
-    generator = torch.Generator(student.device).manual_seed(config.seed)
-    for number, step in enumerate(schedule(config, texts)):
+    for number, step in enumerate(schedule(config, texts)[first:], first):
         if step.on_policy:
             with phases("generate"):
                 rollouts = sample(
@@ -155,30 +159,45 @@ def read_texts(config: DistillationConfig, prompts_path: str, data_path: str | N
     return problems, rows
 
 
+@dataclass
+class State:
+    """All that a step changes."""
+
+    student: Any
+    optimizer: Any
+    scheduler: Any
+    generator: torch.Generator  # draws the student's responses
+    steps: int = 0  # done
+    generated: int = 0  # tokens
+    generated_responses: int = 0
+    scored: int = 0  # tokens, prompts and responses, that the teacher read
+    finished: bool = False
+
+
 class Monitor:
     """Writes the metrics and samples of every step, and counts tokens."""
 
-    def __init__(self, config: DistillationConfig, record: Record, name: str, phases: Phases, tokenizer):
-        self.config, self.record, self.phases, self.tokenizer = config, record, phases, tokenizer
+    def __init__(self, config: DistillationConfig, record: Record, name: str, phases: Phases, tokenizer, state: State):
+        self.config, self.record, self.phases, self.tokenizer, self.state = config, record, phases, tokenizer, state
         total, unit = (config.steps, "step") if config.budget_tokens is None else (config.budget_tokens, "token")
         self.progress = Progress(total, name or "on-policy distillation", unit)
-        self.steps = self.generated = self.generated_responses = self.scored = 0
 
     def step(self, number: int, step: Step, asked: list[dict], metrics: dict, responses: list[list[int]]) -> bool:
         """Takes the responses to the rows `asked`. Returns whether this step is the last one."""
-        config, seconds = self.config, self.phases.next_step()
+        config, state, seconds = self.config, self.state, self.phases.next_step()
         tokens, said = sum(len(ids) for ids in responses), decode_ids(self.tokenizer, responses)
-        self.steps, self.scored = number + 1, self.scored + metrics.pop("scored_tokens")
+        state.steps, state.scored = number + 1, state.scored + metrics.pop("scored_tokens")
         line = {"on_policy": int(step.on_policy), **metrics, "response_tokens": tokens / len(responses)}
         if step.on_policy:
-            self.generated, self.generated_responses = self.generated + tokens, self.generated_responses + len(said)
+            state.generated += tokens
+            state.generated_responses += len(said)
             line["accuracy"] = sum(
                 grader.correct(grader.strict(text), grader.gold(problem))
                 for text, problem in zip(said, asked, strict=True)
                 for grader in [grader_of(problem)]
             ) / len(said)
-        last = number == config.steps - 1 or (
-            config.budget_tokens is not None and self.generated >= config.budget_tokens
+        state.finished = last = number == config.steps - 1 or (
+            config.budget_tokens is not None and state.generated >= config.budget_tokens
         )
         if number % config.log_every == 0 or last:
             self._log(number, line, seconds, tokens)
@@ -189,16 +208,16 @@ class Monitor:
         return last
 
     def _log(self, number: int, line: dict, seconds: dict, tokens: int) -> None:
-        counts = {"generated_tokens": self.generated, "teacher_tokens": self.scored}
+        counts = {"generated_tokens": self.state.generated, "teacher_tokens": self.state.scored}
         line = {**line, **counts, **seconds, "step_seconds": sum(seconds.values())}
         self.record.log(number, line)
         budget = self.config.budget_tokens
-        done = number + 1 if budget is None else min(self.generated, budget)
+        done = number + 1 if budget is None else min(self.state.generated, budget)
         self.progress.update(done, loss=line["loss"], **{"tokens/s": tokens / line["step_seconds"]})
 
     def close(self) -> None:
         self.progress.close()
-        warn_if_budget_left(self.config, "steps", self.generated)
+        warn_if_budget_left(self.config, "steps", self.state.generated)
 
 
 def train(
@@ -210,6 +229,7 @@ def train(
     out: str,
     name: str = "",
     threads: int = 1,
+    saving: Saving = EVERY_TEN_MINUTES,
 ) -> None:
     """Distill the teacher into the student; writes checkpoint/, metrics.jsonl, samples.jsonl and run.json.
 
@@ -220,7 +240,7 @@ def train(
     problems, rows = read_texts(config, prompts_path, data_path)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    run: Callable[..., None] = fit
+    run: Callable[..., None] | None = None  # TRL's
     if config.trainer == "trl":
         from algos.training.trl import supervised as trl_supervised
 
@@ -232,19 +252,25 @@ def train(
     teacher = load_policy(teacher_path, device, loaded_dtype(config)).requires_grad_(False)
     check_same_vocabulary(student, teacher, tokenizer, load_tokenizer(teacher_path))
     texts = Texts([encode_prompt(tokenizer, p["prompt"]) for p in problems], encode_examples(tokenizer, rows))
+    generator = torch.Generator(device).manual_seed(config.seed)
     optimizer, scheduler = make_optimizer(student, config.optimizer, config.steps)
+    state = State(student, optimizer, scheduler, generator)
+    saves = Saves(out, saving, [student_path, teacher_path, prompts_path, data_path]) if run is None else None
     record = Record(
         out,
         "distillation",
         asdict(config),
         threads,
+        saves,
         trainer=config.trainer,
         name=name,
         seed=config.seed,
         device=str(device),
     )
     phases = Phases(device)
-    monitor, steps = Monitor(config, record, name, phases, tokenizer), schedule(config, texts)
+    monitor, steps = Monitor(config, record, name, phases, tokenizer, state), schedule(config, texts)
+    if saves is not None:
+        saves.hold(state, phases)
 
     def on_step(number: int, metrics: dict, responses: list[list[int]]) -> bool:
         step = steps[number]
@@ -252,24 +278,31 @@ def train(
             asked = [problems[i] for i in step.rows for _ in range(config.responses)]
         else:
             asked = [rows[i] for i in step.rows]
-        return monitor.step(number, step, asked, metrics, responses)
+        last = monitor.step(number, step, asked, metrics, responses)
+        if saves is not None:
+            saves.after_step()
+        return last
 
-    run(student, teacher, tokenizer, optimizer, scheduler, texts, config, phases, on_step)
+    models = (student, teacher, tokenizer, optimizer, scheduler)
+    if run is not None:
+        run(*models, texts, config, phases, on_step)
+    elif not state.finished:
+        fit(*models, texts, config, phases, on_step, generator, state.steps)
     monitor.close()
     save_policy(student, tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=phases.total,
-        generated_tokens=monitor.generated,
-        generated_responses=monitor.generated_responses,
-        teacher_tokens=monitor.scored,  # prompts and responses that the teacher read: its share of the cost
-        optimizer_steps=monitor.steps,
+        generated_tokens=state.generated,
+        generated_responses=state.generated_responses,
+        teacher_tokens=state.scored,  # its share of the cost
+        optimizer_steps=state.steps,
         memory=component_memory(policy=(student, optimizer), teacher=(teacher, None)),
         peak_memory=peak_memory(device, before),
     )
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
+    parser = resumable_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument("--from", dest="student", required=True, metavar="DIR", help="the student to start from")
     parser.add_argument("--teacher", required=True, metavar="DIR", help="a checkpoint with the student's tokenizer")
     parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems for the student, JSONL")
@@ -279,7 +312,8 @@ def main() -> None:
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(DistillationConfig, load_settings(args.settings, args.tuned), "settings")
-    train(config, args.student, args.teacher, args.prompts, args.data, args.out, args.name, args.threads)
+    paths = (args.student, args.teacher, args.prompts, args.data)
+    train(config, *paths, args.out, args.name, args.threads, read_saving(args.saving))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ only. Responses to a hint may reason backwards from the answer, so the log count
         --settings '{"sampling": {"seed": 0}, "training": {"seed": 0}}' --from DIR --prompts FILE --out DIR
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
 from algos.training.models.tokens import load_tokenizer
 from algos.training.sampling.respond import draw_problems, opened, sampled
+from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, read_saving
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -30,9 +32,10 @@ from algos.training.stage.record import (
     main_guard,
     peak_memory,
     resident_bytes,
-    stage_parser,
+    resumable_parser,
     use_threads,
 )
+from algos.training.stage.saves import Saves
 from algos.training.supervised.config import ExpertIterationConfig, RejectionConfig
 from algos.training.supervised.examples import encode_examples
 from algos.training.supervised.rejection_sampling import accept
@@ -112,8 +115,51 @@ def collect(
     }
 
 
+@dataclass
+class State:
+    """All that a step changes. A state is saved while a round trains; one that was killed in sampling samples again."""
+
+    policy: Any
+    optimizer: Any
+    scheduler: Any
+    generator: torch.Generator  # draws the responses
+    round: int = 0  # under way
+    rows: list[dict] | None = None  # that the round trains on; None: to be sampled
+    metrics: dict = field(default_factory=dict)  # of the round's sampling
+    steps: list[dict] = field(default_factory=list)  # metrics of the round's optimizer steps
+    kept: list[dict] = field(default_factory=list)  # the rows of all rounds
+    solved: list[str] = field(default_factory=list)  # problems, in any round
+    generated: int = 0  # tokens
+    responses: int = 0
+    trained: int = 0  # tokens
+
+    def start_round(self) -> None:
+        self.round, self.rows, self.metrics, self.steps = self.round + 1, None, {}, []
+
+
+def sample_round(state: State, engine, tokenizer, problems: list[dict], config: ExpertIterationConfig) -> None:
+    """Sample the rows of a round. Raises SettingsError if no response is correct."""
+    rows, metrics = collect(engine, state.policy, tokenizer, problems, config, state.generator)
+    if not rows:
+        raise SettingsError(
+            f"round {state.round}: none of the {metrics['round_responses']} sampled responses is correct, so there is "
+            "nothing to train on."
+        )
+    state.solved = sorted({*state.solved, *metrics.pop("solved")})
+    state.generated += metrics.pop("round_tokens")
+    state.responses += metrics.pop("round_responses")
+    state.kept += [{"round": state.round, **row} for row in rows]
+    state.rows, state.metrics = rows, metrics
+
+
 def train(
-    config: ExpertIterationConfig, policy_path: str, prompts_path: str, out: str, name: str = "", threads: int = 1
+    config: ExpertIterationConfig,
+    policy_path: str,
+    prompts_path: str,
+    out: str,
+    name: str = "",
+    threads: int = 1,
+    saving: Saving = EVERY_TEN_MINUTES,
 ) -> None:
     """All rounds; writes checkpoint/ (of the last round), accepted.jsonl (of all rounds) and the record."""
     sampling, training = config.sampling, config.training
@@ -124,11 +170,13 @@ def train(
     generator = torch.Generator(device).manual_seed(sampling.seed)
     before = resident_bytes()
     tokenizer, policy = load_tokenizer(policy_path), load_policy(policy_path, device, training.dtype)
+    saves = Saves(out, saving, [policy_path, prompts_path])
     record = Record(
         out,
         "expert_iteration",
         asdict(config),
         threads,
+        saves,
         trainer="own",
         name=name,
         seed=sampling.seed,
@@ -137,82 +185,87 @@ def train(
     asked = problems if config.hint is None else [*problems, *(with_hint(p, config.hint) for p in problems)]
     engine = opened(sampling, policy, tokenizer, policy_path, asked)
     phases, progress = Phases(device), Progress(config.rounds, name or "expert iteration", unit="round")
-    generated = responses = trained = 0
-    solved, kept = set(), []
-    for number in range(config.rounds):
-        with phases("generate"):
-            if number > 0:
-                engine.synchronize(policy)
-            rows, metrics = collect(engine, policy, tokenizer, problems, config, generator)
-        if not rows:
-            raise SettingsError(
-                f"round {number}: none of the {metrics['round_responses']} sampled responses is correct, so there is "
-                "nothing to train on."
-            )
-        solved |= metrics.pop("solved")
-        generated, responses = generated + metrics.pop("round_tokens"), responses + metrics.pop("round_responses")
-        kept += [{"round": number, **row} for row in rows]
-        for row in rows[:: max(len(rows) // 4, 1)][:4]:
-            record.sample(step=number, prompt=row["prompt"], response=row["answer"], hinted=row["hinted"])
-        if config.restart and number > 0:
-            policy = optimizer = scheduler = None  # else two policies would be in memory
-            policy = load_policy(policy_path, device, training.dtype)
-        optimizer, scheduler = make_optimizer(policy, training.optimizer, training.steps)
-        steps: list[dict] = []
+    optimizer, scheduler = make_optimizer(policy, training.optimizer, training.steps)
+    state = State(policy, optimizer, scheduler, generator)
+    del policy, optimizer, scheduler  # else two policies would be in memory when the next round loads another
+    saves.hold(state, phases)
+    while state.round < config.rounds:
+        if state.rows is None:
+            with phases("generate"):
+                if state.round > 0:
+                    engine.synchronize(state.policy)
+                sample_round(state, engine, tokenizer, problems, config)
+            assert state.rows is not None
+            for row in state.rows[:: max(len(state.rows) // 4, 1)][:4]:
+                record.sample(step=state.round, prompt=row["prompt"], response=row["answer"], hinted=row["hinted"])
+            if state.round > 0:
+                if config.restart:
+                    state.policy = state.optimizer = state.scheduler = None
+                    state.policy = load_policy(policy_path, device, training.dtype)
+                state.optimizer, state.scheduler = make_optimizer(state.policy, training.optimizer, training.steps)
 
-        def keep(_: int, step: dict, steps: list[dict] = steps) -> None:
-            steps.append(step)
+        def keep(_: int, step: dict) -> None:
+            state.steps.append(step)
+            saves.after_step()
 
         fit(
-            policy,
+            state.policy,
             tokenizer,
-            optimizer,
-            scheduler,
-            encode_examples(tokenizer, rows),
+            state.optimizer,
+            state.scheduler,
+            encode_examples(tokenizer, state.rows),
             training,
             phases,
             keep,
+            len(state.steps),
         )
-        trained += sum(step["batch_tokens"] for step in steps)
-        seconds = phases.next_step()
-        record.log(
-            number,
-            {
-                **metrics,
-                "prompts_never_solved": 1 - len(solved) / len(problems),  # in no round so far; hints do not count
-                "loss": sum(step["loss"] for step in steps) / len(steps),
-                "loss_last": steps[-1]["loss"],
-                "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
-                "generated_tokens": generated,
-                "trained_tokens": trained,
-                **seconds,
-                "step_seconds": sum(seconds.values()),
-            },
-        )
-        progress.update(number + 1, accepted=len(rows), acceptance=metrics["acceptance_rate"], loss=steps[-1]["loss"])
+        log_round(state, record, phases.next_step(), len(problems), progress)
+        state.start_round()
     progress.close()
     engine.close()
-    write_jsonl(Path(out) / "accepted.jsonl", kept)
-    save_policy(policy, tokenizer, Path(out) / "checkpoint")
+    write_jsonl(Path(out) / "accepted.jsonl", state.kept)
+    save_policy(state.policy, tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=phases.total,
-        generated_tokens=generated,
-        generated_responses=responses,
-        trained_tokens=trained,
+        generated_tokens=state.generated,
+        generated_responses=state.responses,
+        trained_tokens=state.trained,
         optimizer_steps=config.rounds * training.steps,
-        memory=component_memory(policy=(policy, optimizer)),
+        memory=component_memory(policy=(state.policy, state.optimizer)),
         peak_memory=peak_memory(device, before),
     )
 
 
+def log_round(state: State, record: Record, seconds: dict, problems: int, progress: Progress) -> None:
+    """A round's line of metrics; problems: how many there are."""
+    steps, rows = state.steps, state.rows or []
+    state.trained += sum(step["batch_tokens"] for step in steps)
+    record.log(
+        state.round,
+        {
+            **state.metrics,
+            "prompts_never_solved": 1 - len(state.solved) / problems,  # in no round so far; hints do not count
+            "loss": sum(step["loss"] for step in steps) / len(steps),
+            "loss_last": steps[-1]["loss"],
+            "grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
+            "generated_tokens": state.generated,
+            "trained_tokens": state.trained,
+            **seconds,
+            "step_seconds": sum(seconds.values()),
+        },
+    )
+    accepted = state.metrics["acceptance_rate"]
+    progress.update(state.round + 1, accepted=len(rows), acceptance=accepted, loss=steps[-1]["loss"])
+
+
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
+    parser = resumable_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument("--from", dest="policy", required=True, metavar="DIR", help="checkpoint to start from")
     parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(ExpertIterationConfig, load_settings(args.settings, args.tuned), "settings")
-    train(config, args.policy, args.prompts, args.out, args.name, args.threads)
+    train(config, args.policy, args.prompts, args.out, args.name, args.threads, read_saving(args.saving))
 
 
 if __name__ == "__main__":

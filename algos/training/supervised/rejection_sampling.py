@@ -14,15 +14,17 @@ from pathlib import Path
 from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import check_causal_lm
 from algos.training.sampling.respond import draw_problems, respond
+from algos.training.stage.config import read_saving
 from algos.training.stage.record import (
     Progress,
     Record,
     load_settings,
     main_guard,
-    stage_parser,
+    resumable_parser,
     use_threads,
     warn_if_budget_left,
 )
+from algos.training.stage.saves import Saves
 from algos.training.supervised.config import RejectionConfig
 from evaluation.tasks.files import write_jsonl
 
@@ -37,7 +39,7 @@ def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0])
+    parser = resumable_parser(__doc__.splitlines()[0])
     parser.add_argument("--from", dest="policy", required=True, metavar="DIR", help="checkpoint to sample from")
     parser.add_argument("--prompts", required=True, metavar="FILE", help="train problems, JSONL")
     args = parser.parse_args()
@@ -45,9 +47,11 @@ def main() -> None:
     config = from_dict(RejectionConfig, load_settings(args.settings), "settings")
     check_causal_lm(args.policy)
     problems = draw_problems(args.prompts, config.prompts, config.seed, "settings.prompts")
-    record = Record(args.out, "rejection_sampling", asdict(config), args.threads, name=args.name, seed=config.seed)
+    saves = Saves(args.out, read_saving(args.saving), [args.policy, args.prompts])
+    facts = {"name": args.name, "seed": config.seed}
+    record = Record(args.out, "rejection_sampling", asdict(config), args.threads, saves, **facts)
     progress = Progress(len(problems), args.name or "rejection sampling", unit="prompt")
-    responses = respond(args.policy, problems, config.responses, config, progress, config.budget_tokens)
+    responses = respond(args.policy, problems, config.responses, config, progress, config.budget_tokens, saves)
     progress.close()
     problems = problems[: len(responses) // config.responses]
     accepted = [

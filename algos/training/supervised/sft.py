@@ -6,8 +6,10 @@ prompts are context only. With trainer trl the same examples, in the same order,
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +26,7 @@ from algos.training.models.checkpoints import (
 from algos.training.models.logprobs import token_logprobs
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.models.tokens import load_tokenizer
-from algos.training.stage.config import loaded_dtype
+from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, loaded_dtype, read_saving
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -34,9 +36,10 @@ from algos.training.stage.record import (
     main_guard,
     peak_memory,
     resident_bytes,
-    stage_parser,
+    resumable_parser,
     use_threads,
 )
+from algos.training.stage.saves import Saves
 from algos.training.supervised.config import SupervisedConfig
 from algos.training.supervised.examples import Example, as_batch, encode_examples, ordered_batches
 from algos.training.update.optimize import make_optimizer, optimizer_step
@@ -53,10 +56,14 @@ def fit(
     config: SupervisedConfig,
     phases: Phases,
     on_step: Callable[[int, dict], None],
+    first: int = 0,
 ) -> None:
-    """Train the model for config.steps optimizer steps; on_step gets the number and the metrics of each step."""
+    """Train the model for config.steps optimizer steps; on_step gets the number and the metrics of each step.
+
+    first: the number of the first step, where a saved state goes on.
+    """
     layout = Layout(share_prompts=shares_prompts(model.base_model))
-    for step, chosen in enumerate(ordered_batches(examples, config)):
+    for step, chosen in enumerate(ordered_batches(examples, config)[first:], first):
         with phases("update"):
             learning_rate = scheduler.get_last_lr()[0]
             batch = as_batch(chosen, tokenizer.pad_token_id, model.device)
@@ -69,8 +76,25 @@ def fit(
         on_step(step, {"loss": loss.item(), "grad_norm": norm, "learning_rate": learning_rate, "batch_tokens": tokens})
 
 
+@dataclass
+class State:
+    """All that a step changes."""
+
+    model: Any
+    optimizer: Any
+    scheduler: Any
+    step: int = 0  # steps done
+    tokens: int = 0  # trained on
+
+
 def train(
-    config: SupervisedConfig, model_path: str, data_path: str, out: str, name: str = "", threads: int = 1
+    config: SupervisedConfig,
+    model_path: str,
+    data_path: str,
+    out: str,
+    name: str = "",
+    threads: int = 1,
+    saving: Saving = EVERY_TEN_MINUTES,
 ) -> None:
     """Fine-tune the model on the rows of data_path (prompt, answer); writes checkpoint/ and the record."""
     import_model(model_path)
@@ -79,7 +103,7 @@ def train(
     check_prompts(rows, data_path, ids=False)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    run = fit
+    run: Callable[..., None] = fit
     if config.trainer == "trl":
         from algos.training.trl import supervised as trl_supervised
 
@@ -91,51 +115,57 @@ def train(
     examples = encode_examples(tokenizer, rows)
     longest = max(len(prompt) + len(response) for prompt, response in examples)
     check_positions(model, longest, "the longest prompt and its response")
-    optimizer, scheduler = make_optimizer(model, config.optimizer, config.steps)
+    state = State(model, *make_optimizer(model, config.optimizer, config.steps))
+    saves = None if config.trainer == "trl" else Saves(out, saving, [model_path, data_path])
     record = Record(
         out,
         "sft",
         asdict(config),
         threads,
+        saves,
         trainer=config.trainer,
         name=name,
         seed=config.seed,
         examples=len(rows),
         device=str(device),
     )
-    phases, progress, trained = Phases(device), Progress(config.steps, name or "sft"), 0
-    for row in rows[:8]:
-        record.sample(step=0, prompt=row["prompt"], response=row["answer"])
+    phases, progress = Phases(device), Progress(config.steps, name or "sft")
+    if saves is not None and saves.hold(state, phases):
+        run = partial(fit, first=state.step)
+    else:
+        for row in rows[:8]:
+            record.sample(step=0, prompt=row["prompt"], response=row["answer"])
 
     def on_step(step: int, metrics: dict) -> None:
-        nonlocal trained
         tokens, seconds = metrics.pop("batch_tokens"), phases.next_step()
-        trained += tokens
+        state.step, state.tokens = step + 1, state.tokens + tokens
         if step % config.log_every == 0 or step == config.steps - 1:
             rate = tokens / seconds["update_seconds"]
-            record.log(step, {**metrics, "trained_tokens": trained, "update_tokens_per_second": rate, **seconds})
+            record.log(step, {**metrics, "trained_tokens": state.tokens, "update_tokens_per_second": rate, **seconds})
             progress.update(step + 1, loss=metrics["loss"], **{"tokens/s": rate})
+        if saves is not None:
+            saves.after_step()
 
-    run(model, tokenizer, optimizer, scheduler, examples, config, phases, on_step)
+    run(model, tokenizer, state.optimizer, state.scheduler, examples, config, phases, on_step)
     progress.close()
     save_policy(model, tokenizer, Path(out) / "checkpoint")
     record.finish(
         phase_seconds=phases.total,
-        trained_tokens=trained,
+        trained_tokens=state.tokens,
         optimizer_steps=config.steps,
-        memory=component_memory(policy=(model, optimizer)),
+        memory=component_memory(policy=(model, state.optimizer)),
         peak_memory=peak_memory(device, before),
     )
 
 
 def main() -> None:
-    parser = stage_parser(__doc__.splitlines()[0], tunable=True)
+    parser = resumable_parser(__doc__.splitlines()[0], tunable=True)
     parser.add_argument("--from", dest="model", required=True, metavar="DIR", help="checkpoint to start from")
     parser.add_argument("--data", required=True, metavar="FILE", help="rows with prompt and answer, JSONL")
     args = parser.parse_args()
     use_threads(args.threads)
     config = from_dict(SupervisedConfig, load_settings(args.settings, args.tuned), "settings")
-    train(config, args.model, args.data, args.out, args.name, args.threads)
+    train(config, args.model, args.data, args.out, args.name, args.threads, read_saving(args.saving))
 
 
 if __name__ == "__main__":

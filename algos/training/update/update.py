@@ -1,7 +1,7 @@
 """A rollout batch -> advantages -> losses -> optimizer steps, for the policy and, if there is one, the critic."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from algos.pieces.types import Batch, Totals
 from algos.training.config import RunConfig
 from algos.training.models.logprobs import in_micro_batches, policy_outputs, token_logprobs
 from algos.training.models.packing import Layout
+from algos.training.stage.state import DERIVED
 from algos.training.update.batch_metrics import reduce
 from algos.training.update.needs import full_kl_in, sampler_gives_old_logprobs
 from algos.training.update.optimize import optimizer_step
@@ -34,7 +35,7 @@ class Learner:
     critic: Any = None  # SeparateCritic or SharedCritic
     critic_optimizer: Any = None
     critic_scheduler: Any = None
-    reference: Any = None  # frozen
+    reference: Any = field(default=None, metadata=DERIVED)  # frozen
     behavior: Any = None  # frozen copy of the policy, which samples; None: the policy samples. See sampling/behavior.py
     share_prompts: bool = False  # whether all models take rows in which responses share their prompt
 

@@ -110,6 +110,29 @@ def test_a_stage_is_one_run_with_its_seeds_below_and_the_study_one_with_data_and
     assert {a.path for a in client(uri).list_artifacts(run.info.run_id)} == {"run.json", "metrics.jsonl", "evaluation"}
 
 
+def test_a_stage_that_goes_on_goes_on_in_its_run(results, uri):
+    """Killed by a signal after three lines, two of which it had saved: it writes the third again, and a fourth."""
+    folder = results / SEED
+    write_record(folder, "rl", LINES, 200.0, status="interrupted", algorithm="grpo", seed=0)
+    for name in ("run.json", "metrics.jsonl"):
+        (folder / name).rename(folder / f"interrupted-{name}")
+    mirrored(results, uri)
+    killed = runs(uri)[SEED]
+    assert killed.info.status == "KILLED" and {runs(uri)[key].info.status for key in ("stages/grpo",)} == {"KILLED"}
+    metrics = make_running(results, LINES[:2])
+    mirrored(results, uri)
+    run = runs(uri)[SEED]
+    assert run.info.run_id == killed.info.run_id and run.info.status == "RUNNING"
+    assert history(uri, run, "reward/reward") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+    metrics.close()
+    write_record(folder, "rl", [*LINES, line(3, reward=7.0)], 200.0, algorithm="grpo", seed=0)
+    mirrored(results, uri)
+    run = runs(uri)[SEED]
+    assert (run.info.run_id, run.info.status) == (killed.info.run_id, "FINISHED")
+    assert history(uri, run, "reward/reward") == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 7.0)]
+    assert runs(uri)["stages/grpo"].info.status == "FINISHED"
+
+
 def test_a_loaded_model_has_the_scores_of_its_evaluation(results, uri):
     write_record(results / "models" / "base", "model", [line(0, parameters=9)])
     write_record(results / "models" / "base" / "evaluation" / "base", "evaluation", [line(0, **{"mean@8": 0.25})])

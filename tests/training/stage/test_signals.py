@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a stage ends with status 130 and sets its record aside.
+"""Signals set the record aside. Ctrl-C ends a stage at once, with status 130; SIGTERM after its step, saved, with 75.
 
 A shell without job control starts its background jobs with SIGINT ignored, and the tests may run in such a job. A stage
 must not undo that: Ctrl-C in the terminal would then end the stages of a study that runs in the background, while
@@ -57,7 +57,7 @@ def start(inputs, tmp_path):
         stage.wait()
 
 
-def wait_for_lines(path: Path, more_than: int = 0, seconds: float = 60.0) -> int:
+def wait_for_lines(path: Path, more_than: int = 0, seconds: float = 300.0) -> int:
     """The size of a file of metrics, once it is above `more_than` bytes."""
     deadline = time.time() + seconds
     while not path.exists() or path.stat().st_size <= more_than:
@@ -70,11 +70,27 @@ def set_aside(folder: Path) -> bool:
     return (folder / "interrupted-run.json").exists() and not (folder / "run.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_sets_the_record_aside(start, tmp_path, number):
+def test_ctrl_c_sets_the_record_aside(start, tmp_path):
     stage = start(signal.SIG_DFL)
-    stage.send_signal(number)
-    assert stage.wait(timeout=30) == 130 and set_aside(tmp_path)
+    stage.send_signal(signal.SIGINT)
+    assert stage.wait(timeout=120) == 130 and set_aside(tmp_path) and not (tmp_path / "resume").exists()
+
+
+def test_after_sigterm_a_stage_saves_and_the_same_command_goes_on(start, tmp_path):
+    stage = start(signal.SIG_DFL)
+    stage.send_signal(signal.SIGTERM)
+    assert stage.wait(timeout=120) == 75 and set_aside(tmp_path)
+    first = (tmp_path / "interrupted-metrics.jsonl").read_text()
+    assert json.loads((tmp_path / "interrupted-run.json").read_text())["status"] == "interrupted"
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["000000"]
+    stage = start(signal.SIG_DFL)
+    wait_for_lines(tmp_path / "metrics.jsonl", len(first) + 1)
+    stage.send_signal(signal.SIGTERM)
+    assert stage.wait(timeout=120) == 75
+    lines = (tmp_path / "interrupted-metrics.jsonl").read_text()
+    assert lines.startswith(first) and len(lines) > len(first)
+    assert [json.loads(line)["step"] for line in lines.splitlines()] == [*range(lines.count("\n"))]
+    assert len(json.loads((tmp_path / "interrupted-run.json").read_text())["resumed"]) == 1
 
 
 def test_a_stage_in_the_background_goes_on_after_ctrl_c_and_ends_by_sigterm(start, tmp_path):
@@ -82,4 +98,4 @@ def test_a_stage_in_the_background_goes_on_after_ctrl_c_and_ends_by_sigterm(star
     stage.send_signal(signal.SIGINT)
     wait_for_lines(tmp_path / "metrics.jsonl", wait_for_lines(tmp_path / "metrics.jsonl"))
     stage.send_signal(signal.SIGTERM)
-    assert stage.wait(timeout=30) == 130 and set_aside(tmp_path)
+    assert stage.wait(timeout=120) == 75 and set_aside(tmp_path)

@@ -9,7 +9,7 @@ from tiny import TEXTS, tiny_tokenizer
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.tokens import encode_prompt, encode_prompts
-from algos.training.stage.record import start_up_seconds
+from algos.training.stage.environment import start_up_seconds
 from evaluation.statistics import student
 
 IMPORTS = """
