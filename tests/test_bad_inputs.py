@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.faults.bad_inputs import CASES
-from tests.faults.cases import Case
+from tests.faults.bad.__main__ import CASES
+from tests.faults.bad.cases import Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)

@@ -52,7 +52,7 @@ class Published:
     def _starts(self, study: str, arm: str, other: str) -> bool:
         """Whether all seeds of the other arm start from this one: its only seed is then all there is of it."""
         frame = self.table(f"{study}/comparison")
-        return "from" in frame and (frame.loc[frame["stage"] == other, "from"] == arm).any()
+        return "from" in frame and bool((frame.loc[frame["stage"] == other, "from"] == arm).any())
 
     def _paired(self, asked: Difference) -> Interval:
         frame = self.table(f"{asked.study}/pairs")
@@ -88,7 +88,8 @@ class Published:
             return Interval(total, total, total)
         row = frame.iloc[0]
         one_seed = row.get("interval_for") == ONE_SEED or (row.get("kind") == "rl" and row.get("seeds") == 1)
-        return Interval(*(float(row[name]) for name in (column, *bounds)), one_seed=bool(one_seed))
+        mean, low, high = (float(row[name]) for name in (column, *bounds))
+        return Interval(mean, low, high, bool(one_seed))
 
 
 def ratio(top: Interval, bottom: Interval) -> Interval:
@@ -105,7 +106,7 @@ def ratio(top: Interval, bottom: Interval) -> Interval:
 
 def _own_k(column: str, frame: pd.DataFrame) -> str:
     found = K.fullmatch(column)
-    return next((c for c in frame if found and re.fullmatch(rf"{found[1]}@\d+", c)), column)
+    return next((c for c in frame.columns.astype(str) if found and re.fullmatch(rf"{found[1]}@\d+", c)), column)
 
 
 @cache

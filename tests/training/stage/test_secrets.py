@@ -17,7 +17,7 @@ from algos.training.stage.masking import masked
 from algos.training.stage.record import main_guard
 from evaluation.tasks.files import write_jsonl
 from pipelines.study import Study
-from tests.faults.commands import call
+from tests.faults.bad.commands import call
 
 CANARY = "canary-5e1f0c7a"
 NAMES = (

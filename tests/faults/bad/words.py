@@ -1,6 +1,6 @@
 """Malformed command lines of every module of docs/command-line.md, each with what its one sentence must say."""
 
-from tests.faults.cases import Case
+from tests.faults.bad.cases import Case
 
 STUDY = "pipelines/studies/smoke.yaml"
 STAGES = {  # the stages' commands, and the options that they require

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.faults.cases import Case
+from tests.faults.bad.cases import Case
 
 GOOD = {"question": "What is 1+1?", "answer": "It is 2.\n#### 2"}
 TEST = {"question": "What is 2+2?", "answer": "It is 4.\n#### 4"}

@@ -1,6 +1,6 @@
 """120 malformed studies, data files, checkpoints, tokenizers and command lines: each is refused in its one sentence.
 
-    python -m tests.faults.bad_inputs
+    python -m tests.faults.bad
 
 A right answer is exit status 2 and one sentence with the place, the value and the fix; a traceback is none.
 """
@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import bad_data, bad_models, bad_studies, bad_words
-from tests.faults.cases import Case
+from tests.faults.bad import data, models, studies, words
+from tests.faults.bad.cases import Case
 
-CASES: list[Case] = [*bad_studies.CASES, *bad_data.CASES, *bad_models.CASES, *bad_words.CASES]
+CASES: list[Case] = [*studies.CASES, *data.CASES, *models.CASES, *words.CASES]
 
 
 def faults(cases: list[Case]) -> list[str]:

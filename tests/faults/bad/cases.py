@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.commands import call
+from tests.faults.bad.commands import call
 
 
 @dataclass(frozen=True)

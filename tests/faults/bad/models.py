@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from algos.training.models.checkpoints import save_policy
-from tests.faults.cases import Case
+from tests.faults.bad.cases import Case
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TEXT = [{"id": "a", "question": "1+1", "prompt": "1+1=", "answer": "#### 2"}] * 2

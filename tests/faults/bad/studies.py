@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tests.faults.cases import Case
+from tests.faults.bad.cases import Case
 
-SMOKE = (Path(__file__).parents[2] / "pipelines" / "studies" / "smoke.yaml").read_text(encoding="utf-8")
+SMOKE = (Path(__file__).parents[3] / "pipelines" / "studies" / "smoke.yaml").read_text(encoding="utf-8")
 
 
 def study(what: str, written: str, wrong: str, says: str) -> Case:
