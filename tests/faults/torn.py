@@ -35,6 +35,7 @@ def lose(state: Path, rng: random.Random) -> None:
 def half(state: Path, rng: random.Random) -> None:
     """Half of the state's files lie under the name that a state has while it is written."""
     files = sorted(state.iterdir())
+    shutil.rmtree(state.with_name("unfinished"), ignore_errors=True)  # what the kill left
     state.rename(state.with_name("unfinished"))
     for path in rng.sample(files, len(files) // 2):
         (state.with_name("unfinished") / path.name).unlink()
