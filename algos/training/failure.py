@@ -98,7 +98,7 @@ def fail(
     raise SystemExit(FAILED)
 
 
-def collapse(record: Record) -> dict[str, int]:
+def collapse(record: Record) -> dict[str, Any]:
     """The first step whose entropy is below COLLAPSED of the first one's, which is said in one line; else nothing."""
     lines = (record.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     entropies = [(line["step"], line["entropy"]) for line in map(json.loads, lines) if line.get("entropy") is not None]
