@@ -78,7 +78,7 @@ class Stage:
     @property
     def broken(self) -> dict[int, str]:
         """The seeds whose runs have failed while they trained, and why; scored is the last good checkpoint of each."""
-        return {s: r["failure"]["reason"] for s, r in zip(self.seeds, self.records, strict=True) if "failure" in r}
+        return {s: r["failure"]["reason"] for s, r in zip(self.seeds, self.records, strict=False) if "failure" in r}
 
     @property
     def whole(self) -> list[pd.DataFrame]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.config import ModelConfig
-from evaluation.report import environment
+from evaluation.report.page import environment
 from evaluation.tasks import answers
 from evaluation.tasks.files import read_jsonl
 from evaluation.tasks.grader import Grader

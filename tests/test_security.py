@@ -10,7 +10,7 @@ import pytest
 from test_structure import MODULES
 
 from algos.pieces.settings import SettingsError
-from evaluation.report import environment
+from evaluation.report.page import environment
 from pipelines.study import Study
 
 PROJECT = Path(__file__).parents[1]
@@ -33,15 +33,22 @@ FORBIDDEN = {  # a call -> why; the modules that may make it all the same, and w
     "yaml.unsafe_load": ("makes any object", {}),
     "yaml.full_load": ("makes some objects", {}),
     "jinja2.Template": ("escapes nothing", {}),
-    "Markup": ("escapes nothing", {"evaluation.report": "figures and tables that the report draws by itself"}),
+    "Markup": (
+        "escapes nothing",
+        {
+            "evaluation.report.page": "its own scripts and styles",
+            "evaluation.report.responses": "JSON in which every bracket and ampersand is escaped",
+        },
+    ),
     "spec.loader.exec_module": ("runs a file", {"algos.own_code": "files of the user's own, named by the study"}),
     "os.execv": ("another program", {"pipelines.__main__": "MLflow's pages, on 127.0.0.1"}),
     "subprocess.run": (
         "another program",
         {
-            "algos.training.stage.record": "git, with fixed words",
+            "algos.training.stage.environment": "git, with fixed words",
             "algos.__main__": "the conformance tests, with fixed words",
             "evaluation.bench.overhead": "this Python, with fixed words",
+            "evaluation.claims.__main__": "the unit tests that the ledger names",
         },
     ),
     "subprocess.Popen": ("another program", {}),

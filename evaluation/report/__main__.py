@@ -12,7 +12,9 @@ NEEDED = ("study", "source", "samples", "margin", "models", "stages")
 COMMANDS = {"merge": merge.main, "compare-published": published.main}
 
 
-def main(words: list[str]) -> None:
+def main(words: list[str] | None = None) -> None:
+    """words: those of the command line, or else the process's own."""
+    words = sys.argv[1:] if words is None else words
     if words and words[0] in COMMANDS:
         raise SystemExit(COMMANDS[words[0]](words[1:]))
     parser = argparse.ArgumentParser(
@@ -31,4 +33,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

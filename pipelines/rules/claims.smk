@@ -17,7 +17,9 @@ rule claims:
         "results/claims/benchmark.tsv"
     resources:
         **SMALL,
+    params:
+        out="results/published/claims",
     message:
         "Judge the claims"
     shell:
-        "python -m evaluation.claims 2> {log:q}"
+        "python -m evaluation.claims --out {params.out:q} 2> {log:q}"

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from synthetic import rl, stage, study, write_results
 
-from evaluation.collect import collect, curve
+from evaluation.collect import collect
+from evaluation.curves import curve
 from evaluation.report import write
 from evaluation.tasks.files import write_json
 from pipelines.tree import _status

@@ -125,7 +125,7 @@ def run_here(folder: Path, study: str, *targets: str) -> None:
 def run_module(module: str, *arguments: str) -> None:
     """What `python -m module` does, in this process."""
     with patch.object(sys, "argv", [module, *arguments]):
-        import_module(module).main()
+        import_module(f"{module}.__main__" if hasattr(import_module(module), "__path__") else module).main()
 
 
 def results(tree: Path) -> Path:

@@ -148,7 +148,7 @@ def test_the_memory_of_a_model_with_the_tokenizer_of_another_one_has_its_vocabul
         (("describe", DEFAULT, "grpo", "more"), "error: Got unexpected extra argument"),
         (("memory", DEFAULT, "grpo", "--prompt", "60"), "usage: "),  # no abbreviation
         (("memory", DEFAULT, "grpo", "--prompt-tokens", "0"), "error: prompt_tokens must be at least 1, got 0."),
-        (("peaks", DEFAULT), f"error: write STUDY=GIGABYTES, such as {DEFAULT}=24, got {DEFAULT}."),
+        (("peaks", DEFAULT), f"error: write STUDY=GIGABYTES, such as pipelines/config.yaml=24, got {DEFAULT}."),
         (("bench", DEFAULT, "grpo", "grpo", "--model={}"), "error: --model={} would have no effect: settings, task"),
     ],
 )

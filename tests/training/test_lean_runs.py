@@ -112,7 +112,7 @@ REFUSED = [
         "gradient_checkpointing must be false, got",
     ),
     ({"algorithm": "trpo", "minibatches": 1, "compile": True}, "trpo needs second .* compile must be false, got true"),
-    ({"algorithm": "grpo", "offload": ["policy"]}, r"offload\[0\]: 'policy' is unknown.* Allowed: critic, optim"),
+    ({"algorithm": "grpo", "offload": ["policy"]}, r"offload\[0\]: 'policy' is unknown.* Allowed: behavior, critic"),
     ({"algorithm": "grpo", "lora": {"rank": 0}}, "lora.rank must be above 0, got 0"),
     ({"algorithm": "grpo", "lora": {"ranks": 2}}, "lora, key: 'ranks' is unknown. Did you mean 'rank'"),
     (

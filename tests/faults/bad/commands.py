@@ -33,7 +33,11 @@ class Said:
 def call(module: str, *words: str) -> Said:
     """Run the module's `main` as the command line would, without a network."""
     name = "pipelines.__main__" if module == "pipelines" else module
-    name = f"{name}.__main__" if module in ("algos", "evaluation.memory", "evaluation.bench") else name
+    name = (
+        f"{name}.__main__"
+        if module in ("algos", "evaluation.memory", "evaluation.bench", "evaluation.report")
+        else name
+    )
     name = "evaluation.bench.command" if module == "evaluation.bench" else name
     main, err, handler, status = import_module(name).main, io.StringIO(), signal.getsignal(signal.SIGTERM), 0
     arguments = [list(words)] if module == "pipelines.study" else []

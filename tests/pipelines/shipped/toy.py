@@ -19,7 +19,14 @@ TINY = {  # by kind: as small as a stage can be
     "sft": {"steps": 2, "batch_size": 4},
     "preferences": {"prompts": 24, "responses": 4, "held_out_share": 0.25},
     "reward_model": {"epochs": 1, "prompts_per_batch": 4},
-    "rl": {"steps": 1, "prompts_per_step": 2, "group_size": 4, "minibatches": 1, "budget_tokens": None},
+    "rl": {
+        "steps": 1,
+        "prompts_per_step": 2,
+        "group_size": 4,
+        "minibatches": 1,
+        "budget_tokens": None,
+        "dev_problems": 5,
+    },
     "rejection_sampling": {"prompts": 24, "responses": 4, "budget_tokens": None},
     "expert_iteration": {
         "sampling": {"prompts": 24, "responses": 4},

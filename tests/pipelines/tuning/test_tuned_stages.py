@@ -75,7 +75,8 @@ def test_a_stage_runs_with_the_settings_of_the_trial_that_is_chosen(tmp_path, na
     command = json.dumps(made.resolved(name, 0))
     run = from_dict(RunConfig, load_settings(command, str(tmp_path / "tuning.json")), "settings")
     assert json.loads(json.dumps(run.resolved())) == json.loads(json.dumps(made.resolved(trial["stage"], 0)))
-    assert made.options(name, 0)[-4:-2] == ["--tuned", made.choice(name)] and made.choice(name) in made.inputs(name, 0)
+    options = made.options(name, 0)
+    assert options[options.index("--tuned") + 1] == made.choice(name) and made.choice(name) in made.inputs(name, 0)
     assert "--tuned" not in made.options(trial["stage"], 100)
 
 
@@ -197,5 +198,6 @@ def test_wrong_tuning_is_refused_in_one_sentence(config, message):
 def test_a_dev_split_that_is_too_small_is_refused():
     config = study()
     config["task"] = config["task"] | {"dev": 9}
+    config["defaults"]["rl"] = config["defaults"].get("rl", {}) | {"dev_every": None}
     with pytest.raises(SettingsError, match=r"task\.dev is 9, but tuned is tuned on the dev split; at least 10"):
         Study(config, "x")
