@@ -202,7 +202,7 @@ def _broken(stage: Stage) -> list[str]:
         for seed, reason in stage.broken.items()
         for record in [stage.records[stage.seeds.index(seed)]]
     ]
-    steps = {s: r.get("entropy_collapse_step") for s, r in zip(stage.seeds, stage.records, strict=True)}
+    steps = {s: r.get("entropy_collapse_step") for s, r in zip(stage.seeds, stage.records, strict=False)}
     collapsed = [f"seed {seed} in step {step}" for seed, step in steps.items() if step is not None]
     return found + ([f"{stage.name}: the entropy collapsed ({', '.join(collapsed)})."] if collapsed else [])
 

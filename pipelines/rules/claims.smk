@@ -18,7 +18,7 @@ rule claims:
     resources:
         **SMALL,
     params:
-        out="results/published/claims",
+        out=subpath(output.csv, parent=True),
     message:
         "Judge the claims"
     shell:
