@@ -11,12 +11,14 @@ import numpy as np
 from evaluation.statistics import Interval
 
 FAILED = 0.5  # a seed has failed whose score is below this share of its stage's median, or of its start's score
+LEAST = 0.05  # a median or a start's score below this tells nothing: a small sample of responses can miss it
 
 
 def failed(scores: np.ndarray, start: float = 0.0) -> np.ndarray:
     """Which seeds have failed, given each seed's score and the score of the stage that they start from."""
     scores = np.asarray(scores, dtype=float)
-    return scores < FAILED * max(float(np.median(scores)), start)
+    usual = max(float(np.median(scores)), start)
+    return scores < FAILED * usual if usual >= LEAST else np.zeros(len(scores), dtype=bool)
 
 
 def exact_share(successes: int, trials: int) -> Interval:

@@ -107,6 +107,8 @@ def test_a_seed_has_failed_below_half_of_the_median_or_of_the_start():
     assert failed([0.8, 0.82, 0.39]).tolist() == [False, False, True]
     assert failed([0.02, 0.03, 0.8]).tolist() == [False, False, False]  # nothing tells which of them is usual
     assert failed([0.02, 0.03, 0.8], start=0.5).tolist() == [True, True, False]
+    assert failed([0.0], start=0.005).tolist() == [False]  # one right response of 192 and none
+    assert failed([0.0], start=0.06).tolist() == [True]
 
 
 @pytest.mark.parametrize(
