@@ -57,6 +57,7 @@ def run(tmp_path):
             from algos.training.trl import baseline
 
             train_it = baseline.train
+        Record.unfinished.clear()  # of stages that other tests in this process have killed
         status = 0
         try:
             train_it(config, str(tmp_path / "policy"), str(tmp_path / "train.jsonl"), str(tmp_path / "out"))
