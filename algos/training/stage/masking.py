@@ -7,7 +7,7 @@ import traceback
 
 NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY($|_)|APIKEY", re.IGNORECASE)  # of variables with a secret
 SHORTEST = 8  # letters of a secret: a shorter one may be a part of any word
-PASSWORD = re.compile(r"(://)[^\s/@:]*:[^\s/@]*(?=@)")  # user:password@ in a URL
+PASSWORD = re.compile(r"(://)[^\s/@:'\"\\]*:[^\s/@'\"\\]*(?=@)")  # user:password@ in a URL, which a quote ends
 QUERY = re.compile(r"([?&](?:api_?key|key|token|access_token|secret|password)=)[^\s&'\"\\)]+", re.IGNORECASE)
 MASK = "***"
 

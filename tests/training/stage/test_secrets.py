@@ -120,6 +120,13 @@ def test_what_is_masked_and_what_is_not(secrets, text, shown):
     assert masked(text) == shown
 
 
+def test_a_port_before_an_address_of_mail_is_no_password():
+    """A record stays JSON, however closely it is written."""
+    facts = {"server": "http://host:80", "mail": "me@home"}
+    assert masked(json.dumps(facts, separators=(",", ":"))) == json.dumps(facts, separators=(",", ":"))
+    assert masked(json.dumps({"uri": "http://me:word@host"})) == '{"uri": "http://***@host"}'
+
+
 def test_short_values_are_no_secrets(monkeypatch):  # they may be a part of any word
     monkeypatch.setenv("SOME_KEY", "on")
     assert masked("one") == "one" and masking.SHORTEST == 8
