@@ -2,7 +2,8 @@
 
 Reads the scores and records of the trials; writes one JSON file: every trial with its score and its cost, the number of
 the chosen one, and the settings in which it differs from those that the stage is planned with. The highest score is
-chosen, and of equal ones the first. The score of the chosen trial is the highest of several, so it is too high by
+chosen, and of equal ones the first; a trial in which a run has failed is not, though its last good checkpoint has a
+score. The score of the chosen trial is the highest of several, so it is too high by
 chance; the stage's own score, with other seeds and on the test split, is not.
 By hand, the JSON is that of `STUDY.tuning` in pipelines/plan.py:
     python -m evaluation.tuning.choose --tuning JSON --results results/STUDY --out tuning.json
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from algos.pieces.settings import SettingsError, refusals
-from evaluation.collect import finished_record, read_json
+from evaluation.collect import finished_record, read_json, training_seconds
 from evaluation.options import read_json as read_option
 from evaluation.statistics import share_interval
 from evaluation.tasks.files import write_json
@@ -22,10 +23,12 @@ from evaluation.tuning.space import FEWEST_DEV
 
 
 def choose(results: Path, tuning: dict) -> dict:
-    """The trials with their scores and costs, and the choice. Raises SettingsError for one that has not finished."""
+    """The trials with their scores and costs, and the choice. SettingsError if one still runs, or all have failed."""
     trials = [_judged(results, trial, tuning["metric"], tuning["seeds"]) for trial in tuning["trials"]]
-    scores = [trial["score"] for trial in trials]
-    chosen = scores.index(max(scores))
+    whole = [number for number, trial in enumerate(trials) if trial["failed"] is None]
+    if not whole:
+        raise SettingsError(f"{tuning['stage']}: all trials have failed: {trials[0]['failed']}. Change the space.")
+    chosen = max(whole, key=lambda number: (trials[number]["score"], -number))
     settings = tuning["trials"][chosen]["settings"]
     return {**tuning, "trials": trials, "chosen": chosen, "settings": settings}
 
@@ -48,7 +51,8 @@ def _judged(results: Path, trial: dict, metric: str, seeds: list[int]) -> dict:
         "low": interval.low,
         "high": interval.high,
         "generated_tokens": sum(run.get("generated_tokens", 0) for run in runs),
-        "train_seconds": sum(sum(run.get("phase_seconds", {}).values()) for run in runs),
+        "train_seconds": sum(sum(training_seconds(run).values()) for run in runs),
+        "failed": next((run["failure"]["reason"] for run in runs if "failure" in run), None),
         "evaluate_seconds": sum(evaluation["seconds"] for evaluation in evaluations),
     }
 

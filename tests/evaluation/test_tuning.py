@@ -1,5 +1,6 @@
 """Tuning: the configurations, the choice on dev, the expected best of n, and the tables and pairs about them."""
 
+import json
 from itertools import combinations, permutations
 
 import numpy as np
@@ -107,7 +108,11 @@ def trial_files(results, scores: list[float], problems: int = 20, status: str = 
             run, dev = (results / "stages" / name / part for part in (f"seed{seed}", f"dev/seed{seed}"))
             run.mkdir(parents=True)
             dev.mkdir(parents=True)
-            facts = {"status": status, "generated_tokens": 500, "phase_seconds": {"generate": 1.5, "update": 0.5}}
+            facts = {
+                "status": status,
+                "generated_tokens": 500,
+                "phase_seconds": {"generate": 1.5, "update": 0.5, "dev": 9.0},
+            }
             write_json(run / "run.json", {**ENVIRONMENT, **facts})
             write_json(dev / "run.json", ENVIRONMENT)
             right = [float(q < score * problems) for q in range(problems)]
@@ -125,6 +130,22 @@ def test_the_highest_score_is_chosen_and_of_equal_ones_the_first(tmp_path):
     # two seeds of 500 tokens and 2 s, and two evaluations of 10 s
     costs = {"generated_tokens": 1000, "train_seconds": 4.0, "evaluate_seconds": 20.0}
     assert all(costs.items() <= t.items() for t in made["trials"])
+
+
+def fails(results, trial: int) -> None:
+    path = results / "stages" / f"x-trial={trial}" / "seed101" / "run.json"
+    failure = {"step": 1, "reason": "step 1: the loss is nan", "checkpoint": "its last policy"}
+    write_json(path, {**json.loads(path.read_text()), "status": "failed", "failure": failure})
+
+
+def test_a_trial_that_failed_is_not_chosen_whatever_its_last_checkpoint_scores(tmp_path):
+    tuning = trial_files(tmp_path, [0.5, 0.75])
+    fails(tmp_path, 1)
+    made = choose(tmp_path, tuning)
+    assert made["chosen"] == 0 and [trial["failed"] for trial in made["trials"]] == [None, "step 1: the loss is nan"]
+    fails(tmp_path, 0)
+    with pytest.raises(SettingsError, match="all trials have failed: step 1: the loss is nan"):
+        choose(tmp_path, tuning)
 
 
 def test_a_dev_split_that_is_too_small_is_refused(tmp_path):
