@@ -45,6 +45,11 @@ def merge(folders: list[Path], out: Path) -> dict:
         for file in run.iterdir():
             if file.is_file():
                 shutil.copy2(file, out / key)
+    for folder, part in studies.items():
+        for name in (name for name, facts in part["stages"].items() if facts.get("tuned")):
+            choice = Path("stages") / name / "tuning.json"  # every folder's chose the same: check_settings saw to it
+            if not (out / choice).exists():
+                shutil.copy2(folder / choice, out / choice)
     write(out, study, out / "report")
     return study
 

@@ -16,8 +16,11 @@ from evaluation.tasks.files import read_jsonl, write_json, write_jsonl
 WHOLE = study(start=stage("sft", "base", seeds=[0], score=0.3, steps=10, trainer="own"), a=rl("start"), b=rl("start"))
 
 
-def machine(folder, seeds, stages=("a", "b"), made=WHOLE):
-    """The results of one machine: the start, and these stages with these seeds. All as the whole study has them."""
+def machine(folder, seeds, stages=("a", "b"), made=WHOLE, choice=None):
+    """The results of one machine: the start, and these stages with these seeds. All as the whole study has them.
+
+    choice: what the tuning of b chose.
+    """
     whole = folder.parent / f"{folder.name}_whole"
     described = write_results(whole, made)
     for name in set(described["stages"]) - {"start", *stages}:
@@ -32,6 +35,8 @@ def machine(folder, seeds, stages=("a", "b"), made=WHOLE):
     for path in folder.glob("stages/*/seed*"):
         (path / "checkpoint").mkdir()
         (path / "checkpoint" / "model.safetensors").write_bytes(path.name.encode())
+    if choice is not None:
+        write_json(folder / "stages" / "b" / "tuning.json", choice)
     write(folder, described, folder / "report")
     return folder
 
@@ -65,6 +70,18 @@ def test_the_joined_report_is_that_of_one_machine(machines, tmp_path):
     assert table.loc["a", "mean@2"] == pytest.approx((2 * parts[0]["a"] + parts[1]["a"]) / 3, rel=1e-5)
     assert (tmp_path / "both" / "report" / "report.html").is_file()
     assert not list((tmp_path / "both").rglob("*.safetensors"))  # the report needs none
+
+
+def test_the_choices_of_tuned_stages_are_joined_too(tmp_path):
+    plain = stage("sft", "base", seeds=[0], score=0.3, steps=10, trainer="own")
+    made = study(start=plain, a=rl("start"), b=rl("start", score=0.6) | {"like": "a", "tuned": True})
+    trial = {"stage": "b-trial=0", "values": {"optimizer.learning_rate": 1e-3}, "score": 0.5, "low": 0.4, "high": 0.6}
+    costs = {"generated_tokens": 100, "train_seconds": 2.0, "evaluate_seconds": 1.0, "failed": None}
+    choice = {"stage": "b", "metric": "mean@2", "seeds": [100], "trials": [trial | costs], "chosen": 0, "settings": {}}
+    folders = [machine(tmp_path / name, seeds, made=made, choice=choice) for name, seeds in (("x", [0, 1]), ("y", [2]))]
+    merge(folders, tmp_path / "both")
+    assert json.loads((tmp_path / "both" / "stages" / "b" / "tuning.json").read_text()) == choice
+    assert list(pd.read_csv(tmp_path / "both" / "report" / "tuned.csv")["stage"]) == ["b"]
 
 
 def test_machines_with_other_stages(originals, tmp_path):
