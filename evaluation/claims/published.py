@@ -94,14 +94,15 @@ class Published:
 
 def ratio(top: Interval, bottom: Interval) -> Interval:
     """top / bottom; that of numbers of one sign. A ratio to 0 is without bound."""
+    one_seed = top.one_seed or bottom.one_seed
     if bottom.mean == 0:
-        return Interval(inf, inf, inf)
+        return Interval(inf, inf, inf, one_seed)
     mean = top.mean / bottom.mean
     if top.mean == 0:
-        return Interval(0.0, top.low / bottom.mean, top.high / bottom.mean, top.one_seed)
+        return Interval(0.0, top.low / bottom.mean, top.high / bottom.mean, one_seed)
     below = hypot((top.mean - top.low) / top.mean, (bottom.high - bottom.mean) / bottom.mean)
     above = hypot((top.high - top.mean) / top.mean, (bottom.mean - bottom.low) / bottom.mean)
-    return Interval(mean, mean * (1 - below), mean * (1 + above), top.one_seed)
+    return Interval(mean, mean * (1 - below), mean * (1 + above), one_seed)
 
 
 def _own_k(column: str, frame: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -84,6 +85,14 @@ def test_a_ratio_takes_the_errors_of_both():  # 10 % and 0 %; 3-4-5: 30 % and 40
     assert ratio(Interval(2, 1.8, 2.2), Interval(4, 4, 4)) == Interval(0.5, 0.45, 0.55)
     found = ratio(Interval(10, 7, 13), Interval(10, 6, 14))
     assert (found.low, found.high) == pytest.approx((0.5, 1.5))
+
+
+@pytest.mark.parametrize("bottom", [4, 0])
+@pytest.mark.parametrize("top", [2, 0])
+def test_a_ratio_rests_on_one_seed_if_either_number_does(top, bottom):
+    one, more = Interval(top, top, top, one_seed=True), Interval(bottom, bottom, bottom)
+    assert ratio(one, more).one_seed and not ratio(replace(one, one_seed=False), more).one_seed
+    assert ratio(replace(one, one_seed=False), replace(more, one_seed=True)).one_seed
 
 
 def publish(folder: Path, **tables: list[dict]) -> Published:
