@@ -115,9 +115,15 @@ class Expansion:
         made, tune, chosen = self._stage(name, number), self.tuned[name], self.trials[name][number]
         values = made.values | {"seeds": list(tune.seeds), "evaluate": False}
         return replace(
-            made, name=_trial_name(name, number), values=values, varies=name, tune=None, trials=(), trial_of=name,
+            made,
+            name=_trial_name(name, number),
+            values=values,
+            varies=name,
+            tune=None,
+            trials=(),
+            trial_of=name,
             chosen=chosen,
-        )  # fmt: skip
+        )
 
     def _stage(self, name: str, trial: int = 0) -> Stage:
         """A stage. One that is tuned is planned with the settings of a trial, as the choice among them comes later."""
@@ -137,9 +143,16 @@ class Expansion:
             if not isinstance(target, str):
                 raise SettingsError(f"stages.{name}.{key} must be the name of one stage or model, got {target!r}.")
         return Stage(
-            name, kind, values, own, own.get("like"), parent if chosen else None, edges, self.tuned.get(name),
+            name,
+            kind,
+            values,
+            own,
+            own.get("like"),
+            parent if chosen else None,
+            edges,
+            self.tuned.get(name),
             tuple(_trial_name(name, i) for i in range(len(trials))),
-        )  # fmt: skip
+        )
 
     def _values(self, name: str) -> dict:
         """The settings of a stage: those of its kind, of its algorithm, of the stages that it is like, its own."""
