@@ -21,6 +21,7 @@ from algos.training.models.checkpoints import import_model, resolve_device, save
 from algos.training.rewards.own import RewardFailure
 from algos.training.run import Run
 from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, read_saving
+from algos.training.stage.environment import resident_bytes
 from algos.training.stage.record import (
     Progress,
     Record,
@@ -28,7 +29,6 @@ from algos.training.stage.record import (
     load_settings,
     main_guard,
     peak_memory,
-    resident_bytes,
     resumable_parser,
     use_threads,
     warn_if_budget_left,

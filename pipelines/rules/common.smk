@@ -13,7 +13,7 @@ from evaluation.config import figures_of, text_file, tuning_tables_of
 from pipelines import digests
 from pipelines.kinds import SPLITS
 from pipelines.study import load
-from pipelines.workflow import progress
+from pipelines.workflow import one_at_a_time, progress
 from pipelines.workflow.resources import gpus, memory, minutes, model_memory, policy_shape, saved_shape
 from pipelines.workflow.work import of_evaluation, of_stage
 
@@ -26,12 +26,18 @@ if workflow.is_main_process:  # not again in every job
         print(f"warning: {warning}", file=sys.stderr)
 
 # The jobs' Python is the one that runs Snakemake. When stages save their states stands here and not in `params`, whose
-# change would make them again. Snakemake formats the prefix, so its own braces are doubled.
+# change would make them again. A stage ends when its Snakemake does, killed or not: PPID is the shell's parent.
+# Snakemake formats the prefix, so its own braces are doubled.
 SAVING = json.dumps(asdict(STUDY.settings.saving))
-EXPORTS = f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH STAGE_SAVING={shlex.quote(SAVING)}"
+EXPORTS = f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH STAGE_SAVING={shlex.quote(SAVING)} STAGE_PARENT=$PPID"
 shell.prefix(f"export {EXPORTS}; ".replace("{", "{{").replace("}", "}}"))
 
 RESULTS = STUDY.results
+if workflow.is_main_process:
+    if running := one_at_a_time.holder(RESULTS):
+        print(f"note: {running} makes {RESULTS} now; --unlock would be of no use", file=sys.stderr)
+    else:
+        one_at_a_time.forget_killed(RESULTS)
 DATA = f"{RESULTS}/data"
 MODEL = f"{RESULTS}/models/{{model}}"
 STAGE = f"{RESULTS}/stages/{{stage}}"

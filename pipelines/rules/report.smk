@@ -64,6 +64,8 @@ rule mlflow:
 
 
 onstart:
+    if running := one_at_a_time.hold(RESULTS):
+        raise WorkflowError(f"{running} makes {RESULTS} now. Wait until it has ended, or end it; then run this again.")
     progress.follow()
     # Mirrors the runs into MLflow while they grow; the rule `mlflow` does it once more at the end.
     subprocess.Popen(
@@ -72,3 +74,11 @@ onstart:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+onsuccess:
+    one_at_a_time.release(RESULTS)
+
+
+onerror:
+    one_at_a_time.release(RESULTS)

@@ -24,6 +24,7 @@ from algos.training.models.packing import Layout, shares_prompts
 from algos.training.models.tokens import encode_prompt, encode_response, load_tokenizer
 from algos.training.rewards.config import RewardModelConfig
 from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, read_saving
+from algos.training.stage.environment import resident_bytes
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -32,7 +33,6 @@ from algos.training.stage.record import (
     load_settings,
     main_guard,
     peak_memory,
-    resident_bytes,
     resumable_parser,
     use_threads,
 )

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -83,3 +85,18 @@ def module_and_arguments() -> list[str]:
     spec = getattr(main, "__spec__", None)
     name = spec.name if spec else Path(sys.argv[0]).name
     return [name, *sys.argv[1:]]
+
+
+def resident_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes.
+
+    Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM does not.
+    """
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,8 +8,6 @@ import fcntl
 import gc
 import json
 import os
-import re
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +17,10 @@ from typing import ClassVar, Protocol
 
 from algos.pieces.settings import SettingsError
 from algos.training.stage import signals
+from algos.training.stage.alone import Alone
 from algos.training.stage.choice import with_choice
-from algos.training.stage.environment import environment, module_and_arguments, start_up_seconds
+from algos.training.stage.environment import environment, module_and_arguments, resident_bytes, start_up_seconds
+from algos.training.stage.exhausted import explained
 from algos.training.stage.masking import mask_tracebacks, masked
 from evaluation.tasks.files import as_json
 
@@ -53,7 +53,9 @@ class Record:
 
     def __init__(self, out: str | Path, kind: str, settings: dict, threads: int, saves: States | None = None, **facts):
         self.out, self.saves = Path(out), saves
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.alone = Alone(self.out)
+        self.out.mkdir(exist_ok=True)
         (self.out / BATCH).unlink(missing_ok=True)
         gc.enable()  # see _start_quickly
         self.started = self.begun = time.time()  # when the stage and when this process began
@@ -127,6 +129,7 @@ class Record:
         self.metrics.close()
         if self.saves is not None:
             self.saves.clear()
+        self.alone.release()
 
     def _write(self, facts: dict) -> None:
         (self.out / "run.json").write_text(masked(as_json(facts)), encoding="utf-8")
@@ -138,6 +141,7 @@ class Record:
         self._write({**self.facts, "status": status})
         for name in FILES:
             (self.out / name).replace(self.out / f"interrupted-{name}")
+        self.alone.release()
 
 
 def _plain(value) -> float | None:
@@ -208,21 +212,6 @@ def component_memory(**components) -> dict[str, dict[str, int]]:
             "master": sum(p.master.numel() * p.master.element_size() for p in parameters if hasattr(p, "master")),
         }
     return memory
-
-
-def resident_bytes() -> int:
-    """Peak resident memory of this process so far, in bytes.
-
-    Linux's ru_maxrss begins with the peak of the process that started this one; VmHWM does not.
-    """
-    try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_memory(device, before: int) -> dict[str, int | str]:
@@ -338,6 +327,8 @@ def main_guard(main) -> None:
     makes the stage again without asking, and what was measured is kept. After SIGTERM the status is signals.TRY_AGAIN.
     """
     signals.listen()
+    if parent := os.environ.get("STAGE_PARENT"):  # as pipelines/rules/common.smk sets it
+        signals.follow(int(parent))
     mask_tracebacks()
     _start_quickly()
     try:
@@ -351,13 +342,23 @@ def main_guard(main) -> None:
         raise SystemExit(signals.TRY_AGAIN) from None
     except SettingsError as error:
         _set_aside("failed")
-        print(masked(f"error: {error}"), file=sys.stderr)
-        if not sys.stderr.isatty():  # a log file: say it where the user looks, too
-            print(masked(f"error: {error}"), flush=True)
+        _say(f"error: {error}")
         raise SystemExit(2) from None
-    except BaseException:
-        _set_aside("failed")  # Snakemake deletes a failed stage's files; what was measured until then stays
-        raise
+    except BaseException as error:
+        settings, out = next(((r.facts["settings"], str(r.out)) for r in Record.unfinished), ({}, "the results"))
+        said = explained(error, settings, out)
+        with suppress(OSError):  # the disk may be full
+            _set_aside("failed")  # Snakemake deletes a failed stage's files; what was measured until then stays
+        if said is None:
+            raise
+        _say(f"error: {said}")
+        raise SystemExit(1) from None
+
+
+def _say(text: str) -> None:
+    print(masked(text), file=sys.stderr)
+    if not sys.stderr.isatty():  # a log file: say it where the user looks, too
+        print(masked(text), flush=True)
 
 
 def _start_quickly() -> None:

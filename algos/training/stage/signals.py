@@ -5,9 +5,13 @@ A stage that ends by SIGTERM has the exit status 75 (EX_TEMPFAIL of sysexits.h):
 
 import os
 import signal
+import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 TRY_AGAIN = os.EX_TEMPFAIL
+LOOK_SECONDS = 2.0  # between two looks at the process that a stage follows
 
 
 class Stopped(BaseException):
@@ -26,6 +30,27 @@ _now = _Termination()
 def listen() -> None:
     """Handle SIGTERM from now on."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def follow(pid: int) -> None:
+    """End this stage, as by SIGTERM, when the process that started it is gone: Snakemake, killed alone."""
+    if _began(os.getpid()):  # else this system has no /proc to look at
+        threading.Thread(target=_follow, args=(pid, _began(pid)), daemon=True).start()
+
+
+def _follow(pid: int, began: str | None) -> None:
+    while began and _began(pid) == began:
+        time.sleep(LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, by the kernel's clock: its number may be given again. None: it has ended, or no /proc."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else fields[18]  # a zombie has ended
 
 
 def grant(grace_seconds: float | None) -> None:

@@ -24,6 +24,7 @@ from algos.training.models.packing import Layout
 from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.sampling.sampler import decode_ids, sample
 from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, loaded_dtype, read_saving
+from algos.training.stage.environment import resident_bytes
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -32,7 +33,6 @@ from algos.training.stage.record import (
     load_settings,
     main_guard,
     peak_memory,
-    resident_bytes,
     resumable_parser,
     use_threads,
     warn_if_budget_left,

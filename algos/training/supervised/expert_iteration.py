@@ -23,6 +23,7 @@ from algos.training.models.checkpoints import import_model, load_policy, resolve
 from algos.training.models.tokens import load_tokenizer
 from algos.training.sampling.respond import draw_problems, opened, sampled
 from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, read_saving
+from algos.training.stage.environment import resident_bytes
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -31,7 +32,6 @@ from algos.training.stage.record import (
     load_settings,
     main_guard,
     peak_memory,
-    resident_bytes,
     resumable_parser,
     use_threads,
 )

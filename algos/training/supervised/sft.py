@@ -27,6 +27,7 @@ from algos.training.models.logprobs import token_logprobs
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.models.tokens import load_tokenizer
 from algos.training.stage.config import EVERY_TEN_MINUTES, Saving, loaded_dtype, read_saving
+from algos.training.stage.environment import resident_bytes
 from algos.training.stage.record import (
     Phases,
     Progress,
@@ -35,7 +36,6 @@ from algos.training.stage.record import (
     load_settings,
     main_guard,
     peak_memory,
-    resident_bytes,
     resumable_parser,
     use_threads,
 )

@@ -24,7 +24,8 @@ from algos.training.models.checkpoints import (
 from algos.training.models.tokens import encode_prompt, load_tokenizer
 from algos.training.sampling.engines import TransformersEngine
 from algos.training.stage.config import loaded_dtype
-from algos.training.stage.record import Phases, component_memory, peak_memory, resident_bytes
+from algos.training.stage.environment import resident_bytes
+from algos.training.stage.record import Phases, component_memory, peak_memory
 from algos.training.trl.check import check
 from algos.training.trl.common import Work, refuse_other_gpus, sample_plainly
 from algos.training.trl.group import train_group

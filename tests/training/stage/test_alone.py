@@ -1,0 +1,79 @@
+"""Two processes never make one stage at once, and a stage ends with the Snakemake that started it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from algos.training.stage.alone import Alone
+
+PROJECT = Path(__file__).parents[3]
+HOLD = "import sys, time; from pathlib import Path; from algos.training.stage.alone import Alone; "
+
+
+def process(out: Path, then: str) -> subprocess.Popen:
+    """A process that makes the stage and says so, then does something."""
+    code = f"{HOLD}alone = Alone(Path(sys.argv[1])); print('mine', flush=True); {then}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code, str(out)], cwd=PROJECT, **pipes)
+
+
+def test_a_second_process_waits_until_the_first_is_gone(tmp_path):
+    first = process(tmp_path / "seed0", "time.sleep(600)")
+    assert first.stdout.readline() == "mine\n"
+    second = process(tmp_path / "seed0", "")
+    said = second.stderr.readline()
+    assert said.startswith(f"waiting for process {first.pid} on ") and said.endswith("still makes this stage\n")
+    assert second.poll() is None
+    first.kill()
+    first.wait()
+    assert second.communicate(timeout=60)[0] == "mine\n" and second.returncode == 0
+
+
+def test_what_is_released_leaves_no_file_and_is_there_for_the_next(tmp_path):
+    mine = Alone(tmp_path / "seed0")
+    assert [path.name for path in tmp_path.iterdir()] == [".seed0.lock"]
+    mine.release()
+    assert [*tmp_path.iterdir()] == []
+    assert process(tmp_path / "seed0", "").communicate(timeout=60)[0] == "mine\n"
+
+
+def test_a_lock_that_was_removed_while_one_waited_for_it_is_nobodys(tmp_path):
+    mine = Alone(tmp_path / "seed0")
+    waiting = process(tmp_path / "seed0", "time.sleep(600)")
+    waiting.stderr.readline()
+    mine.release()
+    assert waiting.stdout.readline() == "mine\n"
+    third = process(tmp_path / "seed0", "")
+    assert third.stderr.readline().startswith(f"waiting for process {waiting.pid}")
+    for one in (waiting, third):
+        one.kill()
+        one.wait()
+
+
+def test_one_process_makes_one_stage_after_the_other(tmp_path):
+    Alone(tmp_path / "seed0")  # its stage failed, and released nothing
+    Alone(tmp_path / "seed0")
+
+
+def test_where_no_lock_can_be_written_nothing_is_held():
+    Alone(Path("/dev/null/seed0")).release()
+
+
+FOLLOW = "import sys, time; from algos.training.stage import signals; signals.LOOK_SECONDS = 0.05; signals.listen(); "
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+def test_a_stage_ends_with_the_process_that_it_follows(tmp_path):
+    followed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    code = FOLLOW + "signals.follow(int(sys.argv[1])); print('on', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code, str(followed.pid)]
+    stage = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert stage.stdout.readline() == "on\n"
+    time.sleep(0.3)
+    assert stage.poll() is None
+    followed.kill()  # it stays a zombie until it is waited for
+    assert "signals.Stopped" in stage.communicate(timeout=60)[1]
+    followed.wait()
