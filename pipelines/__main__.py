@@ -170,6 +170,29 @@ def publish(study: Study = DEFAULT) -> None:
     copy([load(study).results])
 
 
+@app.command(epilog=examples("merge results/mine /mnt/other/results/mine --out results/both"))
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="results folders of one study")],
+    out: Annotated[Path, typer.Option(help="a new results folder", show_default=False)],
+) -> None:
+    """Join the results of one study from several machines, and write their report."""
+    from evaluation.report.merge import main as join
+
+    join([*map(str, folders), "--out", str(out)])
+
+
+@app.command(epilog=examples("compare-published results/default"))
+def compare_published(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="the results folder of a study")],
+    published: Annotated[Path | None, typer.Option(help="folder of published tables", show_default=False)] = None,
+) -> None:
+    """Hold a finished study against the published tables of the same study; status 1 if a stage lies outside."""
+    from evaluation.report.published import main as hold
+
+    words = [] if published is None else ["--published", str(published)]
+    raise typer.Exit(hold([str(results), *words]))
+
+
 @app.command(epilog=examples("mlflow", "mlflow pipelines/studies/smoke.yaml --port 5001", "mlflow --print"))
 def mlflow(
     study: Study = DEFAULT,

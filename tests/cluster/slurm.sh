@@ -5,6 +5,7 @@
 #     tests/cluster/slurm.sh start gpu      as if each node had a GPU: what Slurm hands out is /dev/null
 #     tests/cluster/slurm.sh kill n2        as if the node lost its power: its daemon and its jobs' processes are gone
 #     tests/cluster/slurm.sh revive n2
+#     sbatch -p urgent -N 2 --exclusive --wrap 'sleep 30'     preempts what runs: SIGTERM, and 60 s until SIGKILL
 #     tests/cluster/slurm.sh stop
 # The configuration must lie in /etc/slurm: the plugin takes SLURM_CONF out of the jobs' environment.
 set -euo pipefail
@@ -41,7 +42,10 @@ MinJobAge=600
 ${1:+GresTypes=gpu}
 NodeName=n1 NodeHostname=$host Port=17001 CPUs=2 RealMemory=6000 ${1:+Gres=gpu:1}
 NodeName=n2 NodeHostname=$host Port=17002 CPUs=2 RealMemory=6000 ${1:+Gres=gpu:1}
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 CONF
 }
 
@@ -86,7 +90,7 @@ descendants() {
 }
 
 stop() {
-    scancel --state=PENDING --state=RUNNING -p main 2> /dev/null || true
+    scancel --state=PENDING --state=RUNNING -p main,urgent 2> /dev/null || true
     sleep 2
     for daemon in n1 n2 ctld; do
         if running $daemon; then kill "$(cat $state/$daemon.pid)"; fi
@@ -99,5 +103,5 @@ case ${1:-} in
     kill) kill_node "$2" ;;
     revive) revive "$2" ;;
     stop) stop ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -1,8 +1,8 @@
-"""A study through a real Slurm, one node of which dies. By hand, as root, with Debian's slurm-wlm and munge:
+"""Studies through a real Slurm: the smoke study whole, a node that dies, a job that is preempted. By hand, as root:
 
     pip install -e '.[slurm]' && pytest tests/cluster/slurm_study.py
 
-The name keeps it out of the other tests: it starts daemons. Its steps were made by hand; it has not been run as a test.
+with Debian's slurm-wlm and munge. The name keeps it out of the other tests: it starts daemons.
 """
 
 import json
@@ -38,9 +38,24 @@ def jobs() -> list[dict[str, str]]:
 def small_study(tree: Path) -> None:
     """The smoke study with one stage: a model, a job that trains it, one that evaluates it."""
     config = yaml.safe_load((tree / STUDY).read_text())
-    config["stages"] = {"cold_start": config["stages"]["cold_start"]}
+    config["stages"] = {"cold_start": {**config["stages"]["cold_start"], "steps": 400, "log_every": 1}}
     config["models"] = {"base": config["models"]["base"]}
     (tree / STUDY).write_text(yaml.safe_dump(config))
+
+
+def start(tree: Path) -> subprocess.Popen:
+    words = ["--slurm-init-seconds-before-status-checks", "5", "--configfile", STUDY]
+    with (tree / "log").open("w") as log:
+        return subprocess.Popen([*COMMAND, *words], cwd=tree, env=environment(tree), stderr=log)
+
+
+def the_training(tree: Path, process: subprocess.Popen) -> dict[str, str]:
+    """The job that trains, as soon as it has taken some steps."""
+    metrics = record(tree, "cold_start") / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 20):
+        time.sleep(0.2)
+    (job,) = [j for j in jobs() if "rule_sft" in j["Comment"] and j["JobState"] == "RUNNING"]
+    return job
 
 
 def state(job: dict[str, str]) -> str:
@@ -48,32 +63,57 @@ def state(job: dict[str, str]) -> str:
     return known["JobState"]
 
 
-def test_a_study_finishes_although_a_node_dies(cluster, tmp_path):
-    tree = copy_project(tmp_path / "project")
-    small_study(tree)
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*COMMAND, "--slurm-init-seconds-before-status-checks", "5", "--configfile", STUDY],
-            cwd=tree,
-            env=environment(tree),
-            stderr=log,
-        )
-    metrics = record(tree, "cold_start") / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.5)
-    (job,) = [j for j in jobs() if "rule_sft" in j["Comment"] and j["JobState"] == "RUNNING"]
-    node = job["NodeList"]
-    subprocess.run([SLURM, "kill", node], check=True)
-    while state(job) != "PENDING":  # Slurm has missed the node
+def run_again(job: dict[str, str]) -> None:
+    """Wait until Slurm has put the job back into its queue, and let it start: at once, not in two minutes."""
+    while state(job) != "PENDING":
         time.sleep(1)
-    subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "StartTime=now"], check=True)  # not in two minutes
-    assert process.wait() == 0, (tmp_path / "log").read_text()
+    subprocess.run(["scontrol", "update", f"JobId={job['JobId']}", "StartTime=now"], check=True)
 
-    facts = json.loads((metrics.parent / "run.json").read_text())
-    assert facts["status"] == "finished" and len(metrics.read_text().splitlines()) == 13  # every tenth of 120 steps
+
+def finished(tree: Path, process: subprocess.Popen) -> tuple[dict, dict[str, dict[str, str]]]:
+    """What the stage records, and the last job of each rule."""
+    assert process.wait() == 0, (tree / "log").read_text()[-5000:]
+    folder = record(tree, "cold_start")
+    facts, lines = json.loads((folder / "run.json").read_text()), (folder / "metrics.jsonl").read_text().splitlines()
+    assert facts["status"] == "finished" and [json.loads(line)["step"] for line in lines] == [*range(400)]
     by_rule = {re.search(r"rule_(\w+?)_wildcards|rule_(\w+)", job["Comment"])[1]: job for job in jobs()[-3:]}
-    assert by_rule["sft"]["Restarts"] == "1" and by_rule["sft"]["NodeList"] != node
     assert {rule: job["JobState"] for rule, job in by_rule.items()} == dict.fromkeys(by_rule, "COMPLETED")
     assert by_rule["sft"]["NumCPUs"] == "2" and by_rule["evaluate"]["NumCPUs"] == "1"  # the stage's threads
     assert not any("gpu" in value for job in by_rule.values() for value in job.values())  # `device: auto`, none granted
-    subprocess.run([SLURM, "revive", node], check=True)
+    return facts, by_rule
+
+
+def test_a_study_finishes_although_a_node_dies(cluster, tmp_path):
+    tree = copy_project(tmp_path / "project")
+    small_study(tree)
+    process = start(tree)
+    job = the_training(tree, process)
+    subprocess.run([SLURM, "kill", job["NodeList"]], check=True)
+    run_again(job)
+    _, by_rule = finished(tree, process)
+    assert by_rule["sft"]["Restarts"] == "1" and by_rule["sft"]["NodeList"] != job["NodeList"]
+    subprocess.run([SLURM, "revive", job["NodeList"]], check=True)
+
+
+def test_a_stage_that_is_preempted_goes_on_where_it_was(cluster, tmp_path):
+    tree = copy_project(tmp_path / "project")
+    small_study(tree)
+    process = start(tree)
+    job = the_training(tree, process)
+    urgent = ["sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 20"]
+    subprocess.run(urgent, check=True)
+    run_again(job)
+    facts, by_rule = finished(tree, process)
+    assert by_rule["sft"]["Restarts"] == "1"
+    (attempt,) = facts["resumed"]
+    assert attempt["lines"] > 20 and attempt["lost_seconds"] < 60
+
+
+def test_the_smoke_study_goes_through_it_whole(cluster, tmp_path):
+    tree = copy_project(tmp_path / "project")
+    process, before = start(tree), len(jobs())
+    assert process.wait() == 0, (tree / "log").read_text()[-5000:]
+    assert (tree / "results" / "smoke" / "report" / "report.html").exists()
+    assert {job["JobState"] for job in jobs()[before:]} == {"COMPLETED"}
+    statuses = {json.loads(p.read_text())["status"] for p in (tree / "results" / "smoke").rglob("run.json")}
+    assert statuses == {"finished"}
