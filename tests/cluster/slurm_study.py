@@ -102,9 +102,8 @@ def test_a_stage_that_is_preempted_goes_on_where_it_was(cluster, tmp_path):
     job = the_training(tree, process)
     urgent = ["sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 20"]
     subprocess.run(urgent, check=True)
-    run_again(job)
     facts, by_rule = finished(tree, process)
-    assert by_rule["sft"]["Restarts"] == "1"
+    assert by_rule["sft"]["JobId"] != job["JobId"]  # it ended within its grace, and Snakemake tries it again
     (attempt,) = facts["resumed"]
     assert attempt["lines"] > 20 and attempt["lost_seconds"] < 60
 

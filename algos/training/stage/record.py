@@ -73,7 +73,7 @@ class Record:
         }
         found = saves.find(self) if saves is not None else None
         lines = {} if found is None else self._go_on(*found)
-        self.metrics, self.samples = ((self.out / name).open("w", encoding="utf-8") for name in LINES)
+        self.metrics, self.samples = ((self.out / name).open("w+", encoding="utf-8") for name in LINES)
         for file, name in ((self.metrics, LINES[0]), (self.samples, LINES[1])):
             file.write(lines.get(name, b"").decode())
             file.flush()
@@ -115,6 +115,14 @@ class Record:
             (self.out / f"interrupted-{name}").unlink(missing_ok=True)
         return lines
 
+    def written(self) -> dict[str, bytes]:
+        """The lines so far, by file. A Snakemake that is sent SIGTERM deletes the files while its stage ends a step."""
+        found = {}
+        for name, file in ((LINES[0], self.metrics), (LINES[1], self.samples)):
+            file.flush()
+            found[name] = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+        return found
+
     def sample(self, **row) -> None:
         self.samples.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.samples.flush()
@@ -136,9 +144,14 @@ class Record:
 
     def set_aside(self, status: str = "failed") -> None:
         """Rename the files of a stage that did not finish, so that no one takes the stage for finished."""
+        written = self.written()
         self.metrics.close()
         self.samples.close()
+        self.out.mkdir(parents=True, exist_ok=True)
         self._write({**self.facts, "status": status})
+        for name, text in written.items():
+            if not (self.out / name).exists():
+                (self.out / name).write_bytes(text)
         for name in FILES:
             (self.out / name).replace(self.out / f"interrupted-{name}")
         self.alone.release()

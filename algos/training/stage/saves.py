@@ -112,8 +112,7 @@ class Saves(States):
             "state": pack(self.state, tensors, "state"),
             "random": pack(random_states(), tensors, "random"),
         }
-        texts = {name: (self.record.out / name).read_bytes() for name in LINES}
-        write(self.folder, values, tensors, texts)
+        write(self.folder, values, tensors, self.record.written())
         self.count, self.steps, self.last = self.count + 1, 0, time.monotonic()
         self.seconds += self.last - start
 

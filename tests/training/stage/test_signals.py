@@ -85,8 +85,10 @@ def test_after_sigterm_a_stage_saves_and_the_same_command_goes_on(start, tmp_pat
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["000000"]
     stage = start(signal.SIG_DFL)
     wait_for_lines(tmp_path / "metrics.jsonl", len(first) + 1)
+    for name in ("run.json", "metrics.jsonl", "samples.jsonl"):  # a Snakemake that got the signal, too, deletes them
+        (tmp_path / name).unlink()
     stage.send_signal(signal.SIGTERM)
-    assert stage.wait(timeout=120) == 75
+    assert stage.wait(timeout=120) == 75 and len([*(tmp_path / "resume").glob("0*")]) == 2
     lines = (tmp_path / "interrupted-metrics.jsonl").read_text()
     assert lines.startswith(first) and len(lines) > len(first)
     assert [json.loads(line)["step"] for line in lines.splitlines()] == [*range(lines.count("\n"))]
