@@ -11,6 +11,7 @@ from algos.training.config import RunConfig
 from algos.training.models.config import LINEAR_LAYERS, ModelConfig
 from algos.training.rewards.config import PreferenceConfig
 from algos.training.supervised.config import DistillationConfig
+from algos.training.trl import check as trl
 from evaluation.tuning.space import FEWEST_DEV, shown
 from pipelines.graph import Stage
 from pipelines.kinds import EVALUATED
@@ -137,10 +138,8 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
 def _check_trainer(plan: Plan, stage: Stage, config, where: str) -> None:
     if getattr(config, "trainer", "own") != "trl":
         return
-    from algos.training.trl import baseline, supervised
-
     try:
-        (baseline.check if isinstance(config, RunConfig) else supervised.check)(config)
+        (trl.check if isinstance(config, RunConfig) else trl.check_supervised)(config)
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from None
     if "critic" in plan.edges(stage.name):

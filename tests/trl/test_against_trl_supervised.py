@@ -21,7 +21,8 @@ from algos.training.supervised import distillation as distill
 from algos.training.supervised import sft
 from algos.training.supervised.config import DistillationConfig, SupervisedConfig
 from algos.training.supervised.examples import as_batch
-from algos.training.trl.supervised import check, collate, fit_distillation, gkd_arguments, sft_arguments, sft_row
+from algos.training.trl.check import check_supervised
+from algos.training.trl.supervised import collate, fit_distillation, gkd_arguments, sft_arguments, sft_row
 from algos.training.update.optimize import make_optimizer
 from evaluation.tasks.files import read_jsonl, write_jsonl
 
@@ -246,12 +247,12 @@ def test_trls_step_on_sampled_text_is_the_suites_on_the_same_text():
 
 
 def test_what_trl_cannot_do_is_refused():
-    check(SupervisedConfig(0, trainer="trl"))
-    check(DistillationConfig(0, trainer="trl"))
+    check_supervised(SupervisedConfig(0, trainer="trl"))
+    check_supervised(DistillationConfig(0, trainer="trl"))
     with pytest.raises(SettingsError, match=r"compares the distributions at 1; .*got 0\.9"):
-        check(DistillationConfig(0, trainer="trl", temperature=0.9))
+        check_supervised(DistillationConfig(0, trainer="trl", temperature=0.9))
     constant = OptimizerConfig()
     with pytest.raises(SettingsError, match="counts steps, not tokens, got budget_tokens 1000"):
-        check(DistillationConfig(0, trainer="trl", budget_tokens=1000, optimizer=constant))
+        check_supervised(DistillationConfig(0, trainer="trl", budget_tokens=1000, optimizer=constant))
     with pytest.raises(SettingsError, match="objective divergence only, got policy_gradient"):
-        check(DistillationConfig(0, trainer="trl", objective="policy_gradient", on_policy_share=1.0))
+        check_supervised(DistillationConfig(0, trainer="trl", objective="policy_gradient", on_policy_share=1.0))

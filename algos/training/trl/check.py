@@ -7,6 +7,7 @@ from algos.pieces.estimator import Estimator
 from algos.pieces.settings import SettingsError
 from algos.reinforce import reinforce_objective
 from algos.training.config import RunConfig
+from algos.training.supervised.config import DistillationConfig, SupervisedConfig
 from algos.training.trl.trainers import LOSS_TYPES, loss_type, trainer_of
 
 REFUSED_ANYWAY = {"kl_horizon", "max_rounds", "correction_low", "correction_high", "kl_direction"}
@@ -25,6 +26,23 @@ def check(config: RunConfig) -> None:
         if known.values is not None and value not in known.values:
             refuse(known.why, value, f"set settings.{name} to {' or '.join(map(_text, known.values))}")
     {"grpo": _check_group, "rloo": _check_leave_one_out, "ppo": _check_critic}[trainer.kind](config, hparams)
+
+
+def check_supervised(config: SupervisedConfig | DistillationConfig) -> None:
+    """Raise SettingsError unless TRL can run these settings as the same estimator."""
+    if isinstance(config, SupervisedConfig):
+        return
+    if config.objective != "divergence":
+        raise SettingsError(f"trainer trl: TRL's GKD has the objective divergence only, got {config.objective}.")
+    if config.temperature != 1:
+        raise SettingsError(
+            "trainer trl: TRL's GKD samples at its temperature but compares the distributions at 1; set temperature to "
+            f"1.0, got {config.temperature}."
+        )
+    if config.budget_tokens is not None:
+        raise SettingsError(
+            f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
+        )
 
 
 def without_effect(hparams: Estimator) -> set[str]:

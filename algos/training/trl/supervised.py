@@ -20,30 +20,13 @@ import torch
 from torch import Tensor
 
 import algos.training.trl.without_vllm  # noqa: F401
-from algos.pieces.settings import SettingsError
 from algos.training.stage.record import Phases
 from algos.training.supervised.config import DistillationConfig, SupervisedConfig
 from algos.training.supervised.examples import Example, Texts, ordered_batches, schedule
+from algos.training.trl.check import check_supervised
 from algos.training.trl.common import count_positions_by_mask, refuse_other_gpus, sample_plainly, silence
 
 IGNORED = -100  # the label of a token without a loss
-
-
-def check(config: SupervisedConfig | DistillationConfig) -> None:
-    """Raise SettingsError unless TRL can run these settings as the same estimator."""
-    if isinstance(config, SupervisedConfig):
-        return
-    if config.objective != "divergence":
-        raise SettingsError(f"trainer trl: TRL's GKD has the objective divergence only, got {config.objective}.")
-    if config.temperature != 1:
-        raise SettingsError(
-            "trainer trl: TRL's GKD samples at its temperature but compares the distributions at 1; set temperature to "
-            f"1.0, got {config.temperature}."
-        )
-    if config.budget_tokens is not None:
-        raise SettingsError(
-            f"trainer trl: TRL counts steps, not tokens, got budget_tokens {config.budget_tokens}; use steps alone."
-        )
 
 
 def prepare(config: SupervisedConfig | DistillationConfig, device) -> None:
@@ -52,7 +35,7 @@ def prepare(config: SupervisedConfig | DistillationConfig, device) -> None:
     import trl.experimental.gkd  # noqa: F401
     from trl import SFTTrainer  # noqa: F401
 
-    check(config)
+    check_supervised(config)
     refuse_other_gpus(device)
     datasets.disable_progress_bars()
 
