@@ -340,8 +340,8 @@ def main_guard(main) -> None:
     makes the stage again without asking, and what was measured is kept. After SIGTERM the status is signals.TRY_AGAIN.
     """
     signals.listen()
-    if parent := os.environ.get("STAGE_PARENT"):  # as pipelines/rules/common.smk sets it
-        signals.follow(int(parent))
+    if parent := int(os.environ.get("STAGE_PARENT") or 0):  # set by rules/common.smk; 0: in another container
+        signals.follow(parent)
     mask_tracebacks()
     _start_quickly()
     try:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from algos.training.stage import signals
 from algos.training.stage.alone import Alone
+from algos.training.stage.record import main_guard
 
 PROJECT = Path(__file__).parents[3]
 HOLD = "import sys, time; from pathlib import Path; from algos.training.stage.alone import Alone; "
@@ -77,3 +79,13 @@ def test_a_stage_ends_with_the_process_that_it_follows(tmp_path):
     followed.kill()  # it stays a zombie until it is waited for
     assert "signals.Stopped" in stage.communicate(timeout=60)[1]
     followed.wait()
+
+
+@pytest.mark.parametrize("parent, followed", [("7", [7]), ("0", []), ("", [])])  # 0: outside of a container's processes
+def test_a_stage_follows_the_process_that_the_rules_name(monkeypatch, parent, followed):
+    found = []
+    monkeypatch.setenv("STAGE_PARENT", parent)
+    monkeypatch.setattr(signals, "follow", found.append)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    main_guard(lambda: None)
+    assert found == followed
