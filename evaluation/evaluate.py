@@ -24,6 +24,7 @@ from algos.pieces.settings import SettingsError, from_dict
 from algos.training.models.checkpoints import load_policy, resolve_device
 from algos.training.models.tokens import load_tokenizer
 from algos.training.sampling.respond import GREEDY, opened, sampled
+from algos.training.stage.alone import Alone
 from algos.training.stage.record import Progress, Record, load_settings, main_guard, stage_parser, use_threads
 from evaluation.config import EvaluationConfig
 from evaluation.statistics import clustered_standard_error, majority_at_k, pass_at_k, wilson
@@ -135,10 +136,12 @@ def main() -> None:
     check_rows(problems, args.problems)
     check_prompts(problems, args.problems)
     check_folders(args.folders)
+    alone = Alone(Path(args.out))  # a rule's output, which Snakemake deletes: the locks of the seeds lie in it
     for i, folder in enumerate(args.folders):
         facts = {"start_up_seconds": 0.0} if i else {}  # the process starts once
         evaluate(folder, problems, config, Path(args.out) / folder.name, args.threads, **facts)
         gc.collect()  # a model in a reference cycle would stay until after the next one is loaded
+    alone.release()
 
 
 if __name__ == "__main__":

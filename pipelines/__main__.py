@@ -186,7 +186,7 @@ def compare_published(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="the results folder of a study")],
     published: Annotated[Path | None, typer.Option(help="folder of published tables", show_default=False)] = None,
 ) -> None:
-    """Hold a finished study against the published tables of the same study; status 1 if a stage lies outside."""
+    """Hold a finished study against the published tables of that name; status 1 if a stage lies outside."""
     from evaluation.report.published import main as hold
 
     words = [] if published is None else ["--published", str(published)]

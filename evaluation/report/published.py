@@ -22,7 +22,7 @@ import pandas as pd
 from algos.pieces.settings import SettingsError, refusals
 from evaluation.report.updates import measured_on
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "default"
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 MEAN = re.compile(r"mean@\d+")
 
 
@@ -129,10 +129,10 @@ def main(words: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="the study's results folder")
-    parser.add_argument("--published", type=Path, default=PUBLISHED, help="folder of published tables")
+    parser.add_argument("--published", type=Path, help="folder of published tables (default: those of RESULTS's name)")
     args = parser.parse_args(words)
     with refusals():
-        found = compare(args.results / "report", args.published)
+        found = compare(args.results / "report", args.published or PUBLISHED / args.results.name)
     for held in found:
         print(held)
     outside = [held.stage for held in found if not held.inside]

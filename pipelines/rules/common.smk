@@ -26,18 +26,16 @@ if workflow.is_main_process:  # not again in every job
         print(f"warning: {warning}", file=sys.stderr)
 
 # The jobs' Python is the one that runs Snakemake. When stages save their states stands here and not in `params`, whose
-# change would make them again. A stage ends when its Snakemake does, killed or not: PPID is the shell's parent.
+# change would make them again. A stage ends when its Snakemake does, killed or not: PPID is the shell's parent. Where all
+# get SIGTERM, as in a job that is preempted, the shell and so its Snakemake wait until the stage has saved its state.
 # Snakemake formats the prefix, so its own braces are doubled.
 SAVING = json.dumps(asdict(STUDY.settings.saving))
 EXPORTS = f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH STAGE_SAVING={shlex.quote(SAVING)} STAGE_PARENT=$PPID"
-shell.prefix(f"export {EXPORTS}; ".replace("{", "{{").replace("}", "}}"))
+shell.prefix(f"trap : TERM; export {EXPORTS}; ".replace("{", "{{").replace("}", "}}"))
 
 RESULTS = STUDY.results
-if workflow.is_main_process:
-    if running := one_at_a_time.holder(RESULTS):
-        print(f"note: {running} makes {RESULTS} now; --unlock would be of no use", file=sys.stderr)
-    else:
-        one_at_a_time.forget_killed(RESULTS)
+if workflow.is_main_process and (running := one_at_a_time.look(RESULTS)):
+    print(f"note: {running} makes {RESULTS} now; --unlock would be of no use", file=sys.stderr)
 DATA = f"{RESULTS}/data"
 MODEL = f"{RESULTS}/models/{{model}}"
 STAGE = f"{RESULTS}/stages/{{stage}}"

@@ -36,21 +36,26 @@ class Alone:
         said = False
         while (file := self._taken()) is None:
             if not said:
-                by = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-                print(f"waiting for {by or 'a process'}, which still makes this stage", file=sys.stderr, flush=True)
+                print(f"waiting for {self._holder()}, which still makes this stage", file=sys.stderr, flush=True)
             said = True
             time.sleep(LOOK_SECONDS)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         return file
+
+    def _holder(self) -> str:
+        with suppress(OSError):
+            return self.path.read_text(encoding="utf-8") or "a process"
+        return "a process"
 
     def _taken(self) -> TextIO | None:
         """The lock, if it can be held, and is the one that lies there: who releases it removes it."""
         file = self.path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+            if self._lies_there(file):
                 return file
         except (BlockingIOError, FileNotFoundError):
             pass
@@ -60,7 +65,13 @@ class Alone:
         file.close()
         return None
 
+    def _lies_there(self, file: TextIO) -> bool:
+        return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+
     def release(self) -> None:
         if file := Alone.held.pop(self.path, None):
-            self.path.unlink(missing_ok=True)
-            file.close()
+            with suppress(FileNotFoundError):
+                if self._lies_there(file):
+                    self.path.unlink()
+            with suppress(OSError):
+                file.close()

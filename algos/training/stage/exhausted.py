@@ -24,19 +24,21 @@ def explained(error: BaseException, settings: dict, out: str) -> str | None:
 
     settings: those of the stage; out: the folder that it writes into.
     """
-    seen = [e for e in (error, error.__cause__, error.__context__) if e is not None]
-    if any(getattr(e, "errno", None) in FULL or DISK_WORDS.search(str(e)) for e in seen):
-        return f"the disk of {out} is full: free some space, then give the same command again. What is finished stays."
-    if any(isinstance(e, MemoryError) or MEMORY_WORDS.search(str(e)) for e in seen):
-        lower = f"Lower {_smaller(settings)}; `rlcompare memory STUDY STAGE` predicts the peak of an RL stage."
-        return f"out of memory: {_peak()}. {lower}"
+    context = None if error.__suppress_context__ else error.__context__
+    for e in filter(None, (error, error.__cause__, context)):
+        if getattr(e, "errno", None) in FULL or DISK_WORDS.search(str(e)):
+            place = getattr(e, "filename", None) or out
+            return f"the disk of {place} is full: free some space, then give the same command again."
+        if isinstance(e, MemoryError) or MEMORY_WORDS.search(str(e)):
+            lower = f"Lower {_smaller(settings)}; `rlcompare memory STUDY STAGE` predicts the peak of an RL stage."
+            return f"out of memory: {_peak(e)}. {lower}"
     return None
 
 
-def _peak() -> str:
+def _peak(error: BaseException) -> str:
     import torch
 
-    if torch.cuda.is_available():
+    if "CUDA" in str(error) and torch.cuda.is_available():
         used, all_of_it = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
         return f"at most {used / 1e9:.1f} GB were allocated on a GPU of {all_of_it / 1e9:.1f} GB"
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -45,7 +47,8 @@ def _peak() -> str:
 
 def _smaller(settings: dict) -> str:
     """The settings that a stage has and that can be made smaller, with their values."""
-    given = {key: settings[key] for key in SMALLER if settings.get(key) is not None}
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]  # expert iteration has two
+    given = {key: part[key] for part in parts for key in SMALLER if part.get(key) is not None}
     if "micro_batch_tokens" in given:
         given.pop("micro_batch_size", None)  # has no effect then
     named = [f"{key} (now {value})" for key, value in given.items()]

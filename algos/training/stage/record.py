@@ -53,6 +53,7 @@ class Record:
 
     def __init__(self, out: str | Path, kind: str, settings: dict, threads: int, saves: States | None = None, **facts):
         self.out, self.saves = Path(out), saves
+        start_up = start_up_seconds(time.time())
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.alone = Alone(self.out)
         self.out.mkdir(exist_ok=True)
@@ -68,7 +69,7 @@ class Record:
             **facts,
             "command": [Path(sys.executable).name, "-m", *module_and_arguments()],
             "started": self.started,
-            "start_up_seconds": start_up_seconds(self.started),
+            "start_up_seconds": start_up,
             **environment(),
         }
         found = saves.find(self) if saves is not None else None
@@ -147,7 +148,9 @@ class Record:
         written = self.written()
         self.metrics.close()
         self.samples.close()
-        self.out.mkdir(parents=True, exist_ok=True)
+        if not self.out.is_dir():  # a rule's output that Snakemake has deleted: it would take it for made
+            self.alone.release()
+            return
         self._write({**self.facts, "status": status})
         for name, text in written.items():
             if not (self.out / name).exists():
@@ -357,11 +360,14 @@ def main_guard(main) -> None:
         _set_aside("failed")
         _say(f"error: {error}")
         raise SystemExit(2) from None
+    except SystemExit:
+        _set_aside("failed")
+        raise
     except BaseException as error:
-        settings, out = next(((r.facts["settings"], str(r.out)) for r in Record.unfinished), ({}, "the results"))
-        said = explained(error, settings, out)
         with suppress(OSError):  # the disk may be full
             _set_aside("failed")  # Snakemake deletes a failed stage's files; what was measured until then stays
+        settings, out = next(((r.facts["settings"], str(r.out)) for r in Record.unfinished), ({}, "the results"))
+        said = explained(error, settings, out)
         if said is None:
             raise
         _say(f"error: {said}")

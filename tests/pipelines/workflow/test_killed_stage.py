@@ -86,6 +86,17 @@ def test_a_stage_that_is_killed_goes_on_when_snakemake_makes_it_again(tree, star
     assert len(finish(tree)["resumed"]) == 1
 
 
+def test_all_are_asked_to_end(tree, start):
+    """As in a job that is preempted: the shell and Snakemake wait until the stage has saved."""
+    first, folder = start(), record(tree, "cold_start")
+    os.killpg(first.pid, signal.SIGTERM)
+    assert first.wait(timeout=300) == 1
+    assert json.loads((folder / "interrupted-run.json").read_text())["status"] == "interrupted"
+    last = max((folder / "resume").glob("0*"))
+    assert (folder / "interrupted-metrics.jsonl").read_text() == (last / "metrics.jsonl").read_text()
+    assert len(finish(tree)["resumed"]) == 1
+
+
 def test_snakemake_is_killed_without_and_with_its_stage(tree, start):
     first = start()
     stage = stage_of(first)

@@ -81,6 +81,23 @@ def test_a_stage_ends_with_the_process_that_it_follows(tmp_path):
     followed.wait()
 
 
+def test_a_stage_that_is_ending_its_step_is_not_told_again():
+    """SIGTERM went to all, and Snakemake was gone before the stage had saved."""
+    followed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    code = FOLLOW + (
+        "signals.follow(int(sys.argv[1])); signals.grant(60); print('on', flush=True)\n"
+        "while not signals.asked(): time.sleep(0.01)\n"
+        "time.sleep(2); print('saved', flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(followed.pid)]
+    stage = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert stage.stdout.readline() == "on\n"
+    stage.terminate()
+    followed.kill()
+    followed.wait()
+    assert stage.communicate(timeout=60)[0] == "saved\n" and stage.returncode == 0
+
+
 @pytest.mark.parametrize("parent, followed", [("7", [7]), ("0", []), ("", [])])  # 0: outside of a container's processes
 def test_a_stage_follows_the_process_that_the_rules_name(monkeypatch, parent, followed):
     found = []

@@ -84,8 +84,7 @@ def test_out_of_memory_before_the_record_exists(tmp_path, capsys):
 @pytest.mark.parametrize("act", [full_text, weights, wrapped])
 def test_a_full_disk_is_named(act, tmp_path, capsys):
     assert said_by(capsys, tmp_path, act, SETTINGS) == (
-        f"error: the disk of {tmp_path / 'seed0'} is full: free some space, then give the same command again. What is "
-        "finished stays.\n"
+        f"error: the disk of {tmp_path / 'seed0'} is full: free some space, then give the same command again.\n"
     )
 
 
