@@ -1,5 +1,6 @@
 """Tables -> figures, as SVG. Each RL stage keeps one color; its TRL baseline has the same color, dashed."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -235,19 +236,22 @@ def throughput(table: pd.DataFrame, path: Path) -> None:
 
 def proxy_and_gold(stages: list[Stage], path: Path) -> None:
     """The learned reward of the stages that are trained on one, and the gold accuracy of the same responses."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
-    for stage in stages:
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4 + 0.2 * math.ceil(len(stages) / 3)))
+    for number, stage in enumerate(stages):
+        repeat, color = divmod(number, len(COLORS))
+        look = {"color": COLORS[color], "linestyle": ("-", "--", ":", "-.")[repeat % 4]}
         for axis, metric, scale in ((axes[0], "reward_reward_model", 1), (axes[1], "accuracy", 100)):
             data = curve(stage, "generated_tokens", metric)
-            (line,) = axis.plot(data["x"] / 1000, scale * data["mean"], linewidth=1.8, label=stage.name)
+            axis.plot(data["x"] / 1000, scale * data["mean"], linewidth=1.8, label=stage.name, **look)
             axis.fill_between(
                 data["x"] / 1000,
                 scale * data["low"],
                 scale * data["high"],
                 alpha=0.12,
                 linewidth=0,
-                color=line.get_color(),
+                color=look["color"],
             )
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     for axis, label in zip(axes, ("learned reward (standard deviations)", "gold accuracy (%)"), strict=True):
         axis.set_xlabel("generated tokens (thousands)")
         axis.set_ylabel(label)

@@ -248,6 +248,7 @@ def test_learned_rewards_and_reward_models_are_shown(tmp_path):
     assert "judge, seed 0: on 50 held-out pairs of 20 prompts" in page
     assert "75.0 [53.1, 88.8] %" in page  # Wilson: 15 of 20
     assert page.count('<figure data-chart="') == 8 and "proxy_and_gold" in page
+    assert ">judged<" in (tmp_path / "report" / "proxy_and_gold.svg").read_text()  # the legend
     pair = table(tmp_path, "pairs").query("like").iloc[0]
     assert pair["differs"] == 'rewards: {"correctness": 1.0} -> {"reward_model": 1.0}'
     assert pair["consequences"] == "reward_model: absent -> judge"
