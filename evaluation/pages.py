@@ -58,6 +58,7 @@ NUMBERS: dict[str, Callable[[float], str]] = {
     "probability_of_improvement": lambda value: f"{value:.2f}",
     "clip_fraction": lambda value: f"{100 * value:.2f}",
     "state_megabytes": lambda value: f"{value:.1f}",
+    "peak_gigabytes": lambda value: f"{value:.1f}",
     "response_tokens": lambda value: f"{value:.1f}",
     "distinct_answers": lambda value: f"{value:.1f}",
 }
