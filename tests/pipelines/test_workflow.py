@@ -36,9 +36,9 @@ from algos import ALGORITHMS
 from algos import __main__ as algorithms
 from evaluation import publish
 from evaluation.bias import exact
-from evaluation.memory import plan as predictions
 from evaluation.report import write as write_report
 from evaluation.tasks.files import read_jsonl
+from pipelines import stage as predictions
 from pipelines.study import load
 from pipelines.workflow.resources import memory, minutes, policy_shape
 from pipelines.workflow.work import of_evaluation, of_stage
@@ -333,8 +333,8 @@ def test_the_commands_of_the_command_lines_page_run(own, monkeypatch, capsys):
     monkeypatch.setattr(algorithms, "check", lambda name: print(f"conformance of {name}") or 0)
     monkeypatch.setattr(exact, "ALGORITHMS", OneListed(ALGORITHMS))
     monkeypatch.setattr(exact, "GROUP_SIZE", 2)
-    monkeypatch.setattr(predictions, "settings_phases", lambda *args, **options: {})  # `peaks` has a test of its own
-    monkeypatch.setattr(predictions, "peak_with_vllm", lambda *args: 1e9)
+    one = lambda study, gigabytes: [{"study": study.name, "gpu_gigabytes": gigabytes}]  # noqa: E731
+    monkeypatch.setattr(predictions, "peaks", one)  # it has a test of its own
     monkeypatch.setattr(publish, "publish", partial(publish.publish, out=own / "published"))
     (results(own) / "report" / "report.html").unlink()
     page = (PROJECT / "docs" / "command-line.md").read_text(encoding="utf-8")
