@@ -256,11 +256,11 @@ def test_an_edited_file_of_an_algorithm_or_a_reward_runs_again_what_uses_it(tree
         assert ("data" not in plan and "sft" not in plan) or "rules.py" in file
 
 
-COMMANDS = "cold_start ppo gspo trl_grpo trl_ppo second_rl"
-COMMANDS += " trl_rejection_sft expert_iteration student_distilled student_gkd trl_student_gkd"
+REPEATED = "cold_start ppo gspo trl_grpo trl_ppo second_rl"
+REPEATED += " trl_rejection_sft expert_iteration student_distilled student_gkd trl_student_gkd"
 
 
-@pytest.mark.parametrize("run", COMMANDS.split())
+@pytest.mark.parametrize("run", REPEATED.split())
 def test_the_recorded_command_makes_the_same_weights_again(tree, tmp_path, run):
     folder = record(tree, run)
     command = json.loads((folder / "run.json").read_text())["command"]
