@@ -67,7 +67,6 @@ def test_where_no_lock_can_be_written_nothing_is_held():
 FOLLOW = "import sys, time; from algos.training.stage import signals; signals.LOOK_SECONDS = 0.05; signals.listen(); "
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
 def test_a_stage_ends_with_the_process_that_it_follows(tmp_path):
     followed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     code = FOLLOW + "signals.follow(int(sys.argv[1])); print('on', flush=True); time.sleep(600)"
