@@ -6,7 +6,6 @@ lock here is the kernel's, which ends with its process. Where a file system has 
 
 import fcntl
 import os
-import re
 import socket
 import time
 from contextlib import suppress
@@ -38,8 +37,9 @@ def hold(results: str) -> str | None:
             time.sleep(SECONDS)
     except OSError:  # a file system without locks, or one that may not be written; the jobs will say so
         return None
-    file.seek(0)
-    return file.read() or "another process"
+    with file:
+        file.seek(0)
+        return file.read() or "another process"
 
 
 def release(results: str) -> None:
@@ -61,7 +61,7 @@ def look(results: str, locks: Path = SNAKEMAKES) -> str | None:
         with path.open("r+", encoding="utf-8") as file:
             said = file.read()
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _was_killed(said):
+            if said.endswith(f" on {socket.gethostname()}"):  # not released, and here no living process holds it
                 _remove(locks, results)
                 file.truncate(0)
     except BlockingIOError:
@@ -69,20 +69,6 @@ def look(results: str, locks: Path = SNAKEMAKES) -> str | None:
     except OSError:  # nothing was made yet, or it cannot be told
         pass
     return None
-
-
-def _was_killed(said: str) -> bool:
-    """Whether the last holder was a process of this machine that is gone and has not released."""
-    found = re.fullmatch(r"process (\d+) on (.*)", said)
-    if found is None or found[2] != socket.gethostname():
-        return False
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _remove(locks: Path, results: str) -> None:

@@ -89,7 +89,13 @@ def test_a_stage_that_is_killed_goes_on_when_snakemake_makes_it_again(tree, star
 def test_all_are_asked_to_end(tree, start):
     """As in a job that is preempted: the shell and Snakemake wait until the stage has saved."""
     first, folder = start(), record(tree, "cold_start")
+    stage = stage_of(first)
+    shell = stage.ppid()
+    stage.suspend()  # a long step
     os.killpg(first.pid, signal.SIGTERM)
+    time.sleep(2)
+    assert stage.ppid() == shell and first.poll() is None
+    stage.resume()
     assert first.wait(timeout=300) == 1
     assert json.loads((folder / "interrupted-run.json").read_text())["status"] == "interrupted"
     last = max((folder / "resume").glob("0*"))
