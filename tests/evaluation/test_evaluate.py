@@ -14,6 +14,7 @@ from tiny import tiny_model, tiny_tokenizer
 from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.sampling.respond import respond
+from evaluation import evaluate as command
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import check_folders, responses
 from evaluation.tasks.files import read_jsonl, write_jsonl
@@ -52,6 +53,15 @@ def test_two_seeds_in_one_call_are_two_records(stage):
         assert read_jsonl(out / "responses.jsonl") == alone
     first, second = (read_jsonl(stage / "evaluation" / f"seed{s}" / "responses.jsonl") for s in (0, 1))
     assert [r["response"] for r in first] != [r["response"] for r in second]
+
+
+def test_a_second_evaluation_waits_beside_the_folder_that_snakemake_deletes(stage, monkeypatch):
+    held = []
+    monkeypatch.setattr(command, "evaluate", lambda *args: held.append((stage / ".evaluation.lock").exists()))
+    words = ["--settings", "{}", "--threads", "1", "--problems", str(stage.parents[1] / "test.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *words, "--out", str(stage / "evaluation"), str(stage / "seed0")])
+    command.main()
+    assert held == [True] and not (stage / ".evaluation.lock").exists()
 
 
 def test_greedy_and_sampled_responses_are_those_of_two_separate_calls(stage):

@@ -110,6 +110,17 @@ def test_published_tables_are_inside_their_own_bands(name):
     assert all(held.inside for held in compare(folder, folder))
 
 
+@pytest.mark.parametrize("name", ["ladder", "r1"])
+def test_a_study_is_held_against_the_tables_of_its_name(name, tmp_path, capsys):
+    shutil.copytree(PROJECT / "results" / "published" / name, tmp_path / name / "report")
+    assert main([str(tmp_path / name)]) == 0
+    assert "0 of 0" not in capsys.readouterr().out
+    (tmp_path / name).rename(tmp_path / "mine")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "mine")])
+    assert "published/mine" in capsys.readouterr().err
+
+
 def test_the_command_runs_and_refuses_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "evaluation.report", "compare-published", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
