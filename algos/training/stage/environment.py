@@ -70,14 +70,23 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def began(pid: int) -> int | None:
+    """When a process began, in clock ticks after the boot: its number may be reused. None: it ended, or no /proc."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # from field 3 on
+        return None if state == "Z" else int(fields[18])  # a zombie has ended
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def start_up_seconds(now: float) -> float | None:
     """Seconds since this process began, at Unix time `now`: Python, imports, models. None where there is no /proc."""
+    ticks = began(os.getpid())
     try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22, after the boot
         uptime = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, IndexError, ValueError):
         return None
-    return max(uptime - ticks / os.sysconf("SC_CLK_TCK") - (time.time() - now), 0.0)
+    return None if ticks is None else max(uptime - ticks / os.sysconf("SC_CLK_TCK") - (time.time() - now), 0.0)
 
 
 def module_and_arguments() -> list[str]:

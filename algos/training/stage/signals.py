@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
+
+from algos.training.stage.environment import began
 
 TRY_AGAIN = os.EX_TEMPFAIL
 LOOK_SECONDS = 2.0  # between two looks at the process that a stage follows
@@ -34,24 +35,15 @@ def listen() -> None:
 
 def follow(pid: int) -> None:
     """End this stage, as by SIGTERM, when the process that started it is gone: Snakemake, killed alone."""
-    if _began(os.getpid()):  # else this system has no /proc to look at
-        threading.Thread(target=_follow, args=(pid, _began(pid)), daemon=True).start()
+    if began(os.getpid()) is not None:  # else this system has no /proc to look at
+        threading.Thread(target=_follow, args=(pid, began(pid)), daemon=True).start()
 
 
-def _follow(pid: int, began: str | None) -> None:
-    while began and _began(pid) == began:
+def _follow(pid: int, at: int | None) -> None:
+    while at is not None and began(pid) == at:
         time.sleep(LOOK_SECONDS)
     if not _now.asked:  # a second one would not let the stage end its step
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _began(pid: int) -> str | None:
-    """When a process began, by the kernel's clock: its number may be given again. None: it has ended, or no /proc."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state == "Z" else fields[18]  # a zombie has ended
 
 
 def grant(grace_seconds: float | None) -> None:

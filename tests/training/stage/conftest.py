@@ -1,8 +1,20 @@
-"""An MLflow store for each test."""
+"""An MLflow store for each test, and a stage's main in the process of other tests."""
 
 import shutil
+import sys
 
 import pytest
+
+from algos.training.stage import record, signals
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """main_guard without what it changes in its process: hidden packages, garbage collection, handlers and hooks."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(record, "_start_quickly", lambda: None)
+    monkeypatch.setattr(signals, "listen", lambda: None)
+    monkeypatch.setattr(record.Record, "unfinished", [])
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Two processes never make one stage at once, and a stage ends with the Snakemake that started it."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from algos.training.stage import signals
+from algos.training.stage import record, signals
 from algos.training.stage.alone import Alone
+from algos.training.stage.environment import start_up_seconds
 from algos.training.stage.record import main_guard
 
 PROJECT = Path(__file__).parents[3]
@@ -64,6 +66,22 @@ def test_where_no_lock_can_be_written_nothing_is_held():
     Alone(Path("/dev/null/seed0")).release()
 
 
+def test_waiting_is_no_start_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "Alone", lambda out: time.sleep(1.5) or Alone(out))
+    before = start_up_seconds(time.time())
+    made = record.Record(tmp_path / "seed0", "rl", {}, threads=1)
+    made.finish()
+    assert made.facts["start_up_seconds"] - before < 1.0
+
+
+def test_a_folder_that_snakemake_has_deleted_is_not_made_again(tmp_path):
+    made = record.Record(tmp_path / "evaluation" / "seed0", "evaluation", {}, threads=1)
+    shutil.rmtree(tmp_path / "evaluation")
+    made.set_aside()
+    record.Record.unfinished.remove(made)
+    assert [*tmp_path.iterdir()] == []
+
+
 FOLLOW = "import sys, time; from algos.training.stage import signals; signals.LOOK_SECONDS = 0.05; signals.listen(); "
 
 
@@ -98,10 +116,9 @@ def test_a_stage_that_is_ending_its_step_is_not_told_again():
 
 
 @pytest.mark.parametrize("parent, followed", [("7", [7]), ("0", []), ("", [])])  # 0: outside of a container's processes
-def test_a_stage_follows_the_process_that_the_rules_name(monkeypatch, parent, followed):
+def test_a_stage_follows_the_process_that_the_rules_name(guarded, monkeypatch, parent, followed):
     found = []
     monkeypatch.setenv("STAGE_PARENT", parent)
     monkeypatch.setattr(signals, "follow", found.append)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     main_guard(lambda: None)
     assert found == followed

@@ -1,7 +1,7 @@
 """A stage that runs out of memory or disk says so in one sentence. The errors are those that the libraries raise."""
 
+import errno
 import re
-import sys
 
 import pytest
 import torch
@@ -33,11 +33,7 @@ def weights():
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")  # as it words it
 
 
-@pytest.fixture(autouse=True)
-def own_process(monkeypatch):
-    """What a stage changes in its process."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(Record, "unfinished", [])
+pytestmark = pytest.mark.usefixtures("guarded")
 
 
 def said_by(capsys, tmp_path, act, settings: dict | None = None) -> str:
@@ -86,6 +82,30 @@ def test_a_full_disk_is_named(act, tmp_path, capsys):
     assert said_by(capsys, tmp_path, act, SETTINGS) == (
         f"error: the disk of {tmp_path / 'seed0'} is full: free some space, then give the same command again.\n"
     )
+
+
+def test_a_run_that_is_recorded_as_failed_keeps_its_status():
+    def main():
+        try:
+            raise RuntimeError("the judge ran out of memory")
+        except RuntimeError:
+            raise SystemExit(3)  # noqa: B904  # as algos.training.failure.fail ends it
+
+    with pytest.raises(SystemExit) as stop:
+        main_guard(main)
+    assert stop.value.code == 3
+
+
+def test_expert_iteration_has_settings_in_two_parts(tmp_path, capsys):
+    parts = {"sampling": {"rows_at_once": 512}, "training": {"batch_size": 64}}
+    assert "Lower rows_at_once (now 512), batch_size (now 64);" in said_by(capsys, tmp_path, of_python, parts)
+
+
+def test_the_disk_that_is_full_is_that_of_the_file(tmp_path, capsys):
+    def elsewhere():
+        raise OSError(errno.ENOSPC, "No space left on device", "/dev/shm/psm_1")
+
+    assert said_by(capsys, tmp_path, elsewhere, SETTINGS).startswith("error: the disk of /dev/shm/psm_1 is full:")
 
 
 def test_another_error_keeps_its_traceback(tmp_path):

@@ -85,8 +85,7 @@ def test_a_store_that_is_away_is_named_without_its_password(secrets, tmp_path, m
     assert json.loads(summary.read_text())["uri"] == "http://***@127.0.0.1:9" and hits(tmp_path) == []
 
 
-def test_a_crash_is_printed_without_secrets(secrets, monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+def test_a_crash_is_printed_without_secrets(secrets, guarded, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
 
     def main():
