@@ -53,6 +53,20 @@ def test_a_score_outside_of_the_band_is_named(results, published, capsys):
     assert lines[-1] == "2 of 3 stages are inside."
 
 
+def test_another_machine_is_said_where_a_stage_is_outside(results, published, capsys):
+    table = pd.read_csv(published / "provenance.csv").assign(cpu="AMD EPYC", trl="1.12.0")
+    table.to_csv(published / "provenance.csv", index=False)
+    assert main([str(results), "--published", str(published)]) == 0
+    assert "rounded" not in capsys.readouterr().out
+    edit(published / "comparison.csv", "b", **{"mean@2": 0.1, "mean@2_low": 0.08, "mean@2_high": 0.12})
+    assert main([str(results), "--published", str(published)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith("Sums are rounded differently: cpu ") and ", published on AMD EPYC" in said[-2]
+    (published / "provenance.csv").unlink()  # of an older report
+    assert main([str(results), "--published", str(published)]) == 1
+    assert "rounded" not in capsys.readouterr().out
+
+
 def test_a_curve_outside_of_the_band_is_named(results, published):
     edit(published / "curves.csv", "a", lowest_seed=0.9, highest_seed=1.0)
     found = {held.stage: held for held in compare(results / "report", published)}
