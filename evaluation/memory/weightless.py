@@ -37,6 +37,8 @@ class Weightless(TorchDispatchMode):
         return super().__exit__(*error)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.prim.device.default:  # more than half of all calls
+            return args[0].fake_device
         kwargs = kwargs or {}
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         if not any(isinstance(x, FakeTensor) for x in tensors):

@@ -259,7 +259,7 @@ def test_predicted_peaks_are_the_measured_ones(name):
 
 
 def test_a_deep_models_peak_is_extrapolated_from_a_shallow_ones():
-    workload = check.Case("ppo", {"kl_coef": 0.05}, layers=7).workload()
+    workload = check.Case("ppo", {"kl_coef": 0.05}, layers=7, prompts=2).workload()
     few, all_of_them = dry_run.predict(workload), dry_run.predict(workload, exact=True)
     assert {n: p.bytes for n, p in few.items()} == pytest.approx({n: p.bytes for n, p in all_of_them.items()}, rel=1e-3)
 
