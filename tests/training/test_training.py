@@ -16,11 +16,13 @@ from algos.training.models.tokens import load_tokenizer
 from algos.training.rewards.preferences import preference_row
 from algos.training.rewards.reward_model import bradley_terry_loss, pair_accuracy, pair_scores
 from algos.training.stage.config import OptimizerConfig
+from algos.training.supervised import rejection_sampling
 from algos.training.supervised.examples import as_batch, example_batches
 from algos.training.supervised.rejection_sampling import accept
 from algos.training.update.batch_metrics import batch_metrics, combine
 from algos.training.update.optimize import schedule
 from algos.training.update.update import with_advantages
+from evaluation.tasks.files import write_jsonl
 
 TOKENIZER = tiny_tokenizer()
 
@@ -85,6 +87,28 @@ def test_rejection_sampling_keeps_different_complete_correct_responses_up_to_the
         response("c"),
     ]
     assert [row["answer"] for row in accept(problem, responses, 2)] == ["a", "b"]
+
+
+def test_correct_responses_that_are_all_cut_off_are_no_data_and_the_message_says_so(monkeypatch, tmp_path, model):
+    save_policy(model, TOKENIZER, tmp_path / "policy")
+    write_jsonl(tmp_path / "train.jsonl", [{"id": "train/0", "prompt": "p", "question": "q", "answer": "#### 1"}])
+    row = {"response": "#### 1 and", "correct": True, "truncated": True, "tokens": 8}
+    monkeypatch.setattr(rejection_sampling, "respond", lambda *_: [row] * 4)
+    settings = '{"seed": 0, "prompts": 1, "responses": 4, "max_response_tokens": 8, "device": "cpu"}'
+    words = [
+        "--from",
+        str(tmp_path / "policy"),
+        "--prompts",
+        str(tmp_path / "train.jsonl"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    monkeypatch.setattr("sys.argv", ["rejection_sampling", "--settings", settings, *words])
+    wanted = (
+        r"none of the 4 .* correct and complete \(100% are cut off at max_response_tokens = 8\), so .* Start from a"
+    )
+    with pytest.raises(SettingsError, match=wanted):
+        rejection_sampling.main()
 
 
 def test_reward_models_survive_saving(model, tmp_path):

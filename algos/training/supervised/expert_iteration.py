@@ -38,7 +38,7 @@ from algos.training.stage.record import (
 from algos.training.stage.saves import Saves
 from algos.training.supervised.config import ExpertIterationConfig, RejectionConfig
 from algos.training.supervised.examples import encode_examples
-from algos.training.supervised.rejection_sampling import accept
+from algos.training.supervised.rejection_sampling import accept, acceptable, nothing_accepted
 from algos.training.supervised.sft import fit
 from algos.training.update.optimize import make_optimizer
 from evaluation.tasks.files import write_jsonl
@@ -71,7 +71,7 @@ def answers(engine, policy, tokenizer, problems: list[dict], config: RejectionCo
         rows += part
         nats -= float(rollouts.sampler_logprobs.sum())
     groups = [rows[i : i + config.responses] for i in range(0, len(rows), config.responses)]
-    correct = sum(row["correct"] and not row["truncated"] for row in rows)
+    correct = sum(map(acceptable, rows))
     return groups, {
         "tokens": sum(row["tokens"] for row in rows),
         "nats": nats,
@@ -92,7 +92,7 @@ def collect(
     groups, counts = answers(engine, policy, tokenizer, problems, config.sampling, generator)
     accepted = [accept(problem, group, len(group)) for problem, group in zip(problems, groups, strict=True)]
     rows = [{**row, "hinted": False} for kept in accepted for row in kept[:most]]
-    generated, responses = counts["tokens"], counts["responses"]
+    generated, responses, cut_off = counts["tokens"], counts["responses"], counts["truncated"]
     failed = [problem for problem, kept in zip(problems, accepted, strict=True) if not kept]
     if config.hint is not None and failed:
         told = [with_hint(problem, config.hint) for problem in failed]
@@ -100,6 +100,7 @@ def collect(
         for problem, group in zip(failed, groups, strict=True):  # the row has the plain prompt, without the hint
             rows += [{**row, "hinted": True} for row in accept(problem, group, most)]
         generated, responses = generated + hinted["tokens"], responses + hinted["responses"]
+        cut_off += hinted["truncated"]
     return rows, {
         "acceptance_rate": counts["correct"] / counts["responses"],
         "unique_per_prompt": sum(map(len, accepted)) / len(problems),
@@ -111,6 +112,7 @@ def collect(
         "hinted_share": sum(row["hinted"] for row in rows) / max(len(rows), 1),
         "round_tokens": generated,
         "round_responses": responses,
+        "round_cut_off": cut_off / responses,
         "solved": {problem["id"] for problem, kept in zip(problems, accepted, strict=True) if kept},
     }
 
@@ -138,13 +140,12 @@ class State:
 
 
 def sample_round(state: State, engine, tokenizer, problems: list[dict], config: ExpertIterationConfig) -> None:
-    """Sample the rows of a round. Raises SettingsError if no response is correct."""
+    """Sample the rows of a round. Raises SettingsError if no response is correct and complete."""
     rows, metrics = collect(engine, state.policy, tokenizer, problems, config, state.generator)
+    cut_off = metrics.pop("round_cut_off")
     if not rows:
-        raise SettingsError(
-            f"round {state.round}: none of the {metrics['round_responses']} sampled responses is correct, so there is "
-            "nothing to train on."
-        )
+        most = config.sampling.max_response_tokens
+        raise nothing_accepted(metrics["round_responses"], cut_off, most, f"round {state.round}: ")
     state.solved = sorted({*state.solved, *metrics.pop("solved")})
     state.generated += metrics.pop("round_tokens")
     state.responses += metrics.pop("round_responses")

@@ -29,9 +29,23 @@ from algos.training.supervised.config import RejectionConfig
 from evaluation.tasks.files import write_jsonl
 
 
+def acceptable(row: dict) -> bool:
+    """Correct, and complete: cut off before its end, a response teaches not to end."""
+    return row["correct"] and not row["truncated"]
+
+
+def nothing_accepted(responses: int, cut_off: float, most_tokens: int, when: str = "") -> SettingsError:
+    """What is said where no response is acceptable; cut_off: their share that has no end within most_tokens."""
+    return SettingsError(
+        f"{when}none of the {responses} sampled responses is correct and complete ({cut_off:.0%} are cut off at "
+        f"max_response_tokens = {most_tokens}), so there is nothing to train on. Start from a checkpoint that solves "
+        "some of the problems, sample more, or raise max_response_tokens."
+    )
+
+
 def accept(problem: dict, responses: list[dict], most: int) -> list[dict]:
     """The first `most` different responses to a problem that are correct and complete, as training rows."""
-    texts = dict.fromkeys(row["response"] for row in responses if row["correct"] and not row["truncated"])
+    texts = dict.fromkeys(row["response"] for row in responses if acceptable(row))
     return [
         {"id": problem["id"], "prompt": problem["prompt"], "question": problem["question"], "answer": text}
         for text in list(texts)[:most]
@@ -60,16 +74,15 @@ def main() -> None:
     ]
     rows = [row for group in accepted for row in group]
     if not rows:
-        raise SettingsError(
-            f"none of the {len(responses)} sampled responses is correct, so there is nothing to train on."
-        )
+        cut_off = sum(row["truncated"] for row in responses) / len(responses)
+        raise nothing_accepted(len(responses), cut_off, config.max_response_tokens)
     write_jsonl(Path(args.out) / "accepted.jsonl", rows)
     tokens = sum(row["tokens"] for row in responses)
     warn_if_budget_left(config, "prompts", tokens)
     record.log(
         0,
         {
-            "acceptance_rate": sum(row["correct"] for row in responses) / len(responses),
+            "acceptance_rate": sum(map(acceptable, responses)) / len(responses),
             "accepted": len(rows),
             "prompts_solved": sum(bool(group) for group in accepted) / len(problems),
             "generated_tokens": tokens,

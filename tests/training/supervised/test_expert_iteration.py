@@ -103,7 +103,12 @@ def test_a_round_keeps_different_correct_answers_and_hints_leave_no_trace(monkey
     assert metrics["prompts_solved"] == 0.5 and metrics["solved"] == {f"train/{i}" for i in range(4)}
     assert metrics["entropy"] == 0.5 and metrics["round_responses"] == 8 * 4 + 4 * 4
     rows, metrics = expert_iteration.collect(None, None, None, problems, expert_config(folder), None)
-    assert len(rows) == 8 and metrics["hinted_share"] == 0 and metrics["round_tokens"] == 8 * 4 * 2
+    assert (
+        metrics["round_cut_off"] == 0
+        and len(rows) == 8
+        and metrics["hinted_share"] == 0
+        and metrics["round_tokens"] == 8 * 4 * 2
+    )
 
 
 def test_restarting_trains_the_starting_model_in_every_round(monkeypatch, folder):
@@ -146,7 +151,7 @@ def test_there_is_one_policy_in_memory_at_a_time(monkeypatch, folder):
 
 def test_a_round_without_anything_correct_stops(monkeypatch, folder):
     monkeypatch.setattr(expert_iteration, "sampled", answering(lambda p, i: "no"))
-    with pytest.raises(SettingsError, match="round 0: none of the 32 sampled responses is correct"):
+    with pytest.raises(SettingsError, match=r"round 0: none of the 32 sampled responses is correct and complete \(0%"):
         expert_iteration.train(
             expert_config(folder), str(folder / "student"), str(folder / "train.jsonl"), str(folder / "out")
         )
