@@ -1,6 +1,7 @@
 """A study's files -> tables: one row a stage, with intervals over seeds and questions. No model, no plot."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -69,6 +70,12 @@ class Stage:
         if metric in LOSSES:
             return spread(scores).interval(whole=False)
         return mean_interval(scores).within(0.0, np.inf) if metric in COUNTS else share_interval(scores)
+
+    @property
+    def reach(self) -> list[int]:
+        """The k of every pass@k that all seeds have: the samples of the evaluation, and those of its `reach`."""
+        names = set.intersection(*(set(scores["per_problem"]) for scores in self.scores))
+        return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"pass@(\d+)", name)))
 
     def failed(self, metric: str, start: "Stage | None") -> np.ndarray:
         """Which seeds have failed: their runs did not end, or see evaluation.statistics.robust."""
@@ -234,6 +241,10 @@ def _comparison_row(stage: Stage, stages: dict[str, Stage], baselines: dict[str,
     if has_text:
         row |= columns("text_loss", stage.interval("text_loss"))
         row |= columns("text_loss_minus_start", stage.minus_start(start, "text_loss") if start else NO_INTERVAL)
+    for name in (*(f"pass@{most}" for most in stage.reach if most != k), f"other_{main}", "other_greedy"):
+        if all(name in scores["per_problem"] for scores in stage.scores):
+            row |= columns(name, stage.interval(name))
+            row |= columns(f"{name}_minus_start", stage.minus_start(start, name) if start else NO_INTERVAL)
     return row | {
         **columns("minus_start", gain),
         "against_start": judge(stage, start).verdict if start else None,

@@ -18,6 +18,14 @@ def text_file(path: str) -> Path:
 
 
 @settings
+class Reach:
+    """Many more responses to some of the problems: pass@k up to a large k says what a model can solve at all."""
+
+    problems: PositiveInt = 100  # the first of the test problems
+    samples: PositiveInt = 64
+
+
+@settings
 class EvaluationConfig:
     """How every checkpoint is evaluated; the same for all."""
 
@@ -26,6 +34,7 @@ class EvaluationConfig:
     temperature: PositiveFloat = 1.0  # of the sampled responses
     max_response_tokens: PositiveInt = 48
     text: str | None = None  # a file, such as evaluation/english.txt: the loss on its paragraphs is measured too
+    reach: Reach | None = None  # pass@k up to reach.samples
     rows_at_once: PositiveInt = 512  # responses generated side by side; bounds memory
     engine: EngineName = "transformers"
     vllm: VllmConfig = field(default_factory=VllmConfig)
@@ -36,6 +45,8 @@ class EvaluationConfig:
         check_engine(self.engine, self.temperature)
         if self.text is not None and not text_file(self.text).is_file():
             raise ValueError(f"text must be a file, such as evaluation/english.txt; there is no {self.text!r}")
+        if self.reach is not None and self.reach.samples <= self.samples:
+            raise ValueError(f"reach.samples must be above samples = {self.samples}, got {self.reach.samples}")
 
 
 @settings
@@ -43,6 +54,7 @@ class StudyEvaluation(EvaluationConfig):
     """The study's `evaluation` section: the settings of every evaluation, and of the report on all of them."""
 
     margin: PositiveFloat = 2.0  # points: two stages whose difference is shown to be smaller are called equal
+    other_task: dict | None = None  # as the section `task`: every checkpoint answers its test problems, too
 
 
 @settings

@@ -40,7 +40,7 @@ def write_splits(task: TaskSettings, prompt: PromptSettings, out: Path) -> None:
     def asked(row: dict) -> str | list[dict]:
         return row.get("messages") or prompt.prompt(row["question"])
 
-    record = Record(out, "data", {"task": asdict(task), "prompt": asdict(prompt)}, threads=1, name="data")
+    record = Record(out, "data", {"task": asdict(task), "prompt": asdict(prompt)}, threads=1, name=out.name)
     for split, rows in splits.items():
         write_jsonl(
             out / f"{split}.jsonl",

@@ -162,7 +162,11 @@ def _held_out(name: str, held_out: dict) -> str:
 
 def record_keys(results: Path, study: dict) -> list[str]:
     """The folders in `results` with a record of the study: of the data, its models, and its stages and seeds."""
-    folders = [results / "data", *(results / "models" / name for name in study["models"])]
+    folders = [
+        results / "data",
+        results / "data" / "other_task",
+        *(results / "models" / name for name in study["models"]),
+    ]
     for name, stage in study["stages"].items():
         folders += [folder for pair in record_folders(results, name, stage) for folder in pair]
     found = set(find_records(results))

@@ -26,7 +26,7 @@ from evaluation.findings import in_words, probability, row_interval
 
 PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- ((?:table|value): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
-DIFFERENCE = re.compile(r"(greedy_)?minus_|difference$")  # columns in points with a sign
+DIFFERENCE = re.compile(r"((greedy|other_.*|pass@\d+)_)?minus_|difference$")  # columns in points with a sign
 OVER_SEEDS = re.compile(r"_(median|iqm)$")  # columns in percent without an interval
 DETECTABLE = re.compile(r"\d+_seeds")  # points that so many seeds detect
 HEADERS = {

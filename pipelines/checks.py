@@ -32,6 +32,8 @@ def check(plan: Plan) -> None:
     for name, values in plan.settings.models.items():
         _check_model(plan, name, values)
     plan.evaluation()
+    if plan.other_task is not None and plan.other_task == plan.settings.task:
+        raise SettingsError("evaluation.other_task is the study's own task; name another one, or remove it.")
     for name in plan.trials:
         with _of_trial(plan.stages[name]):
             plan.parsed(name, plan.seeds_of(name)[0])

@@ -21,6 +21,7 @@ from pipelines.graph import Expansion, Stage, ancestors, check_edges, check_name
 from pipelines.kinds import COMMON, EVALUATED, KINDS
 
 LARGEST_SEED = 2**32 - 1  # that NumPy takes
+UNASKED = ("train", "dev", "demonstrations")  # splits of the other task, of which nothing is used
 PLACED = ("device", "dtype")  # set for the study as a whole, unless a stage says otherwise
 
 
@@ -325,8 +326,25 @@ class Plan:
         )
 
     def evaluation(self) -> dict:
-        """Settings of the command that evaluates; the margin is the report's alone."""
-        return without(asdict(self.parsed_evaluation), "margin")
+        """Settings of the command that evaluates; the margin is the report's alone, and other tasks are made before."""
+        return without(asdict(self.parsed_evaluation), "margin", "other_task", *self._without_reach)
+
+    def evaluation_of_trial(self) -> dict:
+        """As every checkpoint is evaluated, but for what no choice depends on."""
+        return without(self.evaluation(), "reach") | {"text": None}
+
+    @property
+    def _without_reach(self) -> list[str]:
+        """The key is left out where it is not set: what has been evaluated without it stays so."""
+        return [] if self.parsed_evaluation.reach else ["reach"]
+
+    @cached_property
+    def other_task(self) -> TaskSettings | None:
+        """A task that no stage trains on, whose test problems every checkpoint answers, too."""
+        given = self.parsed_evaluation.other_task
+        if given is None:
+            return None
+        return from_dict(TaskSettings, {**dict.fromkeys(UNASKED, 1), **given}, "evaluation.other_task")
 
     def task(self) -> dict:
         return asdict(self.settings.task)
@@ -344,5 +362,5 @@ def _changed(old: dict, new: dict) -> dict:
     }
 
 
-def without(values: dict, key: str) -> dict:
-    return {name: value for name, value in values.items() if name != key}
+def without(values: dict, *keys: str) -> dict:
+    return {name: value for name, value in values.items() if name not in keys}

@@ -46,7 +46,9 @@ def study_schema() -> dict:
             task["properties"][key] = {"anyOf": [task["properties"][key], value]} if key in SPLITS else value
     properties["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
     properties["defaults"] |= _closed({name: {"$ref": f"#/$defs/defaults_{name}"} for name in KINDS})
-    properties["evaluation"] |= _closed(_settings(StudyEvaluation, definitions))
+    evaluation = _settings(StudyEvaluation, definitions)
+    evaluation["other_task"] = {"anyOf": [{"$ref": "#/$defs/TaskSettings"}, {"type": "null"}]}
+    properties["evaluation"] |= _closed(evaluation)
     return schema
 
 

@@ -25,6 +25,8 @@ def tree(study: Plan) -> str:
 def _rows(study: Plan) -> Iterator[tuple[str, str, int, int]]:
     """Label, facts, jobs and finished jobs of the data, of each model and of each stage below it."""
     yield _row(study, "data", study.settings.task.name, [f"{study.results}/data"])
+    if study.other_task is not None:
+        yield _row(study, "other_task", study.other_task.name, [f"{study.results}/data/other_task"])
     for model in study.settings.models:
         config = study.model(model)
         what = config.source or f"{config.layers} layers of {config.hidden_size}"

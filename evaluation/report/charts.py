@@ -293,13 +293,17 @@ def cost(table: pd.DataFrame, look: dict, k: int) -> Chart:
 
 
 def pass_at_k(table: pd.DataFrame, look: dict) -> Chart:
+    return chart("pass_at_k", "pass@k", [_passes(str(of), rows, look) for of, rows in table.groupby("of", sort=False)])
+
+
+def _passes(of: str, table: pd.DataFrame, look: dict) -> dict:
     lines = [
         trace
         for stage, rows in table.groupby("stage", sort=False)
         for trace in _band(str(stage), rows["k"], 100 * rows[["pass", "pass_low", "pass_high"]], look[stage])
     ]
     x_axis = axis("k, responses a problem", type="log", tickvals=sorted({int(k) for k in table["k"]}))
-    return chart("pass_at_k", "pass@k", [view("pass@k", lines, {"xaxis": x_axis, "yaxis": axis("pass@k (%)")})])
+    return view(of, lines, {"xaxis": x_axis, "yaxis": axis("pass@k (%)")})
 
 
 def memory(table: pd.DataFrame) -> Chart:

@@ -20,7 +20,7 @@ def cell(row: pd.Series, name: str) -> dict:
     interval, judged = row_interval(row, name), VERDICTS.get(name)
     if interval is None:
         return plain("")
-    text, small = percent(interval, sign=judged is not None)
+    text, small = percent(interval, sign=judged is not None or name.endswith("minus_start"))
     return {"text": text, "small": small, "verdict": css(row[judged]) if judged else ""}
 
 
@@ -62,6 +62,8 @@ def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]
     columns += ["format", "truncated", "clipped", "tokens", "generated tokens", "training, s"]
     losses = [column for column in ("text_loss", "text_loss_minus_start") if column in table]
     columns += ["loss on text, nats", "its change"][: len(losses)]
+    others = [column for column in (f"other_mean@{k}", f"other_mean@{k}_minus_start") if column in table]
+    columns += [f"mean@{k} on the other task", "minus its start there"][: len(others)]
     rows = [
         [
             *(plain(row[name]) for name in ("stage", "kind", "from", "seeds")),
@@ -75,6 +77,7 @@ def score_rows(table: pd.DataFrame, k: int) -> tuple[list[str], list[list[dict]]
             cost(row, "generated_tokens"),
             cost(row, "train_seconds"),
             *(number(row[name], ".3f" if name == "text_loss" else "+.3f") for name in losses),
+            *(cell(row, name) for name in others),
         ]
         for _, row in table.iterrows()
     ]

@@ -37,6 +37,7 @@ RESULTS = STUDY.results
 if workflow.is_main_process and (running := one_at_a_time.look(RESULTS)):
     print(f"note: {running} makes {RESULTS} now; --unlock would be of no use", file=sys.stderr)
 DATA = f"{RESULTS}/data"
+OTHER_DATA = f"{DATA}/other_task"
 MODEL = f"{RESULTS}/models/{{model}}"
 STAGE = f"{RESULTS}/stages/{{stage}}"
 SEED = f"{STAGE}/seed{{seed}}"
@@ -91,6 +92,27 @@ def task_code(wildcards):
 
 def data_out(wildcards):
     return DATA
+
+
+def other_task(wildcards):
+    return as_json(asdict(STUDY.other_task))
+
+
+def other_task_code(wildcards):
+    return digests.of_task(STUDY.other_task)
+
+
+def other_data_out(wildcards):
+    return OTHER_DATA
+
+
+def other_problems(wildcards):
+    """The test problems of another task, where the study names one."""
+    return [f"{OTHER_DATA}/test.jsonl"] if STUDY.other_task else []
+
+
+def other_problems_option(wildcards):
+    return ["--other-problems", *other_problems(wildcards)] if STUDY.other_task else []
 
 
 def study(wildcards):
@@ -283,8 +305,7 @@ def trial_out(wildcards):
 
 
 def trial_settings(wildcards):
-    """As every checkpoint is evaluated, but for the loss on a text."""
-    return as_json(STUDY.evaluation() | {"text": None})
+    return as_json(STUDY.evaluation_of_trial())
 
 
 def trial_mem_mb(wildcards, attempt):

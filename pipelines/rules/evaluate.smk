@@ -4,6 +4,7 @@
 rule evaluate_model:
     input:
         f"{MODEL}/checkpoint",
+        other_problems,
         problems=f"{DATA}/test.jsonl",
     output:
         directory(f"{MODEL}/evaluation"),
@@ -20,18 +21,20 @@ rule evaluate_model:
     params:
         settings=evaluation_settings,
         text=evaluation_text,
+        others=other_problems_option,
         out=model_evaluation_out,
         folder=model_out,
     message:
         "Evaluate {wildcards.model}"
     shell:
-        "python -m evaluation.evaluate --settings {params.settings:q} --problems {input.problems:q}"
+        "python -m evaluation.evaluate --settings {params.settings:q} --problems {input.problems:q} {params.others:q}"
         " --out {params.out:q} --threads {threads} {params.folder:q} 2> {log:q}"
 
 
 rule evaluate:
     input:
         checkpoints,
+        other_problems,
         problems=f"{DATA}/test.jsonl",
     output:
         directory(f"{STAGE}/evaluation"),
@@ -48,10 +51,11 @@ rule evaluate:
     params:
         settings=evaluation_settings,
         text=evaluation_text,
+        others=other_problems_option,
         out=evaluation_out,
         folders=seed_folders,
     message:
         "Evaluate {wildcards.stage}"
     shell:
-        "python -m evaluation.evaluate --settings {params.settings:q} --problems {input.problems:q}"
+        "python -m evaluation.evaluate --settings {params.settings:q} --problems {input.problems:q} {params.others:q}"
         " --out {params.out:q} --threads {threads} {params.folders:q} 2> {log:q}"

@@ -22,6 +22,27 @@ rule data:
         "python -m evaluation.data --task {params.task:q} --prompt {params.prompt:q} --out {params.out:q} 2> {log:q}"
 
 
+rule other_data:
+    output:
+        expand("{data}/{split}.jsonl", data=[OTHER_DATA], split=SPLITS),
+        record(OTHER_DATA),
+    log:
+        f"{OTHER_DATA}/log.txt",
+    benchmark:
+        f"{OTHER_DATA}/benchmark.tsv"
+    resources:
+        **SMALL,
+    params:
+        task=other_task,
+        prompt=prompt,
+        code=other_task_code,
+        out=other_data_out,
+    message:
+        "Make the problems of another task"
+    shell:
+        "python -m evaluation.data --task {params.task:q} --prompt {params.prompt:q} --out {params.out:q} 2> {log:q}"
+
+
 rule model:
     input:
         tokenizer,

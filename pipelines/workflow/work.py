@@ -55,10 +55,17 @@ def of_stage(study: Study, name: str) -> Work:
 
 @cache
 def of_evaluation(study: Study, checkpoints: int, split: str = "test") -> Work:
-    """Of one checkpoint after the other: a greedy response and the sampled ones to each problem."""
-    config = study.parsed_evaluation
-    problems = getattr(study.settings.task, split) or PROBLEMS
-    return _sampling(config, problems * (1 + config.samples) * checkpoints, config.rows_at_once)
+    """Of one checkpoint after the other: a greedy response and the sampled ones to each problem.
+
+    On the test problems also what `reach` and `other_task` add.
+    """
+    config, other = study.parsed_evaluation, study.other_task
+    responses = (getattr(study.settings.task, split) or PROBLEMS) * (1 + config.samples)
+    if split == "test" and other is not None:
+        responses += (other.test or PROBLEMS) * (1 + config.samples)
+    if split == "test" and config.reach is not None:
+        responses += config.reach.problems * config.reach.samples
+    return _sampling(config, responses * checkpoints, config.rows_at_once)
 
 
 def _run(config: RunConfig) -> Work:

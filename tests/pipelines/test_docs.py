@@ -59,7 +59,7 @@ def graph(study: Path) -> str:
     return re.sub(r"\s+\[.*done\]", "", re.sub(r", \d+ of them done", "", tree(load(study))))
 
 
-GRAPHS = {"default": "config", **{name: f"studies/{name}" for name in ("ladder", "r1", "ablations", "hacking")}}
+GRAPHS = {"default": "config", **{name: f"studies/{name}" for name in ("ladder", "r1", "ablations", "hacking", "capability")}}
 GRAPHS["optimizers-memory"] = "studies/optimizers_memory"
 
 

@@ -226,7 +226,7 @@ def test_the_models_that_are_evaluated_are_loaded_and_evaluated_stages_start_fro
 def test_the_tree_shows_every_stage_below_its_start_and_counts_jobs_and_what_is_done(tmp_path):
     study = Study({**copy.deepcopy(SMOKE), "results": str(tmp_path)}, "x")
     lines = tree(study).splitlines()
-    assert lines[0] == f"smoke: 21 stages, 42 jobs with data and evaluation, 0 of them done ({tmp_path})"
+    assert lines[0] == f"smoke: 21 stages, 43 jobs with data and evaluation, 0 of them done ({tmp_path})"
     second = next(line for line in lines if "second_rl" in line)
     assert second.startswith("   │  └─ second_rl ") or "└─ second_rl" in second
     folder = tmp_path / "stages" / "grpo" / "seed0"

@@ -30,6 +30,18 @@ MISTAKES = [
     *(("study", name, f"study: '{name}' is no name of a folder; choose another") for name in ("..", ".", "-n", "")),
     ("study", "a/b", "study: 'a/b' is no name of a folder; choose another, or write `results:`"),
     ("evaluation/samples", 0, "samples must be above 0"),
+    ("evaluation/reach", {"samples": 8}, r"evaluation: reach.samples must be above samples = 8, got 8"),
+    (
+        "evaluation/other_task",
+        {"name": "word_problem"},
+        "other_task: name: 'word_problem' is unknown. Did you",
+    ),
+    ("evaluation/other_task", {"name": "word_problems", "test": 0}, "evaluation.other_task.test must be above 0"),
+    (
+        "evaluation/other_task",
+        {"name": "gsm8k", "settings": {"pat": "x"}},
+        "other_task.*'pat' is unknown. Did you",
+    ),
     ("sampling/temperature", "hot", "sampling.temperature must be"),
     # models
     ("models/base/path", "/no/such/folder", "models.base.path: '/no/such/folder' is neither a folder nor a hub id"),

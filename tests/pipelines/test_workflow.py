@@ -64,6 +64,12 @@ def test_every_run_has_its_files(tree):
         assert scores["overall"]["mean@8"] == pytest.approx(
             sum(r["correct"] for r in responses if r["sample"] >= 0) / 160
         )
+        others = read_jsonl(evaluation / "other_responses.jsonl")
+        sampled = [row["correct"] for row in others if row["sample"] >= 0]
+        assert len(others) == 10 * 9 and scores["overall"]["other_mean@8"] == pytest.approx(sum(sampled) / 80)
+        assert len(scores["per_problem"]["pass@16"]) == 5
+    table = csv.DictReader((results(tree) / "report" / "comparison.csv").open())
+    assert all(row["other_mean@8"] and row["other_greedy"] for row in table)
 
 
 def test_every_job_took_less_memory_and_time_than_it_asked_for(tree):
@@ -189,7 +195,7 @@ def test_mlflow_has_every_stage_and_every_metric(tree):
     runs = {run.data.tags["directory"]: run for run in client.search_runs([experiment.experiment_id], max_results=500)}
     stages = {f"stages/{name}" for name in SMOKE.stages}
     models = {f"models/{name}" for name in SMOKE.settings.models}
-    assert set(runs) == {"report", "data", *models, *stages, *(f"{stage}/seed0" for stage in stages)}
+    assert set(runs) == {"report", "data", "data/other_task", *models, *stages, *(f"{stage}/seed0" for stage in stages)}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True

@@ -111,7 +111,7 @@ def test_dev_is_measured_by_the_evaluator(folder):
     chosen = draw_problems(str(folder / "dev.jsonl"), 40, CHOICE, "")
     config = EvaluationConfig(seed=0, samples=1, max_response_tokens=8, device="cpu")
     for line, checkpoint in zip(measured, ("policy", "out/checkpoint"), strict=True):
-        rows, _ = responses(folder / checkpoint, chosen, config, "")
+        rows = responses(folder / checkpoint, chosen, config, "").rows
         right = [row["correct"] for row in rows if row["sample"] == 0]
         assert len(right) == 40 and line["dev_accuracy"] == sum(right) / 40
     assert 0 < measured[0]["dev_accuracy"] < 1

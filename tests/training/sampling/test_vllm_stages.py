@@ -41,7 +41,7 @@ def test_evaluation_of_two_seeds_gives_the_greedy_responses_of_transformers(stag
     run("evaluation.evaluate", {"samples": 4, **VLLM}, *words, str(stage / "seed0"), str(stage / "seed1"))
     plain = EvaluationConfig(samples=4, max_response_tokens=24, device=DEVICE.type)
     for seed in ("seed0", "seed1"):
-        wanted, _ = responses(stage / seed / "checkpoint", PROBLEMS, plain, seed)
+        wanted = responses(stage / seed / "checkpoint", PROBLEMS, plain, seed).rows
         found = read_jsonl(stage / "out" / seed / "responses.jsonl")
         assert [row for row in found if row["sample"] == -1] == [row for row in wanted if row["sample"] == -1]
         assert [(row["problem"], row["sample"]) for row in found] == [(row["problem"], row["sample"]) for row in wanted]
