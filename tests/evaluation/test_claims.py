@@ -20,7 +20,9 @@ from evaluation.claims.dynamics import METRICS, _points
 from evaluation.claims.ledger import IDS, Cell, Claim, Difference, Exact, Rule, UnitTests, Value, read
 from evaluation.claims.published import NotRun, Published, ratio
 from evaluation.claims.verdicts import NOT_RUN, REFUTED, SUPPORTED, UNKNOWN, judge, judge_difference, judge_value
+from evaluation.collect import read_json
 from evaluation.statistics import Interval
+from evaluation.tasks.files import write_json
 from pipelines.study import load
 
 PROJECT = Path(__file__).parents[2]
@@ -260,9 +262,13 @@ def test_all_ids_are_there():
 
 @pytest.fixture(scope="module")
 def columns(tmp_path_factory):
-    """The columns of each table of a report, from a made-up study."""
+    """The columns of each table of a report, from a made-up study with `evaluation.reach`."""
     results = tmp_path_factory.mktemp("results")
     made = write_results(results, study(start=stage("sft", "base", steps=1, trainer="own"), a=rl("start")))
+    for path in results.rglob("scores.json"):
+        scores = read_json(path)
+        scores["per_problem"] |= {"mean@4": [0.5, 0.0], "pass@4": [1.0, 0.0]}
+        write_json(path, scores)
     report.write(results, made, results / "report")
     return {path.stem: set(pd.read_csv(path, nrows=0)) for path in (results / "report").glob("*.csv")}
 

@@ -59,8 +59,8 @@ def graph(study: Path) -> str:
     return re.sub(r"\s+\[.*done\]", "", re.sub(r", \d+ of them done", "", tree(load(study))))
 
 
-GRAPHS = {"default": "config", **{name: f"studies/{name}" for name in ("ladder", "r1", "ablations", "hacking", "capability")}}
-GRAPHS["optimizers-memory"] = "studies/optimizers_memory"
+GRAPHS = {name: f"studies/{name}" for name in ("ladder", "r1", "ablations", "hacking", "capability")}
+GRAPHS |= {"default": "config", "optimizers-memory": "studies/optimizers_memory"}
 
 
 @pytest.mark.parametrize("page, study", GRAPHS.items())

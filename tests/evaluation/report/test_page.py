@@ -205,7 +205,7 @@ def test_pass_at_k_by_hand(tmp_path):
     assert table.loc[1, "pass"] == pytest.approx(1.5 / 4)
     assert table.loc[2, "pass"] == pytest.approx(2 / 4)  # both of the first problem's, and the second one's pair
     assert table.loc[2, "pass_low"] < 0.5 < table.loc[2, "pass_high"]
-    scores["per_problem"]["mean@4"] = [0.5, 0.0]  # two of the problems, 2 and 0 of 4 responses are right
+    scores["per_problem"] |= {"mean@4": [0.5, 0.0], "pass@4": [1.0, 0.0]}  # 2 and 0 of 4 responses are right
     write_json(path, scores)
     table = passes(collect(tmp_path, made), 2).set_index(["of", "k"])["pass"]
     assert list(table["all problems"]) == pytest.approx([1.5 / 4, 2 / 4])
