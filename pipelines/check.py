@@ -52,6 +52,8 @@ def rehearse(study: Study, say: Callable[[str], None] = print) -> list[str]:
     with TemporaryDirectory(prefix="check-") as scratch:
         made = Rehearsal(study, Path(scratch), say)
         made.part(f"data: {study.settings.task.name}", partial(_data, made))
+        if study.other_task is not None:
+            made.part(f"another task: {study.other_task.name}", partial(_other_task, made))
         for name in study.settings.models if made.rows else ():
             made.part(f"model {name}: {study.model(name).source or 'built here'}", partial(_model, made, name))
         for name, stage in study.stages.items():
@@ -76,12 +78,33 @@ def _data(made: Rehearsal) -> None:
     made.say(f"  prompt: {row['prompt']!r}\n  worked solution: {row['answer']!r}")
     made.say(f"  gold answer: {' or '.join(grader_of(row).gold(row))} ({task.extract}, compared as {task.compare})")
     for split in ("train", "demonstrations", "test"):
-        wrong = [r for r in made.rows[split] if not _right(r, r["answer"])]
-        if wrong:
-            made.problem(
-                f"{len(wrong)} of {len(made.rows[split])} worked solutions of {split} earn no reward for their own "
-                f"answer; the first ends in {wrong[0]['answer'][-60:]!r}. Where does `extract` look?"
-            )
+        _solutions(made, made.rows[split], split)
+
+
+def _solutions(made: Rehearsal, rows: list[dict], split: str) -> None:
+    wrong = [row for row in rows if not _right(row, row["answer"])]
+    if wrong:
+        made.problem(
+            f"{len(wrong)} of {len(rows)} worked solutions of {split} earn no reward for their own answer; the first "
+            f"ends in {wrong[0]['answer'][-60:]!r}. Where does `extract` look?"
+        )
+
+
+def _other_task(made: Rehearsal) -> None:
+    """Its test problems, none of which may be one that a stage trains on."""
+    from evaluation.data import write_splits
+    from evaluation.tasks.files import read_jsonl
+
+    folder = made.folder / "data" / "other_task"
+    write_splits(made.study.other_task, made.study.settings.prompt, folder)
+    rows = read_jsonl(folder / "test.jsonl")
+    made.say(f"  test {len(rows)} problems\n  prompt: {rows[0]['prompt']!r}")
+    _solutions(made, rows, "evaluation.other_task")
+    trained = {row["question"] for split in ("train", "demonstrations") for row in made.rows.get(split, ())}
+    if known := [row["question"] for row in rows if row["question"] in trained]:
+        made.problem(
+            f"{len(known)} of {len(rows)} questions of evaluation.other_task are trained on: {known[0][:80]!r}."
+        )
 
 
 def _right(row: dict, response: str) -> bool:

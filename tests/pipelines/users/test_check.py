@@ -130,6 +130,10 @@ FAULTS = {
         lambda p: (p.write_rows("train", [{"problem": f"{i}?", "solution": f"so {i}"} for i in range(9)])),
         "the answer has no"),
     "a test question is in train": (_repeated, "are in test too"),
+    "another task's question is in train": (
+        lambda p: p.study["evaluation"].update(other_task=p.study["task"] | {
+            "train": p.study["task"]["test"], "test": p.study["task"]["train"]}),
+        "18 of 20 questions of evaluation.other_task are trained on: 'Ana has"),
     "rows in another encoding": (
         lambda p: (p.folder / "train.jsonl").write_bytes(b'{"problem": "caf\xe9", "solution": "1"}\n'),
         "line 1: byte 0xe9 is not utf-8"),
