@@ -1,5 +1,6 @@
 """Two processes never make one stage at once, and a stage ends with the Snakemake that started it."""
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def test_a_lock_that_was_removed_while_one_waited_for_it_is_nobodys(tmp_path):
     for one in (waiting, third):
         one.kill()
         one.wait()
+
+
+def test_a_lock_that_is_removed_between_its_opening_and_its_locking_is_not_taken(tmp_path, monkeypatch):
+    path, lock, calls = tmp_path / ".seed0.lock", fcntl.flock, []
+
+    def flock(file, how):
+        calls.append(path.unlink() if not calls else None)  # as by a holder who releases it now
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    mine = Alone(tmp_path / "seed0")
+    assert len(calls) == 2 and path.is_file()
+    mine.release()
+    assert not path.exists()
 
 
 def test_one_process_makes_one_stage_after_the_other(tmp_path):
