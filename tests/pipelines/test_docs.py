@@ -8,6 +8,7 @@ import pytest
 
 from algos import ALGORITHMS
 from algos.describe import equation
+from evaluation.memory.text import worked_table
 from pipelines.kinds import COMMON, KINDS, SPLITS
 from pipelines.plan import StudySettings
 from pipelines.study import load
@@ -68,6 +69,10 @@ def test_a_page_of_results_shows_the_graph_of_its_study(page, study):
     assert graph(PROJECT / "pipelines" / f"{study}.yaml") in (PROJECT / "docs" / f"{page}.md").read_text(
         encoding="utf-8"
     )
+
+
+def test_the_page_on_memory_shows_the_worked_table():
+    assert worked_table() in (PROJECT / "docs" / "optimizers-memory.md").read_text(encoding="utf-8")
 
 
 def test_the_chain_of_the_users_page_is_a_study_with_the_tree_shown(tmp_path):
