@@ -89,4 +89,6 @@ def figures_of(study: dict) -> list[str]:
         names.append("matrix")
     if any("reward_model" in (stage["rewards"] or {}) for stage in rl):
         names.append("proxy_and_gold")
+    if study.get("reach"):
+        names.append("reach")
     return names

@@ -256,3 +256,22 @@ def proxy_and_gold(stages: list[Stage], path: Path) -> None:
         axis.set_xlabel("generated tokens (thousands)")
         axis.set_ylabel(label)
     save(figure, path)
+
+
+def reach(table: pd.DataFrame, samples: int, path: Path) -> None:
+    """pass@k over k on the problems that all stages have `samples` responses to; the band is the 95 % interval."""
+    of = table.loc[table["k"] == samples, "of"].iloc[0]
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for number, (stage, rows) in enumerate(table[table["of"] == of].groupby("stage", sort=False)):
+        repeat, color = divmod(number, len(COLORS))
+        style = ("-", "--", ":", "-.")[repeat % 4]
+        axis.plot(rows["k"], 100 * rows["pass"], style, color=COLORS[color], linewidth=1.8, label=str(stage))
+        low, high = 100 * rows["pass_low"], 100 * rows["pass_high"]
+        axis.fill_between(rows["k"], low, high, alpha=0.1, linewidth=0, color=COLORS[color])
+    ks = sorted(set(table["k"]))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ks, [str(k) for k in ks])
+    axis.set_xlabel("k, responses a problem")
+    axis.set_ylabel(f"pass@k of {of} (%)")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    save(figure, path)

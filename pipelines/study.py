@@ -86,12 +86,14 @@ class Study(Plan):
 
     def report(self) -> dict:
         """What the report needs to know of the study besides the files on disk."""
+        reach = self.parsed_evaluation.reach
         return {
             "study": self.name,
             "source": self.source,
             "task": self.settings.task.name,
             "samples": self.parsed_evaluation.samples,
             "margin": self.parsed_evaluation.margin,
+            **({"reach": reach.samples} if reach else {}),
             "seed": self.settings.seed,
             "models": list(self.settings.models),
             "stages": {name: self._described_model(name) for name in self.evaluated_models}

@@ -55,6 +55,8 @@ def draw(study: dict, stages: dict[str, Stage], baselines: dict, made: dict, met
     if "proxy_and_gold" in drawn:
         learned = [s for s in collect.rl_stages(stages) if any("reward_reward_model" in m for m in s.whole)]
         figures.proxy_and_gold(learned, out / "proxy_and_gold.svg")
+    if "reach" in drawn:
+        figures.reach(made["pass_at_k"], study["reach"], out / "reach.svg")
     return drawn
 
 

@@ -68,6 +68,7 @@ def test_every_run_has_its_files(tree):
         sampled = [row["correct"] for row in others if row["sample"] >= 0]
         assert len(others) == 10 * 9 and scores["overall"]["other_mean@8"] == pytest.approx(sum(sampled) / 80)
         assert len(scores["per_problem"]["pass@16"]) == 5
+    assert (results(tree) / "report" / "reach.svg").is_file()
     table = csv.DictReader((results(tree) / "report" / "comparison.csv").open())
     assert all(row["other_mean@8"] and row["other_greedy"] for row in table)
 
