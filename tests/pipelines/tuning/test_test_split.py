@@ -47,11 +47,13 @@ def test_no_job_but_the_evaluation_is_given_the_test_problems(path, tmp_path):
 def test_the_rules_that_name_the_test_problems_are_those_that_evaluate():
     """Inputs that no command shows: rules name files by themselves, or by the inputs of a stage, which stand above."""
     texts = {path.name: path.read_text() for path in (PROJECT / "pipelines" / "rules").glob("*.smk")}
+    texts["common.smk"] = texts["common.smk"].replace("{OTHER_DATA}/test.jsonl", "")  # by a function of its own:
+    assert {name for name, text in texts.items() if "other_problems" in text} == {"common.smk", "evaluate.smk"}
     assert [name for name, text in texts.items() if "test.jsonl" in text] == ["evaluate.smk"]
     rules = re.split(r"^rule (\w+):", texts["evaluate.smk"], flags=re.M)
     assert {name for name, text in zip(rules[1::2], rules[2::2], strict=True) if "test.jsonl" in text} == SEEING
     lists = {name: text.count("SPLITS") for name, text in texts.items() if "SPLITS" in text}
-    assert lists == {"common.smk": 1, "start.smk": 1}  # imported, and what `data` makes
+    assert lists == {"common.smk": 1, "start.smk": 2}  # imported, and what `data` and `other_data` make
 
 
 STUDY = SMOKE | {

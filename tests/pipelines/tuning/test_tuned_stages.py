@@ -105,7 +105,7 @@ def test_a_wrong_value_in_a_choice_is_refused_by_the_settings_class(tmp_path):
 
 def test_the_tree_shows_each_trial_below_its_stage():
     lines = tree(planned()).splitlines()
-    assert lines[0].startswith("smoke: 4 stages with 6 trials, 23 jobs with data and evaluation, 0 of them done")
+    assert lines[0].startswith("smoke: 4 stages with 6 trials, 24 jobs with data and evaluation, 0 of them done")
     number = next(i for i, line in enumerate(lines) if line.lstrip(" ├─└│").startswith("tuned "))
     assert "tuned by 3 trials" in lines[number]
     assert "trial 1" in lines[number + 2] and f"{RATE} 0.00" in lines[number + 2] and "seeds 100" in lines[number + 2]
