@@ -133,7 +133,10 @@ def evaluate(
     others: Sequence[dict] = (),
     **facts,
 ) -> None:
-    """Evaluate seed_folder/checkpoint; writes responses.jsonl, scores.json and the record into out."""
+    """Evaluate seed_folder/checkpoint; writes responses.jsonl, scores.json and the record into out.
+
+    others: problems of another task; their responses are other_responses.jsonl.
+    """
     name = f"{seed_folder.parent.name}/{seed_folder.name}"
     record = Record(out, "evaluation", asdict(config), threads, name=name, seed=config.seed)
     found = responses(seed_folder / "checkpoint", problems, config, name, others)

@@ -28,7 +28,14 @@ from project import STUDY, copy_project, environment, results
 from algos.training.stage.records import find_records, same_again
 
 COMMAND = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", STUDY]
-SAME = ("samples.jsonl", "scores.json", "responses.jsonl", "accepted.jsonl", "model.safetensors")
+SAME = (
+    "samples.jsonl",
+    "scores.json",
+    "responses.jsonl",
+    "other_responses.jsonl",
+    "accepted.jsonl",
+    "model.safetensors",
+)
 
 
 def project(folder: Path) -> Path:

@@ -15,6 +15,7 @@ FILES = (
     "samples.jsonl",
     "scores.json",
     "responses.jsonl",
+    "other_responses.jsonl",
     "accepted.jsonl",
     "failed_batch.jsonl",
 )
