@@ -327,16 +327,12 @@ class Plan:
 
     def evaluation(self) -> dict:
         """Settings of the command that evaluates; the margin is the report's alone, and other tasks are made before."""
-        return without(asdict(self.parsed_evaluation), "margin", "other_task", *self._without_reach)
+        settings = without(asdict(self.parsed_evaluation), "margin", "other_task")
+        return settings if settings["reach"] else without(settings, "reach")  # what was evaluated without it stays so
 
     def evaluation_of_trial(self) -> dict:
         """As every checkpoint is evaluated, but for what no choice depends on."""
         return without(self.evaluation(), "reach") | {"text": None}
-
-    @property
-    def _without_reach(self) -> list[str]:
-        """The key is left out where it is not set: what has been evaluated without it stays so."""
-        return [] if self.parsed_evaluation.reach else ["reach"]
 
     @cached_property
     def other_task(self) -> TaskSettings | None:

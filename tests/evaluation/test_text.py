@@ -63,12 +63,17 @@ def test_a_loaded_model_is_a_row_and_the_start_of_what_begins_with_it(tmp_path):
     for number, file in enumerate(sorted(tmp_path.rglob("scores.json"))):  # models/base is the first
         scores = json.loads(file.read_text())
         scores["per_problem"]["text_loss"] = [2.0 + number, 4.0 + number]
+        right = [0.25 * number] * 4  # a gain of 25, 50 and 75 points of the three seeds
+        scores["per_problem"] |= dict.fromkeys(("other_mean@2", "other_greedy", "pass@4", "mean@4"), right)
         file.write_text(json.dumps(scores))
     write(tmp_path, made, tmp_path / "report")
     rows = pd.read_csv(tmp_path / "report" / "comparison.csv").set_index("stage")
     assert list(rows.index) == ["base", "grpo"] and rows.loc["grpo", "against_start"] == "higher"
     assert rows.loc["base", "text_loss"] == 3.0
     assert rows.loc["grpo", "text_loss_minus_start"] == pytest.approx(2.0)  # 1, 2 and 3 more
+    for name in ("other_mean@2", "other_greedy", "pass@4"):
+        assert rows.loc["grpo", name] == rows.loc["grpo", f"{name}_minus_start"] == pytest.approx(0.5)
+        assert 0 < rows.loc["grpo", f"{name}_low"] < 0.5 and pd.isna(rows.loc["base", f"{name}_minus_start"])
     assert pd.isna(rows.loc["base", "train_seconds"]) and rows.loc["grpo", "train_seconds"] > 0
     assert nats(rows.loc["base"], "text_loss").startswith("3.000 [")
     # changes of 1, 2 and 3 nats, the same in both paragraphs: s_seed / sqrt(3) = 0.577, times t(2) = 4.303

@@ -248,6 +248,14 @@ def test_the_tree_names_algorithm_and_trainer_wherever_they_are_written():
 # ---- settings
 
 
+def test_reach_is_of_the_test_problems_and_a_study_without_it_has_the_commands_of_before():
+    study, plain = Study(SMOKE, "smoke"), Study(changed("evaluation", {"samples": 8}), "plain")
+    assert study.evaluation()["reach"] == {"problems": 5, "samples": 16} and "reach" not in plain.evaluation()
+    assert study.evaluation_of_trial() == plain.evaluation_of_trial() == plain.evaluation() | {"text": None}
+    assert "other_task" not in study.evaluation() and study.other_task.test == 10 and plain.other_task is None
+    assert study.report()["reach"] == 16 and "reach" not in plain.report()
+
+
 def test_commands_carry_all_settings_so_that_changed_defaults_count():
     study = Study(SMOKE, "smoke")
     assert study.resolved("gspo", 1)["settings"]["std_epsilon"] == 1.0e-4

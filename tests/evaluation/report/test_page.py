@@ -14,6 +14,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 from synthetic import rl, stage, study, write_results
 
+from evaluation import figures
 from evaluation.collect import collect
 from evaluation.pairs import trl_baselines
 from evaluation.report import charts, responses, write
@@ -207,7 +208,10 @@ def test_pass_at_k_by_hand(tmp_path):
     assert table.loc[2, "pass_low"] < 0.5 < table.loc[2, "pass_high"]
     scores["per_problem"] |= {"mean@4": [0.5, 0.0], "pass@4": [1.0, 0.0]}  # 2 and 0 of 4 responses are right
     write_json(path, scores)
-    table = passes(collect(tmp_path, made), 2).set_index(["of", "k"])["pass"]
+    table = passes(collect(tmp_path, made), 2)
+    figures.reach(table, 4, tmp_path / "reach.svg")
+    assert "pass@k of 2 problems" in (tmp_path / "reach.svg").read_text()
+    table = table.set_index(["of", "k"])["pass"]
     assert list(table["all problems"]) == pytest.approx([1.5 / 4, 2 / 4])
     assert list(table["2 problems"]) == pytest.approx([1 / 4, (1 - 1 / 6) / 2, 1 / 2])  # of k = 1, 2 and 4
 

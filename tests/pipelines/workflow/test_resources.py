@@ -26,6 +26,12 @@ from pipelines.workflow.work import Work, of_evaluation, of_stage
 SHAPE = built_shape(ModelConfig())
 
 
+def test_reach_and_another_task_count_in_the_work_of_an_evaluation_on_the_test_problems():
+    smoke = load(next(file for file in FILES if file.stem == "smoke"))
+    assert of_evaluation(smoke, 2).sampled == 2 * 24 * (20 * 9 + 10 * 9 + 5 * 16)
+    assert of_evaluation(smoke, 2, "dev").sampled == 2 * 24 * 10 * 9
+
+
 def study(**stages: dict) -> Study:
     return Study(small(**stages), "test")
 
