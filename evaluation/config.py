@@ -47,6 +47,9 @@ class EvaluationConfig:
             raise ValueError(f"text must be a file, such as evaluation/english.txt; there is no {self.text!r}")
         if self.reach is not None and self.reach.samples <= self.samples:
             raise ValueError(f"reach.samples must be above samples = {self.samples}, got {self.reach.samples}")
+        if self.reach is not None and self.reach.samples > self.rows_at_once:  # those of a problem stay together
+            most = f"rows_at_once = {self.rows_at_once}"
+            raise ValueError(f"reach.samples must be at most {most}, got {self.reach.samples}")
 
 
 @settings

@@ -30,6 +30,7 @@ MISTAKES = [
     *(("study", name, f"study: '{name}' is no name of a folder; choose another") for name in ("..", ".", "-n", "")),
     ("study", "a/b", "study: 'a/b' is no name of a folder; choose another, or write `results:`"),
     ("evaluation/samples", 0, "samples must be above 0"),
+    ("evaluation/reach", {"samples": 513}, "reach.samples must be at most rows_at_once = 512, got 513"),
     ("evaluation/reach", {"samples": 8}, r"evaluation: reach.samples must be above samples = 8, got 8"),
     (
         "evaluation/other_task",
