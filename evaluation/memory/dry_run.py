@@ -6,12 +6,15 @@ when the optimizer's state exists. Prompts and responses have their full lengths
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,17 +22,20 @@ from algos.pieces.settings import SettingsError
 from algos.pieces.types import Batch
 from algos.training.assemble import Checkpoints, make_learner
 from algos.training.config import RunConfig
+from algos.training.models.packing import Layout, sizes
 from algos.training.run import Inputs, Run, State
 from algos.training.sampling.engine import Engine
 from algos.training.sampling.engines import TransformersEngine
 from algos.training.stage.record import Phases
-from algos.training.update.update import minibatch_rows
+from algos.training.update import update as updates
+from algos.training.update.update import Learner, minibatch_rows
 from evaluation.memory.layers import kinds, with_layers
 from evaluation.memory.live_tensors import LiveTensors, Peak
 from evaluation.memory.stand_ins import Alternating, BothEnds, MadeUp, NoCanary, Tokens, models_from
 from evaluation.memory.weightless import Weightless, tangible
 
-IN_FULL = 1 << 16  # tokens x layers; a prediction runs two micro-batches of a larger rollout batch
+IN_FULL = 1 << 14  # tokens; of a larger rollout batch a prediction runs a part
+MICRO_BATCHES = 16  # among which the largest is looked for
 SHUFFLES = 8
 FEW = 3  # layers at least: the first, the last, and one in the middle
 REWARD_MODEL = "reward_model"
@@ -141,11 +147,13 @@ def _with_other(peak: Peak, size: int) -> Peak:
 
 
 def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine, in_part: bool = False) -> "DryRun":
-    """A run on the workload's model, its tensors counted. in_part: of a large rollout batch two micro-batches alone."""
+    """A run on the workload's model, its tensors counted. in_part: two micro-batches of a part of a large batch."""
     config = workload.run
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(config.seed)
     learner, models = make_learner(config, Checkpoints("policy", str(folder)), device)
+    if in_part:
+        learner = InPart(**vars(learner))
     reward_model = models[REWARD_MODEL][0] if REWARD_MODEL in models else None
     if workload.head_on_reference:
         assert reward_model is not None
@@ -166,20 +174,42 @@ def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine,
     inputs = Inputs(problems, prompts, Tokens(), models, reward_model)
     run = DryRun(config, state, inputs, engine, Phases(device))
     run.sampler.score = Alternating(run.score)
+    run.alone = in_part
     return run
 
 
 def _in_part(workload: Workload, share_prompts: bool) -> RunConfig:
-    """The settings with as many whole groups as fill two micro-batches of one optimizer step, if the batch is large."""
+    """The settings with as many prompts as give a minibatch MICRO_BATCHES full ones, if the rollout batch is large.
+
+    Their number is the same for models of all depths. The number of minibatches stays: it says how many responses of a
+    prompt lie in one minibatch, and so how many prompts a micro-batch has.
+    """
     run, sequence = workload.run, workload.prompt_tokens + workload.run.max_response_tokens
-    if run.responses_per_step * sequence * workload.model.get_text_config().num_hidden_layers <= IN_FULL:
+    if run.responses_per_step * sequence <= IN_FULL:
         return run
     rows = run.micro_batch_size
     if run.micro_batch_tokens is not None:
         added = run.max_response_tokens if share_prompts else sequence
         rows = 1 + max(run.micro_batch_tokens - sequence, 0) // added
-    prompts = math.ceil(min(2 * rows, run.responses_per_step) / run.group_size)
-    return replace(run, prompts_per_step=prompts, minibatches=1, epochs=1)
+    unit = 1 if run.minibatch_of == "prompts" else run.group_size
+    whole = run.minibatches // math.gcd(run.minibatches, unit)  # prompts of which every minibatch gets as many units
+    prompts = whole * math.ceil(MICRO_BATCHES * rows * run.minibatches / (run.group_size * whole))
+    return replace(run, prompts_per_step=min(prompts, run.prompts_per_step), epochs=1)
+
+
+class FirstAndLargest(Layout):
+    """Of a batch's micro-batches two: the first, before which there are no gradients, and the largest of the others."""
+
+    def pieces(self, *of_all: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        first, *others = super().pieces(*of_all)
+        yield first
+        if others:
+            yield max(others, key=lambda piece: piece[1])
+
+
+class InPart(Learner):
+    def layout(self, config: RunConfig) -> Layout:
+        return FirstAndLargest(**vars(super().layout(config)))
 
 
 def warm_up(run: Run) -> None:
@@ -197,6 +227,7 @@ class DryRun(Run):
     """A run whose tensors may be weightless, and whose minibatches are those of the shuffle that needs most memory."""
 
     bytes_per_response = 0.0  # of the batch
+    alone = False  # whether only the minibatch that needs most memory is run
 
     def check_behavior(self) -> None:
         """Weightless tensors have no bits to compare."""
@@ -208,22 +239,24 @@ class DryRun(Run):
     def update(self, batch: Batch) -> list[dict[str, float]]:
         storages = [x.untyped_storage() for x in vars(batch).values() if isinstance(x, Tensor)]
         self.bytes_per_response = sum({s._cdata: s.nbytes() for s in storages}.values()) / len(batch)
-        self.state.generator = self._seeded(self.worst_shuffle(batch))
-        return super().update(batch)
+        seed, rows = self.worst_minibatch(batch)
+        self.state.generator = self._seeded(seed)
+        with patch.object(updates, "minibatch_rows", lambda *_: iter([rows])) if self.alone else nullcontext():
+            return super().update(batch)
 
-    def worst_shuffle(self, batch: Batch) -> int:
-        """The seed, among SHUFFLES, with the largest micro-batch: chance decides which responses a micro-batch has."""
-        most = {}
-        layout = self.state.learner.layout(self.config)
+    def worst_minibatch(self, batch: Batch) -> tuple[int, Tensor]:
+        """The minibatch with the largest micro-batch, and the seed, among SHUFFLES, of its shuffle.
+
+        Chance decides which responses a micro-batch has, and so how many prompts.
+        """
+        layout, of_all = self.state.learner.layout(self.config), sizes(batch)
+        most, worst = -1, (0, torch.arange(len(batch)))
         for seed in range(SHUFFLES):
-            cells = [
-                packed.input_ids.numel()
-                for rows in minibatch_rows(len(batch), self.config, self._seeded(seed))
-                for _, part in layout.micro_batches(batch.select(rows))
-                if (packed := part.packed) is not None
-            ]
-            most[seed] = max(cells)
-        return max(most, key=lambda seed: most[seed])
+            for rows in minibatch_rows(len(batch), self.config, self._seeded(seed)):
+                cells = max(cells for _, cells in layout.pieces(*(size[rows.cpu().numpy()] for size in of_all)))
+                if cells > most:
+                    most, worst = cells, (seed, rows)
+        return worst
 
     def _seeded(self, seed: int) -> torch.Generator:
         return torch.Generator(self.state.generator.device).manual_seed(seed)

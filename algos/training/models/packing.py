@@ -32,17 +32,16 @@ class Layout:
 
     def micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
         """Row indices and the laid-out micro-batch of each; every response once. A response is never cut."""
-        lengths, prompts, owners = _sizes(batch)
-        order = np.argsort(lengths, kind="stable")
-        if self.share_prompts:  # responses of one prompt side by side
-            order = order[np.argsort(owners[order], kind="stable")]
-        for indices in self._cut(order, lengths, prompts, owners):
+        for indices, _ in self.pieces(*sizes(batch)):
             rows = torch.from_numpy(indices).to(batch.sequence_ids.device)
             part = batch.select(rows)
             yield rows, replace(part, packed=self.pack(part))
 
-    def _cut(self, order, lengths, prompts, owners) -> Iterator[np.ndarray]:
-        """`order` in pieces within both limits."""
+    def pieces(self, lengths: np.ndarray, prompts: np.ndarray, owners: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """Row indices of each micro-batch, and its tokens, padding included, for sequences of these sizes()."""
+        order = np.argsort(lengths, kind="stable")
+        if self.share_prompts:  # responses of one prompt side by side
+            order = order[np.argsort(owners[order], kind="stable")]
         piece: list[int] = []
         cells, owner = 0, None
         for row in order.tolist():
@@ -54,18 +53,18 @@ class Layout:
                 (self.responses is not None and len(piece) == self.responses)
                 or (self.tokens is not None and wider > self.tokens)
             ):
-                yield np.array(piece)
+                yield np.array(piece), cells
                 piece, wider = [], int(lengths[row])
             piece.append(row)
             cells, owner = wider, owners[row]
-        yield np.array(piece)
+        yield np.array(piece), cells
 
     def pack(self, batch: Batch) -> Packed:
         """One micro-batch as a model takes it."""
         return shared_row(batch) if self.share_prompts else plain(batch)
 
 
-def _sizes(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sizes(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(B,) tokens of each sequence, tokens of its prompt, and the number of its prompt among the batch's."""
     prompts = batch.prompt_lengths.cpu().numpy()
     owners = np.arange(len(prompts)) if batch.groups is None else batch.groups.cpu().numpy()
@@ -83,7 +82,7 @@ def plain(batch: Batch) -> Packed:
 
 def shared_row(batch: Batch) -> Packed:
     """One row for all sequences, each prompt once."""
-    lengths, prompts, owners = _sizes(batch)
+    lengths, prompts, owners = sizes(batch)
     width, responses = batch.sequence_ids.shape[1], lengths - prompts
     order = np.argsort(owners, kind="stable")  # responses, those of one prompt side by side
     _, first, counts = np.unique(owners[order], return_index=True, return_counts=True)

@@ -2,7 +2,9 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,8 +15,10 @@ from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.memory import check, dry_run
 from evaluation.memory import closed_form as model
 from evaluation.memory.live_tensors import LiveTensors
-from evaluation.memory.plan import Plan, plan_states
+from evaluation.memory.plan import Plan, plan_phases, plan_states
 from evaluation.memory.weightless import Weightless
+
+PUBLISHED = Path(__file__).parents[3] / "results" / "published"
 
 # closed forms
 
@@ -262,6 +266,51 @@ def test_a_deep_models_peak_is_extrapolated_from_a_shallow_ones():
     workload = check.Case("ppo", {"kl_coef": 0.05}, layers=7, prompts=2).workload()
     few, all_of_them = dry_run.predict(workload), dry_run.predict(workload, exact=True)
     assert {n: p.bytes for n, p in few.items()} == pytest.approx({n: p.bytes for n, p in all_of_them.items()}, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"minibatches": 16},  # fewer responses than a micro-batch takes
+        {"micro_batch_tokens": None, "micro_batch_size": 8},
+        {"minibatches": 12, "minibatch_of": "prompts"},
+        {"micro_batch_tokens": 4096},
+    ],
+    ids=str,
+)
+def test_a_part_of_a_large_batch_needs_what_the_whole_needs(change, monkeypatch):
+    case = check.Case("grpo", prompts=48, prompt_tokens=64, response_tokens=16).workload()
+    workload = replace(case, run=replace(case.run, **change))
+    monkeypatch.setattr(dry_run, "IN_FULL", 1 << 30)
+    whole = dry_run.predict(workload)
+    monkeypatch.setattr(dry_run, "IN_FULL", 0)
+    part = dry_run.predict(workload)
+    for phase, peak in whole.items():
+        assert part[phase].bytes == pytest.approx(peak.bytes, rel=0.02), phase
+
+
+ON_AN_H100 = {  # file under results/published/bench: the plan of the same run
+    "gpu_qwen2.5-0.5b": Plan(
+        "qwen2.5-0.5b", precision="mixed_float32_gradients", prompts=8, response_tokens=256, micro_batch_tokens=16384
+    ),
+    "gpu_smollm2_grpo": Plan(
+        "smollm2-135m", prompts=16, prompt_tokens=128, response_tokens=160, micro_batch_tokens=16384
+    ),
+    "gpu_smollm2_ppo": Plan(
+        "smollm2-135m", "ppo", prompts=16, prompt_tokens=128, response_tokens=160, micro_batch_tokens=16384
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_AN_H100)
+def test_peaks_on_a_gpu_are_the_predicted_ones(name):
+    """torch's allocator on an H100. It also holds the kernels' scratch memory, and gives out whole blocks."""
+    rows = pd.read_csv(PUBLISHED / "bench" / f"{name}.csv")
+    measured = rows[rows.case.str.endswith(", ours")].set_index("quantity").value
+    for phase, places in plan_phases(ON_AN_H100[name]).items():
+        least, most = (1.0, 1.02) if phase == "update" else (1.0, 1.06)
+        assert least <= measured[f"peak_bytes_{phase}"] / places.total() <= most, phase
 
 
 def test_logits_in_pieces_take_less_than_a_third():
