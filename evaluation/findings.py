@@ -31,8 +31,8 @@ def percent(interval: Interval, sign: bool = False) -> tuple[str, str]:
     text = f"{100 * interval.mean:{plus}.1f}"
     if np.isnan(interval.low):
         return text, ""
-    words = f" {ONE_SEED}" if interval.one_seed else ""
-    return text, f"[{100 * interval.low:{plus}.1f}, {100 * interval.high:{plus}.1f}]{words}"
+    words = f"; {ONE_SEED}" if interval.one_seed else ""
+    return text, f"[{100 * interval.low:{plus}.1f}, {100 * interval.high:{plus}.1f}{words}]"
 
 
 def in_words(interval: Interval | None, sign: bool = False) -> str:

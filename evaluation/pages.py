@@ -23,10 +23,12 @@ import pandas as pd
 
 from evaluation.collect import COUNTS
 from evaluation.findings import in_words, probability, row_interval
+from evaluation.statistics.verdicts import ONE_SEED
 
 PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- ((?:table|value): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 DIFFERENCE = re.compile(r"((greedy|other_.*|pass@\d+)_)?minus_|difference$")  # columns in points with a sign
+FOR_ONE_SEED = f"; {ONE_SEED}]"
 OVER_SEEDS = re.compile(r"_(median|iqm)$")  # columns in percent without an interval
 DETECTABLE = re.compile(r"\d+_seeds")  # points that so many seeds detect
 HEADERS = {
@@ -117,8 +119,14 @@ def choose(frame: pd.DataFrame, column: str, values: str) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame, columns: list[str]) -> str:
     """The rows as lines of Markdown, below the line of the marker."""
-    lines = [[header(column, frame) for column in columns], ["---"] * len(columns)]
-    lines += [[cell(row, column) for column in columns] for _, row in frame.iterrows()]
+    cells = [[cell(row, column) for column in columns] for _, row in frame.iterrows()]
+    heads = [header(column, frame) for column in columns]
+    for at in range(len(columns)):  # said once where it holds for the whole column
+        if all(FOR_ONE_SEED in line[at] or not line[at] for line in cells) and any(line[at] for line in cells):
+            heads[at] += f" ({ONE_SEED})"
+            for line in cells:
+                line[at] = line[at].replace(FOR_ONE_SEED, "]")
+    lines = [heads, ["---"] * len(columns), *cells]
     return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

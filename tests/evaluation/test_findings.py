@@ -79,7 +79,7 @@ def test_trl_baselines_are_named_by_their_verdict():
 
 
 def test_an_interval_of_one_seed_never_stands_without_these_words():
-    assert in_words(Interval(0.5, 0.4, 0.6, one_seed=True)) == "50.0 [40.0, 60.0] this seed only"
+    assert in_words(Interval(0.5, 0.4, 0.6, one_seed=True)) == "50.0 [40.0, 60.0; this seed only]"
     row = {"x": 0.5, "x_low": 0.4, "x_high": 0.6, "minus_start": 0.1, "minus_start_low": 0.0, "minus_start_high": 0.2}
     told = {"interval_for": "this seed only"}
     for facts, words in (({"seeds": 1}, True), ({"seeds": 3}, False), ({"seeds": 3, **told}, True)):

@@ -1,5 +1,6 @@
 """Tables and values in README.md and docs/ are those of the published files, number by number."""
 
+import pandas as pd
 import pytest
 
 from evaluation import pages
@@ -104,6 +105,21 @@ def test_a_block_without_its_numbers_keeps_its_text_and_the_command_fails(projec
     with pytest.raises(SystemExit, match="1"):
         pages.main()
     assert capsys.readouterr().err == f"error: README.md: {reason}: {marker}\n"
+
+
+@pytest.mark.parametrize(
+    "seeds, lines",
+    [
+        ((1, 1), ["| stage | mean@8, % (this seed only) |", "| base | 50.0 [40.0, 60.0] |"]),
+        ((1, 3), ["| stage | mean@8, % |", "| base | 50.0 [40.0, 60.0; this seed only] |"]),
+    ],
+)
+def test_that_a_table_is_of_one_seed_is_said_once(seeds, lines):
+    frame = pd.DataFrame(
+        {"stage": ["base", "ppo"], "seeds": seeds, "mean@8": 0.5, "mean@8_low": 0.4, "mean@8_high": 0.6}
+    )
+    shown = pages.table(frame, ["stage", "mean@8"]).split("\n")
+    assert [shown[1], shown[3]] == lines and ("this seed only" in shown[4]) is False
 
 
 def test_text_with_a_bar_does_not_split_its_cell(project):
