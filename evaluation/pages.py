@@ -3,12 +3,13 @@
 By hand: python -m evaluation.pages
 
 A page holds blocks. The marker of a block names a CSV file and some of its columns, and may choose rows by values. The
-text between the marker and the end is written by this command: a table, or one value within a sentence (not at the
-beginning of a line, where Markdown reads the rest of the line as HTML):
+text between the marker and the end is written by this command: a table, or within a sentence (not at the beginning of a
+line, where Markdown reads the rest of the line as HTML) one value, or the number of the rows that are chosen:
 
     <!-- table: results/published/default/comparison.csv | stage, mean@8, minus_start | stage = grpo, gspo -->
     <!-- end -->
     GRPO reaches <!-- value: results/published/default/comparison.csv | mean@8 | stage = grpo --><!-- end --> %.
+    <!-- count: results/published/claims/claims.csv | verdict = refuted --><!-- end --> claims are refuted.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from evaluation.findings import in_words, probability, row_interval
 from evaluation.statistics.verdicts import ONE_SEED
 
 PROJECT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- ((?:table|value): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- ((?:table|value|count): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 DIFFERENCE = re.compile(r"((greedy|other_.*|pass@\d+)_)?minus_|difference$")  # columns in points with a sign
 FOR_ONE_SEED = f"; {ONE_SEED}]"
 OVER_SEEDS = re.compile(r"_(median|iqm)$")  # columns in percent without an interval
@@ -76,7 +77,7 @@ class Unfilled(Exception):
 class Block:
     """One table or value of a page, as its marker asks for it."""
 
-    form: str  # table or value
+    form: str  # table, value or count
     file: str
     columns: list[str]
     chosen: list[tuple[str, str]]  # columns, and the values of the rows that are shown
@@ -92,15 +93,17 @@ class Block:
             raise Unfilled(f"{self.file} has no column {', '.join(missing)}")
         for column, values in self.chosen:
             frame = choose(frame, column, values)
-        return table(frame, self.columns) if self.form == "table" else value(frame, self.columns)
+        forms = {"table": table, "value": value, "count": lambda chosen, _: str(len(chosen))}
+        return forms[self.form](frame, self.columns)
 
 
 def parse(marker: str) -> Block:
-    """The block of a marker's text: form: file | columns | column = values | column = values."""
+    """The block of a marker: form: file | columns | column = values | column = values; a count has no columns."""
     form, _, asked = marker.partition(": ")
-    file, columns, *chosen = [part.strip() for part in asked.split(" | ")]
-    pairs = [condition.partition(" = ") for condition in chosen]
-    return Block(form, file, names(columns), [(column, values) for column, _, values in pairs])
+    file, *rest = [part.strip() for part in asked.split(" | ")]
+    columns = [] if form == "count" else names(rest.pop(0))
+    pairs = [condition.partition(" = ") for condition in rest]
+    return Block(form, file, columns, [(column, values) for column, _, values in pairs])
 
 
 def names(text: str) -> list[str]:

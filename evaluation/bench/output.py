@@ -43,8 +43,8 @@ TARGETS = {
     "predictor": Target("measured peak against the predictor, relative difference", 0.10, False, "logits"),
     "overhead": Target("DAG and logging, share of a study's wall-clock", 0.10, False, "overhead"),
     "study_minutes": Target("default study on 2 cores, minutes", 20.0, False, "overhead"),
-    "gpu_mfu": Target("Qwen2.5-0.5B shape on an H200: MFU of the update in bfloat16", 0.40, part="gpu"),
-    "gpu_step": Target("Qwen2.5-0.5B shape on an H200: TRL's step / ours, same engine", 2.0, part="gpu"),
+    "gpu_mfu": Target("Qwen2.5-0.5B shape on a GPU: MFU of the update in bfloat16", 0.40, part="gpu"),
+    "gpu_step": Target("Qwen2.5-0.5B shape on a GPU: TRL's step / ours, same engine", 2.0, part="gpu"),
 }
 
 

@@ -41,9 +41,9 @@ def test_every_marker_has_an_end():
     assert BLOCKS
     for page in pages.pages():
         text = page.read_text(encoding="utf-8")
-        markers = text.count("<!-- table: ") + text.count("<!-- value: ")
+        markers = sum(text.count(f"<!-- {form}: ") for form in ("table", "value", "count"))
         assert markers == text.count("<!-- end -->") == len(pages.blocks(text)), page.name
-        assert "\n<!-- value: " not in text, f"{page.name}: Markdown reads a line as HTML that begins with a comment"
+        assert "\n<!-- value: " not in text and "\n<!-- count: " not in text, f"{page.name}: Markdown reads a line as HTML that begins with a comment"
 
 
 @pytest.fixture
@@ -72,6 +72,7 @@ def write_readme(project, marker, text="\nold\n"):
         ("value: results/published/made_up/bench.csv | value | quantity = ratio", "2.23 [2.18, 2.30]"),
         ("value: results/published/made_up/bench.csv | value | quantity = rate", "12,346"),
         ("value: results/published/made_up/power.csv | 3_seeds | questions = 400", "4.2"),
+        ("count: results/published/made_up/comparison.csv | stage = grpo, gspo", "2"),
     ],
 )
 def test_a_block_is_filled_and_then_stays(project, marker, text):
