@@ -15,6 +15,7 @@ from pipelines.kinds import SPLITS
 from pipelines.study import load
 from pipelines.workflow import one_at_a_time, progress
 from pipelines.workflow.resources import gpus, memory, minutes, model_memory, policy_shape, saved_shape
+from pipelines.workflow.visible_gpus import take_one, visible_gpus
 from pipelines.workflow.work import of_evaluation, of_stage
 
 try:
@@ -28,10 +29,11 @@ if workflow.is_main_process:  # not again in every job
 # The jobs' Python is the one that runs Snakemake. When stages save their states stands here and not in `params`, whose
 # change would make them again. A stage ends when its Snakemake does, killed or not: PPID is the shell's parent. Where all
 # get SIGTERM, as in a job that is preempted, the shell and so its Snakemake wait until the stage has saved its state.
+# Of several GPUs a job sees one.
 # Snakemake formats the prefix, so its own braces are doubled.
 SAVING = json.dumps(asdict(STUDY.settings.saving))
 EXPORTS = f"PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH STAGE_SAVING={shlex.quote(SAVING)} STAGE_PARENT=$PPID"
-shell.prefix(f"trap : TERM; export {EXPORTS}; ".replace("{", "{{").replace("}", "}}"))
+shell.prefix(f"trap : TERM; export {EXPORTS}; {take_one(visible_gpus())}".replace("{", "{{").replace("}", "}}"))
 
 RESULTS = STUDY.results
 if workflow.is_main_process and (running := one_at_a_time.look(RESULTS)):
@@ -46,7 +48,10 @@ MIRROR = [
     *("--results", RESULTS, "--experiment", STUDY.name, "--uri", STUDY.tracking_uri),
     *(["--register-models"] if STUDY.settings.mlflow.register_models else []),
 ]
-GRANTED = workflow.global_resources.get("gpu").value or 0  # GPUs, by `--resources gpu=N` or the profile
+# GPUs, by `--resources gpu=N` or the profile; or else those of this machine, where the jobs run on it
+GRANTED = workflow.global_resources.get("gpu").value or 0
+if not GRANTED and workflow.resource_settings.nodes is None and (GRANTED := len(visible_gpus())):
+    workflow.register_resource("gpu", GRANTED)
 SMALL = {"mem_mb": 2000, "runtime": 30}  # resources of a job without a model
 
 
