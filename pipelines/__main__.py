@@ -106,11 +106,15 @@ def peaks(
     from pipelines.stage import peaks as of_study
     from pipelines.study import load
 
-    rows = [row for path, size in map(_planned, studies) for row in of_study(load(path), size)]
+    planned = [
+        (load(path), size) for path, size in map(_planned, studies)
+    ]  # all are read before the first is predicted
     out.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(rows)
-    table.to_csv(out / "studies.csv", index=False, float_format="%.4g")
-    print(table.to_string(index=False))
+    rows: list[dict] = []
+    for study, size in planned:
+        rows += of_study(study, size)
+        pd.DataFrame(rows).to_csv(out / "studies.csv", index=False, float_format="%.4g")
+    print(pd.DataFrame(rows).to_string(index=False))
 
 
 def _planned(word: str) -> tuple[str, float]:

@@ -155,9 +155,12 @@ def config_of(model):
     if model.path:
         return model_config(model.path)
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     file = gguf.source(model)
-    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]  # which the file does not name
+    return config
 
 
 def model_size(name: str) -> float | None:

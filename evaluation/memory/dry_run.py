@@ -4,7 +4,6 @@ Both call Run.step() on a model made from its config alone; stand_ins.py gives t
 when the optimizer's state exists. Prompts and responses have their full lengths, the most that the settings allow.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,9 +33,8 @@ from evaluation.memory.live_tensors import LiveTensors, Peak
 from evaluation.memory.stand_ins import Alternating, BothEnds, MadeUp, NoCanary, Tokens, models_from
 from evaluation.memory.weightless import Weightless, tangible
 
-IN_FULL = 1 << 14  # tokens; of a larger rollout batch a prediction runs a part
-MICRO_BATCHES = 16  # among which the largest is looked for
 SHUFFLES = 8
+ONCE = {"cg_iterations": 2, "line_search_steps": 1}  # TRPO's: further ones need as much memory
 FEW = 3  # layers at least: the first, the last, and one in the middle
 REWARD_MODEL = "reward_model"
 
@@ -111,7 +109,11 @@ def predict(workload: Workload, exact: bool = False) -> dict[str, Peak]:
 
 
 def _extrapolated(peak: Peak, grown: list[tuple[Peak, Peak, int]]) -> Peak:
-    """The peak, and for each (before, after, more) `more` times what was added; the fullest moment is the new peak."""
+    """The peak, and for each (before, after, more) `more` times what was added; the fullest moment is the new peak.
+
+    Where something would become less than nothing, the moments before and after were not the same one; a moment nearby,
+    which is always the same, stands for it.
+    """
     moments, start = {}, peak.start_bytes
     for name, (_, places) in peak.moments.items():
         places = Counter(places)
@@ -119,7 +121,8 @@ def _extrapolated(peak: Peak, grown: list[tuple[Peak, Peak, int]]) -> Peak:
             there, here = before.moments[name][1], after.moments[name][1]
             for place in {*there, *here}:
                 places[place] += more * (here[place] - there[place])
-        moments[name] = places.total(), +places
+        if min(places.values(), default=0) >= -places.total() / 100:
+            moments[name] = places.total(), +places
     for before, after, more in grown:
         start += more * (after.start_bytes - before.start_bytes)
     most, places = max(moments.values(), key=lambda moment: moment[0])
@@ -128,32 +131,25 @@ def _extrapolated(peak: Peak, grown: list[tuple[Peak, Peak, int]]) -> Peak:
 
 def _predict(workload: Workload) -> dict[str, Peak]:
     with models_from(workload.model) as folder, Weightless(), LiveTensors(workload.model.vocab_size) as live:
-        engine = BothEnds(workload.model, workload.prompts(), live)
+        engine = BothEnds(workload.model, live)
         run = dry_run(workload, live, folder, engine, in_part=True)
-        missing = workload.run.responses_per_step - run.config.responses_per_step
         Watch(run, live)
         warm_up(run)
         run.step()
-        left_out = int(missing * run.bytes_per_response)
-    for name in ("logprobs", "update"):  # the rows that were left out: tokens, masks, log-probabilities
-        live.peaks[name] = _with_other(live.peaks[name], left_out)
     return live.peaks
 
 
-def _with_other(peak: Peak, size: int) -> Peak:
-    added = Counter({("", "other"): size})
-    moments = {name: (total + size, places + added) for name, (total, places) in peak.moments.items()}
-    return replace(peak, bytes=peak.bytes + size, places=peak.places + added, moments=moments)
-
-
 def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine, in_part: bool = False) -> "DryRun":
-    """A run on the workload's model, its tensors counted. in_part: two micro-batches of a part of a large batch."""
-    config = workload.run
+    """A run on the workload's model, its tensors counted. in_part: it computes no more than memory depends on."""
+    config, keeps_all = workload.run, workload.run.algorithm_entry.update is not None  # TRPO: of every micro-batch
+    if in_part and keeps_all:
+        once = {name: number for name, number in ONCE.items() if hasattr(config.hparams, name)}
+        config = replace(config, settings={**config.settings, **once})
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(config.seed)
     learner, models = make_learner(config, Checkpoints("policy", str(folder)), device)
-    if in_part:
-        learner = InPart(**vars(learner))
+    if in_part and not keeps_all:
+        learner = InPart(**vars(learner), live=live)
     reward_model = models[REWARD_MODEL][0] if REWARD_MODEL in models else None
     if workload.head_on_reference:
         assert reward_model is not None
@@ -165,57 +161,57 @@ def dry_run(workload: Workload, live: LiveTensors, folder: Path, engine: Engine,
             lambda module, args, output: live.add_cache("policy", output.get("past_key_values"))
         )
     prompts = workload.prompts()
-    if in_part:
-        config = _in_part(workload, learner.share_prompts)
-        prompts = prompts[: config.prompts_per_step]
     problems: list[dict] = [{} for _ in prompts]
     state = State.at_start(config, learner, generator, len(problems))
     state.canary = NoCanary()
+    state.step = config.sync_every * getattr(config.hparams, "value_warmup", 0)  # all models are trained from here on
     inputs = Inputs(problems, prompts, Tokens(), models, reward_model)
     run = DryRun(config, state, inputs, engine, Phases(device))
     run.sampler.score = Alternating(run.score)
-    run.alone = in_part
+    run.in_part = in_part
     return run
 
 
-def _in_part(workload: Workload, share_prompts: bool) -> RunConfig:
-    """The settings with as many prompts as give a minibatch MICRO_BATCHES full ones, if the rollout batch is large.
-
-    Their number is the same for models of all depths. The number of minibatches stays: it says how many responses of a
-    prompt lie in one minibatch, and so how many prompts a micro-batch has.
-    """
-    run, sequence = workload.run, workload.prompt_tokens + workload.run.max_response_tokens
-    if run.responses_per_step * sequence <= IN_FULL:
-        return run
-    rows = run.micro_batch_size
-    if run.micro_batch_tokens is not None:
-        added = run.max_response_tokens if share_prompts else sequence
-        rows = 1 + max(run.micro_batch_tokens - sequence, 0) // added
-    unit = 1 if run.minibatch_of == "prompts" else run.group_size
-    whole = run.minibatches // math.gcd(run.minibatches, unit)  # prompts of which every minibatch gets as many units
-    prompts = whole * math.ceil(MICRO_BATCHES * rows * run.minibatches / (run.group_size * whole))
-    return replace(run, prompts_per_step=min(prompts, run.prompts_per_step), epochs=1)
-
-
+@dataclass(frozen=True)
 class FirstAndLargest(Layout):
-    """Of a batch's micro-batches two: the first, before which there are no gradients, and the largest of the others."""
+    """Of a batch's micro-batches two: the first, before which there are no gradients, and the largest of the others.
 
-    def pieces(self, *of_all: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        first, *others = super().pieces(*of_all)
+    Which of them needs more depends on the number of layers, so `live` keeps their moments apart.
+    """
+
+    live: LiveTensors | None = None
+
+    def pieces(self, lengths: np.ndarray, prompts: np.ndarray, owners: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        assert self.live is not None
+        first, *others = super().pieces(lengths, prompts, owners)
+        self.live.part = "first, "
         yield first
         if others:
-            yield max(others, key=lambda piece: piece[1])
+            self.live.part = "other, "
+            yield max(others, key=lambda piece: extent(piece, lengths))
+        self.live.part = ""
 
 
+@dataclass
 class InPart(Learner):
+    live: LiveTensors | None = None
+
     def layout(self, config: RunConfig) -> Layout:
-        return FirstAndLargest(**vars(super().layout(config)))
+        return FirstAndLargest(**vars(super().layout(config)), live=self.live)
+
+
+def extent(piece: tuple[np.ndarray, int], lengths: np.ndarray) -> int:
+    """How much memory a micro-batch needs beside others: a layer's activations are about 17 numbers per token and unit
+    of width, and 2 more, the keys and values, per token of each sequence, whose prompt may be another one's, too."""
+    rows, cells = piece
+    return 17 * cells + 2 * int(lengths[rows].sum())
 
 
 def warm_up(run: Run) -> None:
     """Give the optimizers the state that they have from their first step on."""
-    for _, optimizer in run.inputs.models.values():
-        if optimizer is not None:
+    for name, (_, optimizer) in run.inputs.models.items():
+        by_hand = name == "policy" and run.config.algorithm_entry.update is not None  # TRPO makes the policy's steps
+        if optimizer is not None and not by_hand:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -226,8 +222,7 @@ def warm_up(run: Run) -> None:
 class DryRun(Run):
     """A run whose tensors may be weightless, and whose minibatches are those of the shuffle that needs most memory."""
 
-    bytes_per_response = 0.0  # of the batch
-    alone = False  # whether only the minibatch that needs most memory is run
+    in_part = False  # whether only those minibatches are run that need most memory
 
     def check_behavior(self) -> None:
         """Weightless tensors have no bits to compare."""
@@ -237,26 +232,29 @@ class DryRun(Run):
         return super().advantages(replace(batch, **real))
 
     def update(self, batch: Batch) -> list[dict[str, float]]:
-        storages = [x.untyped_storage() for x in vars(batch).values() if isinstance(x, Tensor)]
-        self.bytes_per_response = sum({s._cdata: s.nbytes() for s in storages}.values()) / len(batch)
-        seed, rows = self.worst_minibatch(batch)
+        seed, worst = self.worst_minibatches(batch)
         self.state.generator = self._seeded(seed)
-        with patch.object(updates, "minibatch_rows", lambda *_: iter([rows])) if self.alone else nullcontext():
+        with patch.object(updates, "minibatch_rows", lambda *_: iter(worst)) if self.in_part else nullcontext():
             return super().update(batch)
 
-    def worst_minibatch(self, batch: Batch) -> tuple[int, Tensor]:
-        """The minibatch with the largest micro-batch, and the seed, among SHUFFLES, of its shuffle.
+    def worst_minibatches(self, batch: Batch) -> tuple[int, list[Tensor]]:
+        """The seed, among SHUFFLES, of the shuffle with the largest micro-batch; and two minibatches of that shuffle.
 
-        Chance decides which responses a micro-batch has, and so how many prompts.
+        They are the one with the largest first micro-batch, and the one with the largest other micro-batch. Chance
+        decides which responses a micro-batch has, and so how many prompts.
         """
-        layout, of_all = self.state.learner.layout(self.config), sizes(batch)
-        most, worst = -1, (0, torch.arange(len(batch)))
-        for seed in range(SHUFFLES):
-            for rows in minibatch_rows(len(batch), self.config, self._seeded(seed)):
-                cells = max(cells for _, cells in layout.pieces(*(size[rows.cpu().numpy()] for size in of_all)))
-                if cells > most:
-                    most, worst = cells, (seed, rows)
-        return worst
+        layout, of_all = Learner.layout(self.state.learner, self.config), sizes(batch)
+
+        def most(rows: Tensor, others: bool) -> int:
+            lengths, *rest = (size[rows.cpu().numpy()] for size in of_all)
+            first, *further = layout.pieces(lengths, *rest)
+            return max((extent(piece, lengths) for piece in (further if others else [first])), default=0)
+
+        shuffles = [list(minibatch_rows(len(batch), self.config, self._seeded(seed))) for seed in range(SHUFFLES)]
+        worst = [max(most(rows, others) for rows in shuffle for others in (False, True)) for shuffle in shuffles]
+        seed = worst.index(max(worst))
+        first, other = (max(shuffles[seed], key=lambda rows: most(rows, others)) for others in (False, True))
+        return seed, [first] if first is other else [first, other]
 
     def _seeded(self, seed: int) -> torch.Generator:
         return torch.Generator(self.state.generator.device).manual_seed(seed)

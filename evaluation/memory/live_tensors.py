@@ -28,9 +28,9 @@ CATEGORIES = (
     "workspace",  # made by an optimizer step and gone after it
     "other",  # token ids, masks, rewards
 )
+FIRST_GRADIENTS = 16
 COMPONENTS = ("policy", "critic", "reference", "reward_model", "")  # "": no model's
 
-MOMENTS = ("forward", "backward", "step")  # while autograd runs, while an optimizer steps, and all the rest
 
 Place = tuple[str, str]  # (component, category)
 
@@ -44,7 +44,7 @@ class Peak:
     start_bytes: int = 0  # what the phase began with
     cuda_bytes: int | None = None  # of torch's allocator on CUDA, at a moment of its own
     allocator_bytes: int | None = None  # the same on the CPU, where someone has asked its allocator
-    moments: dict[str, tuple[int, Counter]] = field(default_factory=dict)  # MOMENTS -> bytes and places
+    moments: dict[str, tuple[int, Counter]] = field(default_factory=dict)  # LiveTensors.moment -> bytes and places
 
     def by(self, which: str) -> dict[str, int]:
         """Bytes at the peak by "component" or by "category"."""
@@ -58,10 +58,13 @@ def fuller(first: Peak, second: Peak) -> Peak:
     """The fuller of two runs of one phase, moment by moment."""
     moments = {
         name: max((p.moments[name] for p in (first, second) if name in p.moments), key=lambda moment: moment[0])
-        for name in MOMENTS
-        if name in first.moments or name in second.moments
+        for name in first.moments | second.moments
     }
     return replace(max(first, second, key=lambda peak: peak.bytes), moments=moments)
+
+
+def _going_back() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 @dataclass
@@ -95,7 +98,9 @@ class LiveTensors(TorchDispatchMode):
         self.bytes = 0
         self.peaks: dict[str, Peak] = {}
         self._peak: Peak | None = None
+        self.part = ""  # of the work, whose moments are kept apart from those of the others
         self._in_step = False
+        self._gradients = 0  # that this backward pass has come to
         self._making: str | None = None
         self._hooks: list = []
         self._heads: set[tuple[int, ...]] = set()  # shapes of matrices with the vocabulary in them that are weights
@@ -117,6 +122,7 @@ class LiveTensors(TorchDispatchMode):
         owned = set()
 
         def gradient(parameter: Tensor) -> None:
+            self._gradients += 1
             self.add(component, "gradients", parameter.grad)
             if hasattr(parameter, "master"):  # the gradient has gone to the master's
                 self.add(component, "gradients", parameter.master.grad)
@@ -191,7 +197,7 @@ class LiveTensors(TorchDispatchMode):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         peak = self._peak = Peak(self.bytes, +self.places, self.bytes)
-        peak.moments["forward"] = peak.bytes, peak.places
+        peak.moments[self.moment] = peak.bytes, peak.places
         try:
             yield peak
         finally:
@@ -251,12 +257,19 @@ class LiveTensors(TorchDispatchMode):
             return self._making
         if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary and tuple(tensor.shape) not in self._heads:
             return "logits"
-        return "backward" if self._moment() == "backward" else "activations"
+        return "backward" if _going_back() else "activations"
 
-    def _moment(self) -> str:
-        if self._in_step:
-            return "step"
-        return "forward" if torch._C._current_graph_task_id() == -1 else "backward"
+    @property
+    def moment(self) -> str:
+        """The part, and what happens: an optimizer steps, autograd goes back, or all the rest.
+
+        A backward pass has a moment for each of its first gradients, which are those of the last layer: what is alive
+        then grows with the activations of all layers, and what is alive at the end with their gradients.
+        """
+        if _going_back() and not self._in_step:
+            return f"{self.part}backward {min(self._gradients, FIRST_GRADIENTS)}"
+        self._gradients = 0
+        return self.part + ("step" if self._in_step else "forward")
 
     def _count(self, tensor: Tensor, place: Place, move: bool = False) -> None:
         storage = tensor.untyped_storage()
@@ -273,7 +286,7 @@ class LiveTensors(TorchDispatchMode):
         self.bytes += size - known.size
         known.size = size
         if self._peak is not None:
-            moment = self._moment()
+            moment = self.moment
             if moment not in self._peak.moments or self.bytes > self._peak.moments[moment][0]:
                 self._peak.moments[moment] = self.bytes, +self.places
             if self.bytes > self._peak.bytes:

@@ -72,17 +72,14 @@ class MadeUp(TransformersEngine):
 
 
 class BothEnds(MadeUp):
-    """Samples the first token, and the last one with a full cache; its responses are made up.
+    """Samples the first token, and the last one with a full cache; its responses are made up."""
 
-    prompts: all prompts of the rollout batch; the step may see a part of them.
-    """
-
-    def __init__(self, config, prompts: list[list[int]], live: LiveTensors):
+    def __init__(self, config, live: LiveTensors):
         super().__init__(config.vocab_size)
-        self.config, self.live, self.all_prompts = config.get_text_config(), live, prompts
+        self.config, self.live = config.get_text_config(), live
 
     def sample(self, policy, prompts, sampling: Sampling, generator) -> Rollouts:
-        at_once = self.all_prompts[: max(ROWS_AT_ONCE // sampling.group_size, 1)]
+        at_once = prompts[: max(ROWS_AT_ONCE // sampling.group_size, 1)]
         size, most, temperature = sampling.group_size, sampling.max_response_tokens, sampling.temperature
         sample(policy, Tokens(AT_ONCE), at_once, size, most, temperature, generator)
         self.last_token(policy, len(at_once), len(at_once[0]), sampling)

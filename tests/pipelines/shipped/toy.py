@@ -9,7 +9,7 @@ from studies import PIPELINES, SMOKE
 from pipelines.study import Study, load
 
 STUDIES = PIPELINES / "studies"
-FOR_GPUS = ("gsm8k_0.5b", "gsm8k_1.5b", "gsm8k_zero", "r1_qwen", "preference_qwen")
+FOR_GPUS = ("gsm8k_0.5b", "gsm8k_1.5b", "gsm8k_zero", "r1_qwen", "preference_qwen", "gsm8k_smollm2")
 TAUGHT = {  # a model that is built here: some of its answers are right
     "steps": 120,
     "batch_size": 32,

