@@ -30,7 +30,7 @@ PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- ((?:table|value|count): .*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 DIFFERENCE = re.compile(r"((greedy|other_.*|pass@\d+)_)?minus_|difference$")  # columns in points with a sign
 FOR_ONE_SEED = f"; {ONE_SEED}]"
-OVER_SEEDS = re.compile(r"_(median|iqm)$")  # columns in percent without an interval
+PERCENT = re.compile(r"dev_|.*_(median|iqm)$")  # columns in percent without an interval
 DETECTABLE = re.compile(r"\d+_seeds")  # points that so many seeds detect
 HEADERS = {
     "true_gap": "true difference, points",
@@ -45,6 +45,7 @@ HEADERS = {
     **{f"{part}_megabytes": f"{part}, MB" for part in ("weights", "gradients", "optimizer")},
     "peak_megabytes": "peak, MB",
     "text_loss": "loss on text, nats",
+    **{f"dev_{which}": f"{which} trial on dev, %" for which in ("lowest", "median", "highest")},
     "text_loss_minus_start": "loss on text minus its start, nats",
 }
 TEXT_LOSSES = ("text_loss", "text_loss_minus_start")  # in nats a token
@@ -167,7 +168,7 @@ def cell(row: pd.Series, column: str) -> str:
         return value.replace("|", "\\|")
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
-    if OVER_SEEDS.search(column):
+    if PERCENT.match(column):
         return f"{100 * value:.1f}"
     if DETECTABLE.fullmatch(column):
         return f"{value:.1f}"

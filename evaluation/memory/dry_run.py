@@ -116,6 +116,8 @@ def _extrapolated(peak: Peak, grown: list[tuple[Peak, Peak, int]]) -> Peak:
     """
     moments, start = {}, peak.start_bytes
     for name, (_, places) in peak.moments.items():
+        if not all(name in before.moments and name in after.moments for before, after, _ in grown):
+            continue
         places = Counter(places)
         for before, after, more in grown:
             there, here = before.moments[name][1], after.moments[name][1]

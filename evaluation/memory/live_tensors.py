@@ -28,7 +28,7 @@ CATEGORIES = (
     "workspace",  # made by an optimizer step and gone after it
     "other",  # token ids, masks, rewards
 )
-FIRST_GRADIENTS = 16
+FIRST_GRADIENTS = 4  # of a backward pass, and fewer than a layer has
 COMPONENTS = ("policy", "critic", "reference", "reward_model", "")  # "": no model's
 
 
