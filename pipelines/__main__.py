@@ -106,9 +106,7 @@ def peaks(
     from pipelines.stage import peaks as of_study
     from pipelines.study import load
 
-    planned = [
-        (load(path), size) for path, size in map(_planned, studies)
-    ]  # all are read before the first is predicted
+    planned = [(load(path), size) for path, size in map(_planned, studies)]  # all before the first is predicted
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     for study, size in planned:

@@ -29,7 +29,10 @@ def take_one(gpus: list[str], held: Path = HELD) -> str:
         return ""
     names, folder = " ".join(map(shlex.quote, gpus)), shlex.quote(str(held))
     return (
-        f"mkdir -p -m 700 {folder}; for turn in {{1..{MOST}}}; do for gpu in {names}; do"
-        f' exec 9> {folder}/"${{gpu//\\//_}}.$turn";'
-        ' if flock -n 9; then export CUDA_VISIBLE_DEVICES="$gpu"; break 2; fi; done; done; '
+        f"mkdir -p -m 700 {folder}; exec 8> {folder}/choosing; flock 8; fewest={MOST}; "
+        f"for gpu in {names}; do taken=0; free=; for turn in {{1..{MOST}}}; do"
+        f' file={folder}/"${{gpu//\\//_}}.$turn"; if flock -n "$file" true; then free="${{free:-$file}}";'
+        " else taken=$((taken + 1)); fi; done;"
+        ' if [ $taken -lt $fewest ]; then fewest=$taken; lock="$free"; export CUDA_VISIBLE_DEVICES="$gpu"; fi; done; '
+        'if [ -n "$lock" ]; then exec 9> "$lock"; flock -n 9; fi; exec 8>&-; '
     )

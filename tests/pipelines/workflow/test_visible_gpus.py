@@ -1,9 +1,10 @@
 """A machine's GPUs are granted without being asked for, and each job sees the one that the fewest others have taken."""
 
 import subprocess
+from functools import partial
 
 import pytest
-from project import STUDY, dry_run
+from project import STUDY, dry_run, snakemake_here
 from snakemake.api import Workflow
 from studies import PIPELINES
 
@@ -52,9 +53,10 @@ def test_jobs_spread_over_the_gpus_and_a_killed_one_frees_its_own(tmp_path):
 
     try:
         assert [taken(), taken(), taken()] == ["0", "GPU-a/b", "0"]
-        jobs[1].kill()
-        jobs[1].wait()
-        assert taken() == "GPU-a/b"
+        for ended in jobs[:2]:
+            ended.kill()
+            ended.wait()
+        assert [taken(), taken()] == ["GPU-a/b", "0"]  # the third job is still on 0
     finally:
         for job in jobs:
             job.kill()
@@ -79,3 +81,12 @@ def test_a_study_is_granted_the_gpus_of_its_machine_or_what_the_command_says(
     monkeypatch.setattr(resources, "gpus", lambda device, number: asked.add(number))
     dry_run(tmp_path, *arguments, study=SMOKE)
     assert found == registered and asked == {granted}
+
+
+def test_the_lines_stand_in_the_commands_that_snakemake_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(visible_gpus, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(visible_gpus, "take_one", partial(take_one, held=tmp_path / "held"))
+    (tmp_path / "pipelines").symlink_to(PIPELINES)
+    status, said = snakemake_here(tmp_path, "results/smoke/data/test.jsonl", study=SMOKE)
+    assert status == 0, said
+    assert (tmp_path / "held" / "0.1").is_file()
