@@ -28,6 +28,9 @@ SELECTION = "Select jobs to execute..."
 TERMINAL_SECONDS, LOG_SECONDS = 1.0, 60.0  # between two looks at the jobs
 
 
+CLOCKS = 1.0  # seconds by which a file system's clock may be behind; the kernel's own is by some milliseconds
+
+
 @dataclass
 class Job:
     """A running job, or one that waits in the queue of a cluster."""
@@ -40,7 +43,7 @@ class Job:
     def state(self) -> str:
         """The last progress line of its log, and before there is one, how long it has been running."""
         for log in map(Path, self.logs):
-            if log.is_file() and log.stat().st_mtime >= self.started:
+            if log.is_file() and log.stat().st_mtime >= self.started - CLOCKS:
                 with log.open("rb") as file:
                     file.seek(max(log.stat().st_size - TAIL, 0))
                     bars = BAR.findall(file.read().decode(errors="replace"))

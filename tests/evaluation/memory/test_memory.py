@@ -276,7 +276,7 @@ def test_a_deep_models_peak_is_extrapolated_from_a_shallow_ones():
         {"micro_batch_tokens": None, "micro_batch_size": 6},
         {"minibatches": 12, "minibatch_of": "prompts"},
         {"micro_batch_tokens": 1500, "epochs": 2},
-        {"algorithm": "trpo", "minibatches": 1},  # keeps the distributions of all micro-batches
+        {"algorithm": "trpo", "minibatches": 1, "prompts_per_step": 8},  # keeps the distributions of all micro-batches
         {"algorithm": "ppo", "settings": {"value_warmup": 3}},
     ],
     ids=str,
