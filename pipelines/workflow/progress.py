@@ -26,8 +26,6 @@ BAR = re.compile(r"\[[#.]+\] \d.*")  # of algos.training.stage.record.Progress
 REPLACED = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS)
 SELECTION = "Select jobs to execute..."
 TERMINAL_SECONDS, LOG_SECONDS = 1.0, 60.0  # between two looks at the jobs
-
-
 CLOCKS = 1.0  # seconds by which a file system's clock may be behind; the kernel's own is by some milliseconds
 
 
