@@ -53,7 +53,7 @@ def conjugate_gradient(product, g: Tensor, iterations: int, tolerance: float = 1
     x, residual, direction = torch.zeros_like(g), g.clone(), g.clone()
     square = residual @ residual
     for _ in range(iterations):
-        if square < tolerance:
+        if not square >= tolerance:  # or it is NaN; without numbers, as memory is predicted, it goes on
             break
         curved = product(direction)
         rate = square / (direction @ curved)

@@ -256,7 +256,7 @@ class DryRun(Run):
         worst = [max(most(rows, others) for rows in shuffle for others in (False, True)) for shuffle in shuffles]
         seed = worst.index(max(worst))
         first, other = (max(shuffles[seed], key=lambda rows: most(rows, others)) for others in (False, True))
-        return seed, [first] if first is other else [first, other]
+        return seed, [first] if first is other or not most(other, True) else [first, other]
 
     def _seeded(self, seed: int) -> torch.Generator:
         return torch.Generator(self.state.generator.device).manual_seed(seed)

@@ -28,7 +28,7 @@ LAYER = 2e-3  # seconds of one layer for the next token, however many responses 
 
 
 def gpus(device: str, granted: int) -> int | None:
-    """With `device: auto` one where `--resources gpu=N` or the profile grants some. None: nothing is asked for."""
+    """With `device: auto` one where the command, the profile or the machine grants some. None: nothing is asked for."""
     return 1 if device.startswith("cuda") or (device == "auto" and granted > 0) else None
 
 

@@ -29,7 +29,7 @@ def take_one(gpus: list[str], held: Path = HELD) -> str:
         return ""
     names, folder = " ".join(map(shlex.quote, gpus)), shlex.quote(str(held))
     return (
-        f"mkdir -p -m 700 {folder}; exec 8> {folder}/choosing; flock 8; fewest={MOST}; "
+        f"mkdir -p -m 700 {folder}; exec 8> {folder}/choosing; flock 8; fewest={MOST}; lock=; "
         f"for gpu in {names}; do taken=0; free=; for turn in {{1..{MOST}}}; do"
         f' file={folder}/"${{gpu//\\//_}}.$turn"; if flock -n "$file" true; then free="${{free:-$file}}";'
         " else taken=$((taken + 1)); fi; done;"
