@@ -1,5 +1,6 @@
 """Memory: the closed forms against the worked numbers, the counter by hand, the prediction against the measurement."""
 
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from algos.training.stage.config import OptimizerConfig
 from algos.training.update.optimize import make_optimizer, optimizer_step
 from evaluation.memory import check, dry_run
 from evaluation.memory import closed_form as model
-from evaluation.memory.live_tensors import LiveTensors
+from evaluation.memory.live_tensors import LiveTensors, Peak
 from evaluation.memory.plan import Plan, plan_phases, plan_states
 from evaluation.memory.weightless import Weightless
 
@@ -298,6 +299,19 @@ def test_each_micro_batch_is_extrapolated_by_itself():
     shallow = dry_run.predict(replace(case, run=run, model=dry_run.with_layers(case.model, 3)))["update"]
     fullest = [max(peak.moments, key=lambda name: peak.moments[name][0]) for peak in (shallow, all_of_them)]
     assert [name.partition(",")[0] for name in fullest] == ["other", "first"]
+
+
+def test_a_moment_of_which_something_would_be_less_than_nothing_is_not_extrapolated():
+    """The same name, but before it the logits were alive, and after it the activations."""
+
+    def peak(forward: int, activations: int, logits: int) -> Peak:
+        moments = {"forward": {("policy", "activations"): forward}}
+        moments["backward 4"] = {("policy", "activations"): activations, ("policy", "logits"): logits}
+        return Peak(moments={name: (sum(places.values()), Counter(places)) for name, places in moments.items()})
+
+    before, after = peak(10, 1, 20), peak(13, 12, 14)
+    deep = dry_run._extrapolated(after, [(before, after, 5)])
+    assert (deep.bytes, list(deep.moments)) == (13 + 5 * 3, ["forward"])
 
 
 ON_AN_H100 = {  # file under results/published/bench: the plan of the same run
