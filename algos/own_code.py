@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from algos.packages import show_all_packages
 from algos.pieces.settings import SettingsError
 
 
@@ -33,6 +34,7 @@ def _module(path: str, changed: int):
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
+    show_all_packages()
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's code raises

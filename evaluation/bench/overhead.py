@@ -161,7 +161,7 @@ def study_rows(results: Path) -> Iterator[dict]:
 def import_rows() -> Iterator[dict]:
     """CPU seconds to import what a stage imports, cumulative, and the packages that take longest."""
     for module in LIGHT:
-        code = f"from algos.training.stage import record; record._start_quickly(); import {module}"
+        code = f"from algos import packages; packages.start_quickly(); import {module}"
         if module in ("algos.pieces.settings", "algos"):
             code = f"import {module}"
         timed = f"import time; {code}; print(time.process_time())"

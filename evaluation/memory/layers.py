@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.kv_cache import check_keys_and_values
 from evaluation.memory.weightless import Weightless
 
 
@@ -34,6 +33,8 @@ def weightless(config) -> tuple[Any, Any]:
     Raises SettingsError if it is none, or one that keeps more than keys and values.
     """
     from transformers import AutoModelForCausalLM
+
+    from algos.training.models.kv_cache import check_keys_and_values
 
     with Weightless(), torch.no_grad():
         try:

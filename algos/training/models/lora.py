@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from algos.pieces.settings import SettingsError
 from algos.training.config import LoraSettings
@@ -20,6 +19,8 @@ def adaptable(policy) -> dict[str, nn.Parameter]:
 
     Experts are fused where a layer keeps all of them as one tensor of three dimensions.
     """
+    from transformers.pytorch_utils import Conv1D
+
     head = policy.get_output_embeddings()
     found: dict[str, nn.Parameter] = {}
     for name, module in policy.named_modules():
@@ -49,6 +50,7 @@ def add_adapters(policy, settings: LoraSettings):
     Raises SettingsError if a target names no linear layer below the output head.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
 
     weights = adaptable(policy)
     known = sorted({target(name) for name in weights})

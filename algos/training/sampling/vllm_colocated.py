@@ -8,10 +8,10 @@ from typing import Any
 import numpy
 import torch
 
+from algos.packages import show_all_packages
 from algos.pieces.settings import SettingsError
 from algos.training.sampling.config import VllmConfig
 from algos.training.sampling.vllm_base import EXTENSION, VllmEngine, weights
-from algos.training.stage.record import show_all_packages
 
 CPU_CACHE_BYTES = 1 << 30  # of keys and values; on CUDA gpu_memory_utilization sets the size
 

@@ -5,7 +5,6 @@ Also the facts in them: time by phase, memory by component; and the progress lin
 
 import argparse
 import fcntl
-import gc
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from algos.packages import has_started
 from algos.pieces.settings import SettingsError
 from algos.training.stage import signals
 from algos.training.stage.alone import Alone
@@ -27,7 +27,6 @@ from evaluation.tasks.files import as_json
 LINES = ("metrics.jsonl", "samples.jsonl")
 FILES = ("run.json", *LINES)
 BATCH = "failed_batch.jsonl"  # of a run that has failed: what it was training on
-UNUSED = ("sklearn", "scipy")  # transformers imports them, and they import pandas: 1 s a stage, and no stage calls them
 PROGRESS_SECONDS = 15.0  # between progress lines where there is no terminal to redraw a bar on
 
 
@@ -58,7 +57,7 @@ class Record:
         self.alone = Alone(self.out)
         self.out.mkdir(exist_ok=True)
         (self.out / BATCH).unlink(missing_ok=True)
-        gc.enable()  # see _start_quickly
+        has_started()
         self.started = self.begun = time.time()  # when the stage and when this process began
         self.earlier = 0.0  # seconds of earlier attempts
         self.facts = {
@@ -346,7 +345,6 @@ def main_guard(main) -> None:
     if parent := int(os.environ.get("STAGE_PARENT") or 0):  # set by rules/common.smk; 0: in another container
         signals.follow(parent)
     mask_tracebacks()
-    _start_quickly()
     try:
         main()
     except KeyboardInterrupt:
@@ -372,26 +370,14 @@ def main_guard(main) -> None:
             raise
         _say(f"error: {said}")
         raise SystemExit(1) from None
+    finally:
+        has_started()  # of a stage without a record
 
 
 def _say(text: str) -> None:
     print(masked(text), file=sys.stderr)
     if not sys.stderr.isatty():  # a log file: say it where the user looks, too
         print(masked(text), flush=True)
-
-
-def _start_quickly() -> None:
-    """Before its Record exists a stage mostly imports: nothing of it is garbage, and some packages are never used."""
-    gc.disable()
-    for name in UNUSED:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: as if it were not installed
-
-
-def show_all_packages() -> None:
-    """Undo what _start_quickly hid, for a library that may need it."""
-    for name in UNUSED:
-        if sys.modules.get(name, "absent") is None:
-            del sys.modules[name]
 
 
 def _set_aside(status: str) -> None:

@@ -1,7 +1,6 @@
 """A command of the project, called in this process: `python -m MODULE words`, with its exit status and what it says."""
 
 import contextlib
-import gc
 import io
 import os
 import signal
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from unittest.mock import patch
 
-from algos.training.stage.record import Record, main_guard, show_all_packages
+from algos.training.stage.record import Record, main_guard
 
 STAGES = ("algos.training.", "evaluation.data", "evaluation.evaluate")  # they run inside main_guard
 NOT_STAGES = ("algos.training.stage.mirror",)
@@ -59,7 +58,5 @@ def call(module: str, *words: str) -> Said:
             crash = f"{type(error).__name__}: {error}"
         finally:
             signal.signal(signal.SIGTERM, handler)
-            gc.enable()
-            show_all_packages()
             Record.unfinished.clear()
     return Said(status, err.getvalue(), crash)

@@ -10,9 +10,8 @@ from algos.training.stage import record, signals
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """main_guard without what it changes in its process: hidden packages, garbage collection, handlers and hooks."""
+    """main_guard without what it changes in its process: handlers and hooks."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(record, "_start_quickly", lambda: None)
     monkeypatch.setattr(signals, "listen", lambda: None)
     monkeypatch.setattr(record.Record, "unfinished", [])
 
