@@ -7,6 +7,7 @@ transformers reads both, but takes the special tokens from elsewhere than the fi
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -47,13 +48,14 @@ def load(path: Path) -> tuple[Any, Any]:
     folder = str(path.parent)
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     try:
-        fields = gguf.GGUFReader(path).fields
-        quantized: Any = AutoModelForCausalLM.from_pretrained(folder, **where, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **where)
+        read = gguf.GGUFReader(path)
+        with patch.object(gguf, "GGUFReader", lambda _: read):  # transformers reads the file four times, 3 s each
+            quantized: Any = AutoModelForCausalLM.from_pretrained(folder, **where, dtype=torch.float32)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **where)
     except Exception as error:  # whatever the libraries raise at a malformed file
         raise SettingsError(f"gguf: {path} cannot be read: {first_line(error)}.") from None
     for name, kind in SPECIAL.items():
-        if (field := fields.get(f"tokenizer.ggml.{name}_token_id")) is not None:
+        if (field := read.fields.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(int(field.contents())))
     return _plain(quantized), tokenizer
 
