@@ -87,8 +87,7 @@ class Grader:
             texts = [row["answer"].rpartition("#### ")[2]] if "#### " in row["answer"] else []
         else:
             texts = PLACES[self.extract](row["answer"])[-1:] or _hash(row["answer"])[-1:] or [row["answer"]]
-        golds = [answers.gold_number(text) if self.compare == "number" else self.canonical(text) for text in texts]
-        return tuple(gold for gold in golds if gold is not None) if None not in golds else ()
+        return _golds(self, tuple(texts))
 
     def placed(self, row: dict) -> dict:
         """The row with the grader's names, and with its answer where `extract` looks, as it should be taught."""
@@ -118,6 +117,12 @@ class Grader:
         if self.extract not in ends:
             return self.strict(response) is not None
         return len(place) == 1 and re.search(ends[self.extract], response[-2 * MAX_TEXT :]) is not None
+
+
+@lru_cache(1024)  # the responses to a problem come one after the other
+def _golds(grader: Grader, texts: tuple[str, ...]) -> tuple[str, ...]:
+    golds = [answers.gold_number(text) if grader.compare == "number" else grader.canonical(text) for text in texts]
+    return tuple(gold for gold in golds if gold is not None) if None not in golds else ()
 
 
 def grader_of(row: dict) -> Grader:

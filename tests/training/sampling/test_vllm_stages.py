@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from engines import DEVICE, PROJECT, checkpoint_in
+from forked import run_forked
 
 from algos.pieces.settings import SettingsError
 from algos.training.rewards.config import PreferenceConfig
@@ -30,15 +32,12 @@ def stage(tmp_path):
     return tmp_path
 
 
-def run(module: str, settings: dict, *words: str) -> None:
-    command = [sys.executable, "-m", module, "--settings", json.dumps(settings), "--threads", "1", *words]
+def test_evaluation_of_two_seeds_gives_the_greedy_responses_of_transformers(stage):
+    words = ["--problems", str(stage / "problems.jsonl"), "--out", str(stage / "out"), "--threads", "1"]
+    words += ["--settings", json.dumps({"samples": 4, **VLLM}), str(stage / "seed0"), str(stage / "seed1")]
+    command = [sys.executable, "-m", "evaluation.evaluate", *words]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_evaluation_of_two_seeds_gives_the_greedy_responses_of_transformers(stage):
-    words = ["--problems", str(stage / "problems.jsonl"), "--out", str(stage / "out")]
-    run("evaluation.evaluate", {"samples": 4, **VLLM}, *words, str(stage / "seed0"), str(stage / "seed1"))
     plain = EvaluationConfig(samples=4, max_response_tokens=24, device=DEVICE.type)
     for seed in ("seed0", "seed1"):
         wanted = responses(stage / seed / "checkpoint", PROBLEMS, plain, seed).rows
@@ -47,23 +46,36 @@ def test_evaluation_of_two_seeds_gives_the_greedy_responses_of_transformers(stag
         assert [(row["problem"], row["sample"]) for row in found] == [(row["problem"], row["sample"]) for row in wanted]
 
 
-def test_data_making_stages_sample_with_vllm(stage):
-    prompts = ["--from", str(stage / "seed0" / "checkpoint"), "--prompts", str(stage / "problems.jsonl")]
-    few = {"seed": 0, "prompts": 8, "responses": 64, **VLLM}
-    run("algos.training.supervised.rejection_sampling", few, *prompts, "--out", str(stage / "accepted"))
-    assert all(row["answer"] for row in read_jsonl(stage / "accepted" / "accepted.jsonl"))
-    run("algos.training.rewards.preferences", {**few, "held_out_share": 0.3}, *prompts, "--out", str(stage / "pairs"))
-    assert read_jsonl(stage / "pairs" / "train.jsonl")
+@pytest.fixture
+def run(stage):
+    """A stage that samples at the prompts from the checkpoint of seed 0: the folder that it writes."""
+
+    def run(module: str, settings: dict) -> Path:
+        words = ["--settings", json.dumps(settings), "--from", str(stage / "seed0" / "checkpoint"), "--threads", "1"]
+        words += ["--prompts", str(stage / "problems.jsonl"), "--out", str(stage / "out")]
+        run_forked(module, words, stage / "log")
+        return stage / "out"
+
+    return run
+
+
+SAMPLING = {"seed": 0, "prompts": 8, "responses": 64, **VLLM}
+
+
+def test_rejection_sampling_samples_with_vllm(run):
+    out = run("algos.training.supervised.rejection_sampling", SAMPLING)
+    assert all(row["answer"] for row in read_jsonl(out / "accepted.jsonl"))
+
+
+def test_preferences_sample_with_vllm(run):
+    assert read_jsonl(run("algos.training.rewards.preferences", {**SAMPLING, "held_out_share": 0.3}) / "train.jsonl")
 
 
 @pytest.mark.parametrize("restart", [True, False])
-def test_expert_iteration_hands_each_rounds_weights_to_vllm(stage, restart):
+def test_expert_iteration_hands_each_rounds_weights_to_vllm(run, restart):
     training = {"seed": 0, "steps": 2, "batch_size": 4, "device": DEVICE.type, "optimizer": {"learning_rate": 1e-3}}
-    sampling = {"seed": 0, "prompts": 8, "responses": 64, **VLLM}
-    settings = {"rounds": 2, "restart": restart, "sampling": sampling, "training": training}
-    prompts = ["--from", str(stage / "seed0" / "checkpoint"), "--prompts", str(stage / "problems.jsonl")]
-    run("algos.training.supervised.expert_iteration", settings, *prompts, "--out", str(stage / "ei"))
-    assert len(read_jsonl(stage / "ei" / "metrics.jsonl")) == 2
+    settings = {"rounds": 2, "restart": restart, "sampling": SAMPLING, "training": training}
+    assert len(read_jsonl(run("algos.training.supervised.expert_iteration", settings) / "metrics.jsonl")) == 2
 
 
 @pytest.mark.parametrize("config", [EvaluationConfig, PreferenceConfig, RejectionConfig])
