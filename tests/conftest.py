@@ -1,5 +1,6 @@
 """What every test has: one thread, TRL without vLLM, and fixture A."""
 
+import gc
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,13 @@ from golden import NAN, fixture_a
 import algos.training.trl.without_vllm  # noqa: F401  # the tests import TRL's trainers, as the TRL baselines do
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it computes, many times more on a busy machine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect() -> None:
+    """TRL's PPO and vLLM collect garbage at every step, and a worker holds a million objects that are none."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=[NAN, -7.3, float("inf")], ids=["nan", "garbage", "inf"])

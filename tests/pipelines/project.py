@@ -1,7 +1,6 @@
 """A copy of the project to run studies in, and how Snakemake is called there or in the test's own process."""
 
 import contextlib
-import gc
 import io
 import json
 import os
@@ -14,13 +13,15 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
+from forked import run_forked
+
 import pipelines.study  # noqa: F401  # before a copy's Snakefile puts the copy in front of the path
 
 PROJECT = Path(__file__).parents[2]
 STUDY = "pipelines/studies/smoke.yaml"
 PARTS = (".gitignore", "Snakefile", "README.md", "pyproject.toml", "profiles", "pipelines", "algos", "evaluation")
 COMMAND = re.compile(r"^Shell command: (python -m .*)$", re.M)  # as a dry run prints a job's
-ELSEWHERE = '"engine": "vllm"'  # a job with this setting gets a process: vLLM starts once in one
+ELSEWHERE = '"engine": "vllm"'  # a job with this setting gets a process of its own: vLLM starts once in one
 
 
 def copy_project(to: Path) -> Path:
@@ -110,16 +111,14 @@ def run_here(folder: Path, study: str, *targets: str) -> None:
     plan = dry_run(folder, "--printshellcmds", *targets, study=study)
     commands, jobs = COMMAND.findall(plan), jobs_of(plan)
     assert len(commands) == sum(jobs.values()) - jobs.get("all", 0)
-    gc.freeze()  # the evaluation collects garbage between its checkpoints: not that of the whole test process
     with contextlib.chdir(folder):
         for command in commands:
             words = shlex.split(command)
             words = words[: words.index("2>")] if "2>" in words else words
             if ELSEWHERE in command:
-                subprocess.run([sys.executable, *words[1:]], env=environment(PROJECT), check=True, timeout=900)
+                run_forked(words[2], words[3:], folder / "forked.log")
             else:
                 run_module(*words[2:])
-    gc.unfreeze()
 
 
 def run_module(module: str, *arguments: str) -> None:
