@@ -25,14 +25,14 @@ def is_a_stage(words: list[str]) -> bool:
 
 
 def start_quickly() -> None:
-    """Until has_started nothing is collected, and the unused packages are as if they were not installed."""
+    """Nothing is collected while a stage imports, and the unused packages are as if they were not installed."""
     gc.disable()
     for name in UNUSED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
-def has_started() -> None:
-    """What a stage has imported lives as long as its process: no collection need look at it, nor the last one."""
+def has_imported() -> None:
+    """What a stage has imported lives as long as its process: no collection looks at it, nor the last one of all."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

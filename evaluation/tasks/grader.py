@@ -119,7 +119,7 @@ class Grader:
         return len(place) == 1 and re.search(ends[self.extract], response[-2 * MAX_TEXT :]) is not None
 
 
-@lru_cache(1024)  # the responses to a problem come one after the other
+@lru_cache(64)  # the responses to a problem come one after the other
 def _golds(grader: Grader, texts: tuple[str, ...]) -> tuple[str, ...]:
     golds = [answers.gold_number(text) if grader.compare == "number" else grader.canonical(text) for text in texts]
     return tuple(gold for gold in golds if gold is not None) if None not in golds else ()

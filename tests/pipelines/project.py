@@ -13,15 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-from forked import run_forked
-
 import pipelines.study  # noqa: F401  # before a copy's Snakefile puts the copy in front of the path
 
 PROJECT = Path(__file__).parents[2]
 STUDY = "pipelines/studies/smoke.yaml"
 PARTS = (".gitignore", "Snakefile", "README.md", "pyproject.toml", "profiles", "pipelines", "algos", "evaluation")
 COMMAND = re.compile(r"^Shell command: (python -m .*)$", re.M)  # as a dry run prints a job's
-ELSEWHERE = '"engine": "vllm"'  # a job with this setting gets a process of its own: vLLM starts once in one
+ELSEWHERE = '"engine": "vllm"'  # a job with this setting gets a process: vLLM starts once in one
 
 
 def copy_project(to: Path) -> Path:
@@ -116,7 +114,7 @@ def run_here(folder: Path, study: str, *targets: str) -> None:
             words = shlex.split(command)
             words = words[: words.index("2>")] if "2>" in words else words
             if ELSEWHERE in command:
-                run_forked(words[2], words[3:], folder / "forked.log")
+                subprocess.run([sys.executable, *words[1:]], env=environment(PROJECT), check=True, timeout=900)
             else:
                 run_module(*words[2:])
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from algos.packages import has_started
+from algos.packages import has_imported
 from algos.pieces.settings import SettingsError
 from algos.training.stage import signals
 from algos.training.stage.alone import Alone
@@ -57,7 +57,6 @@ class Record:
         self.alone = Alone(self.out)
         self.out.mkdir(exist_ok=True)
         (self.out / BATCH).unlink(missing_ok=True)
-        has_started()
         self.started = self.begun = time.time()  # when the stage and when this process began
         self.earlier = 0.0  # seconds of earlier attempts
         self.facts = {
@@ -345,6 +344,7 @@ def main_guard(main) -> None:
     if parent := int(os.environ.get("STAGE_PARENT") or 0):  # set by rules/common.smk; 0: in another container
         signals.follow(parent)
     mask_tracebacks()
+    has_imported()
     try:
         main()
     except KeyboardInterrupt:
@@ -370,8 +370,6 @@ def main_guard(main) -> None:
             raise
         _say(f"error: {said}")
         raise SystemExit(1) from None
-    finally:
-        has_started()  # of a stage without a record
 
 
 def _say(text: str) -> None:

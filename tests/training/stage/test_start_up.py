@@ -47,6 +47,14 @@ def test_every_stage_is_known_as_one():
     assert not is_a_stage(["python", "-m"]) and not is_a_stage(["python", "a.py"])
 
 
+def test_garbage_is_collected_once_a_stage_has_imported():
+    code = "import gc; from algos.packages import start_quickly; start_quickly(); off = not gc.isenabled()"
+    code += "; from algos.training.stage.record import main_guard"
+    code += "; main_guard(lambda: print(off, gc.isenabled(), gc.get_freeze_count() > 10_000))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True True True\n"
+
+
 def test_what_models_import_when_they_are_made_is_hidden_too():
     code = (
         "import algos.packages as p; p.start_quickly(); from transformers import AutoModelForCausalLM, Qwen2ForCausalLM"

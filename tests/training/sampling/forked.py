@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["vllm.entrypoints.llm", "algos.training.supervised.expert_iteration"])
+FORKS.set_forkserver_preload(["vllm.entrypoints.llm"])  # the project itself is imported in the fork, by its sys.path
 
 
 def main_of(module: str, words: list[str], log: Path) -> None:
@@ -26,4 +26,6 @@ def run_forked(module: str, words: list[str], log: Path) -> None:
     process = FORKS.Process(target=main_of, args=(module, words, log))
     process.start()
     process.join(400)
+    process.kill()  # one that hangs
+    process.join()
     assert process.exitcode == 0, log.read_text(encoding="utf-8")[-3000:]
