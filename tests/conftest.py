@@ -17,18 +17,6 @@ import algos.training.trl.without_vllm  # noqa: F401  # the tests import TRL's t
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it computes, many times more on a busy machine
 
 
-LONGEST = ("test_workflow", "test_memory", "test_killed_stage", "test_your_own", "test_cpu_studies", "test_engines")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.option.loadscopereorder = False  # xdist's own order is by the number of tests
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that no worker is left alone with one of them."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def little_to_collect() -> None:
     """TRL's PPO and vLLM collect garbage at every step, and a worker holds a million objects that are none."""

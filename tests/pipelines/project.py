@@ -55,6 +55,7 @@ def snakemake_here(folder: Path, *arguments: str, study: str = STUDY) -> tuple[i
 
     It reads the Snakefile of the folder, else the project's. The modules are those of this process.
     """
+    import snakemake.workflow
     from snakemake.cli import main
 
     said, path, status = io.StringIO(), list(sys.path), 0
@@ -66,6 +67,7 @@ def snakemake_here(folder: Path, *arguments: str, study: str = STUDY) -> tuple[i
         except SystemExit as stop:
             status = stop.code
     sys.path[:] = path
+    vars(snakemake.workflow).pop("storage", None)  # it has any attribute: vLLM trips over it
     return status, said.getvalue()
 
 
