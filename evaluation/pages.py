@@ -4,7 +4,8 @@ By hand: python -m evaluation.pages
 
 A page holds blocks. The marker of a block names a CSV file and some of its columns, and may choose rows by values. The
 text between the marker and the end is written by this command: a table, or within a sentence (not at the beginning of a
-line, where Markdown reads the rest of the line as HTML) one value, or the number of the rows that are chosen:
+line, where Markdown reads the rest of the line as HTML) one value, or the number of the rows that are chosen. In a row
+of a table the marker's | is written \\|, or Markdown would end the cell there.
 
     <!-- table: results/published/default/comparison.csv | stage, mean@8, minus_start | stage = grpo, gspo -->
     <!-- end -->
@@ -101,7 +102,7 @@ class Block:
 def parse(marker: str) -> Block:
     """The block of a marker: form: file | columns | column = values | column = values; a count has no columns."""
     form, _, asked = marker.partition(": ")
-    file, *rest = [part.strip() for part in asked.split(" | ")]
+    file, *rest = [part.strip() for part in re.split(r" \\?\| ", asked)]
     columns = [] if form == "count" else names(rest.pop(0))
     pairs = [condition.partition(" = ") for condition in rest]
     return Block(form, file, columns, [(column, values) for column, _, values in pairs])
@@ -197,11 +198,22 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return [(found[2], found[3]) for found in BLOCK.finditer(text)]
 
 
+def check_place(before: str, marker: str) -> None:
+    """Raises Unfilled where Markdown would not show what stands after a marker; before: its line up to it."""
+    if marker.startswith("table: "):
+        return
+    if not before.strip():
+        raise Unfilled("a value or count may not begin a line")
+    if before.startswith("|") and re.search(r"(?<!\\)\|", marker):
+        raise Unfilled("in the row of a table write \\| for |")
+
+
 def filled(text: str, project: Path, left: Callable[[str], None]) -> str:
     """A page's text with every block filled; `left` is told of each block that keeps its text, and why."""
 
     def replace(found: re.Match) -> str:
         try:
+            check_place(text[: found.start()].rpartition("\n")[2], found[2])
             return found[1] + parse(found[2]).text(project) + found[4]
         except Unfilled as reason:
             left(f"{reason}: {found[2]}")

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-gc.disable()  # while tests are imported and made, nothing is garbage
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start, too: two workers share the cores
 
 import torch
@@ -15,6 +14,7 @@ from golden import NAN, fixture_a
 
 import algos.training.trl.without_vllm  # noqa: F401  # the tests import TRL's trainers, as the TRL baselines do
 
+gc.disable()  # while tests are imported and made, nothing is garbage
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it computes, many times more on a busy machine
 
 

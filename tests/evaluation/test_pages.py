@@ -83,6 +83,25 @@ def test_a_block_is_filled_and_then_stays(project, marker, text):
     assert fill(project) == ([], [])
 
 
+COUNT = "count: results/published/made_up/comparison.csv | stage = grpo, gspo"
+
+
+def test_a_count_in_a_tables_row_is_one_cell_of_it(project):
+    row = f"| claims | <!-- {COUNT.replace('|', chr(92) + '|')} -->?<!-- end --> hold |\n"
+    (project / "README.md").write_text(row)
+    assert fill(project) == (["README.md"], [])
+    assert (project / "README.md").read_text() == row.replace("?", "2")
+
+
+@pytest.mark.parametrize(
+    "before, reason",
+    [("| claims | ", r"in the row of a table write \| for |"), ("a\n  ", "a value or count may not begin a line")],
+)
+def test_a_place_where_markdown_would_hide_a_number_is_refused(project, before, reason):
+    (project / "README.md").write_text(f"{before}<!-- {COUNT} -->?<!-- end --> |\n")
+    assert fill(project) == ([], [f"README.md: {reason}: {COUNT}"])
+
+
 def test_rows_are_chosen_by_the_values_of_a_column(project):
     table = parse(f"{MARKER} | stage = gspo, base").text(project)
     assert [line.split(" | ")[0] for line in table.splitlines()[3:]] == ["| base", "| gspo"]
