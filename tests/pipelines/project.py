@@ -55,19 +55,18 @@ def snakemake_here(folder: Path, *arguments: str, study: str = STUDY) -> tuple[i
 
     It reads the Snakefile of the folder, else the project's. The modules are those of this process.
     """
-    import snakemake.workflow
-    from snakemake.cli import main
+    from snakemake import cli, workflow  # in this order
 
     said, path, status = io.StringIO(), list(sys.path), 0
     snakefile = next(place / "Snakefile" for place in (folder, PROJECT) if (place / "Snakefile").is_file())
     words = ["--cores", "2", "--snakefile", str(snakefile), *arguments, "--configfile", study]
     with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            main(words)
+            cli.main(words)
         except SystemExit as stop:
             status = stop.code
     sys.path[:] = path
-    vars(snakemake.workflow).pop("storage", None)  # it has any attribute: vLLM trips over it
+    vars(workflow).pop("storage", None)  # it has any attribute: vLLM trips over it
     return status, said.getvalue()
 
 
