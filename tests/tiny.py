@@ -14,8 +14,8 @@ def tiny_tokenizer():
     return train_tokenizer(TEXTS * 3, 120)
 
 
-def tiny_model(tokenizer, seed: int = 0, dtype=torch.float64, layers: int = 2):
-    config = ModelConfig(hidden_size=16, layers=layers, heads=2, intermediate_size=32, initializer_range=0.2)
+def tiny_model(tokenizer, seed: int = 0, dtype=torch.float64):
+    config = ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=32, initializer_range=0.2)
     return build_model(config, tokenizer, seed).to(dtype).eval()
 
 

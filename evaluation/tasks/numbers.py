@@ -66,7 +66,7 @@ PLAIN = rf"(?:{EUROPEAN}|(?:{GROUPED})(?![,\d])(?:\.\d++)?|{COMMA}|\d++(?:\.\d*+
 POWER = r"(?:\s?[×x*]\s?10\s?\^\s?(?P<exponent>[-+]?\d{1,3})|[eE](?P<e>[-+]?\d{1,3}))"
 CURRENCY = r"(?:[$€£¥₹₩₽₺₫]|US\$|Rs\.?|USD|EUR|GBP)"
 NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s?{CURRENCY}?\s?(?P<inner>[-+]?)\s?(?<!\d)"
+    rf"(?P<sign>[-+]?)\s?{CURRENCY}?\s?(?P<inner>[-+]?)\s?(?<!\d{{{MAX_DIGITS}}})"
     rf"(?:(?:(?P<whole>\d++)\s)?(?P<top>\d++)\s?/\s?(?P<bottom>\d++)(?![,.]*+\d)"
     rf"|10\s?\^\s?(?P<ten>[-+]?\d{{1,3}})(?!\d)"
     rf"|(?P<plain>{PLAIN}){POWER}?)"

@@ -7,6 +7,8 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
+from algos.training.stage.record import main_guard
+
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["vllm.entrypoints.llm"])  # the project itself is imported in the fork, by its sys.path
 
@@ -15,8 +17,8 @@ def main_of(module: str, words: list[str], log: Path) -> None:
     sys.argv = [module, *words]
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file):
         try:
-            import_module(module).main()
-        except BaseException:
+            main_guard(import_module(module).main)
+        except Exception:
             traceback.print_exc()
             raise
 
