@@ -60,14 +60,13 @@ LATEX = [  # (pattern, replacement), in this order
 
 GROUPED = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+"
 EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}"
-COMMA = r"\d++,\d{1,2}(?!\d)|0,\d++"
-# digits are possessive, \d++: fewer of them never match, and trying that took the cube of their number
-PLAIN = rf"(?:{EUROPEAN}|(?:{GROUPED})(?![,\d])(?:\.\d++)?|{COMMA}|\d++(?:\.\d*+)?+|\.\d++)(?![,.]*+\d)"
+COMMA = r"\d+,\d{1,2}(?!\d)|0,\d+"
+PLAIN = rf"(?:{EUROPEAN}|(?:{GROUPED})(?![,\d])(?:\.\d+)?|{COMMA}|\d+(?:\.\d*)?|\.\d+)(?![,.]*\d)"
 POWER = r"(?:\s?[×x*]\s?10\s?\^\s?(?P<exponent>[-+]?\d{1,3})|[eE](?P<e>[-+]?\d{1,3}))"
 CURRENCY = r"(?:[$€£¥₹₩₽₺₫]|US\$|Rs\.?|USD|EUR|GBP)"
 NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s?{CURRENCY}?\s?(?P<inner>[-+]?)\s?(?<!\d{{{MAX_DIGITS}}})"
-    rf"(?:(?:(?P<whole>\d++)\s)?(?P<top>\d++)\s?/\s?(?P<bottom>\d++)(?![,.]*+\d)"
+    rf"(?:(?:(?P<whole>\d+)\s)?(?P<top>\d+)\s?/\s?(?P<bottom>\d+)(?![,.]*\d)"
     rf"|10\s?\^\s?(?P<ten>[-+]?\d{{1,3}})(?!\d)"
     rf"|(?P<plain>{PLAIN}){POWER}?)"
 )

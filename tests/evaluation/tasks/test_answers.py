@@ -201,7 +201,7 @@ def test_digits_that_are_no_number_take_no_time(end):
     """A policy may repeat a digit to its limit of tokens: 800 of them took 0.7 s, 4,000 would have taken minutes."""
     started = time.process_time()
     extract_flexible("9" * 4000 + end), extract_flexible(("9" * 400 + end) * 10)
-    assert time.process_time() - started < 0.15  # 0.03 here; 0.28 if every digit of a run begins a number
+    assert time.process_time() - started < 0.5  # 0.06 here; 1.1 if a number may begin at every digit of a run
 
 
 HEADS = ("#### 2", "The answer is 2 ", "\\boxed{2 ", "2 ", "#### $-1,0", "#### x = 3 ")
