@@ -64,7 +64,7 @@ COMMA = r"\d+,\d{1,2}(?!\d)|0,\d+"
 PLAIN = rf"(?:{EUROPEAN}|(?:{GROUPED})(?![,\d])(?:\.\d+)?|{COMMA}|\d+(?:\.\d*)?|\.\d+)(?![,.]*\d)"
 POWER = r"(?:\s?[×x*]\s?10\s?\^\s?(?P<exponent>[-+]?\d{1,3})|[eE](?P<e>[-+]?\d{1,3}))"
 CURRENCY = r"(?:[$€£¥₹₩₽₺₫]|US\$|Rs\.?|USD|EUR|GBP)"
-NUMBER = re.compile(
+NUMBER = re.compile(  # beginning at no digit behind MAX_DIGITS others: trying all of a long run takes its square
     rf"(?P<sign>[-+]?)\s?{CURRENCY}?\s?(?P<inner>[-+]?)\s?(?<!\d{{{MAX_DIGITS}}})"
     rf"(?:(?:(?P<whole>\d+)\s)?(?P<top>\d+)\s?/\s?(?P<bottom>\d+)(?![,.]*\d)"
     rf"|10\s?\^\s?(?P<ten>[-+]?\d{{1,3}})(?!\d)"

@@ -28,7 +28,7 @@ def copy_project(to: Path) -> Path:
     for part in PARTS:
         source = PROJECT / part
         if source.is_dir():
-            shutil.copytree(source, to / part)  # with what Python has compiled, which takes the copy's jobs 2 s
+            shutil.copytree(source, to / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, to / part)
     for command in (

@@ -49,7 +49,7 @@ def load(path: Path) -> tuple[Any, Any]:
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     try:
         read = gguf.GGUFReader(path)
-        with patch.object(gguf, "GGUFReader", lambda *_, **__: read):  # else transformers reads it four times, 3 s each
+        with patch.object(gguf, "GGUFReader", lambda *_, **__: read):  # else transformers reads it four times, 2 s each
             quantized: Any = AutoModelForCausalLM.from_pretrained(folder, **where, dtype=torch.float32)
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, **where)
     except Exception as error:  # whatever the libraries raise at a malformed file
