@@ -14,7 +14,7 @@ raises, and no part of it is evaluated as code.
 import re
 from fractions import Fraction
 
-from evaluation.tasks.numbers import clean, number_runs, parse
+from evaluation.tasks.numbers import CURRENCY, NUMERAL, NUMERALS, PARTS, clean, number_runs, parse
 
 MARKER = "####"
 MAX_MARKERS = 20  # a response with more claims is a list
@@ -22,14 +22,26 @@ MAX_LINE = 500  # characters of a line or a box that may hold an answer
 LONG = 200_000  # characters at the end of a response in which "the answer is" is looked for
 TAIL = 4000  # characters at the end of a response in which its last number is looked for
 NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Question|Q|Problem|Human|User) ?\d* ?[:.]|<\|\w{1,40}\|>")
-NEXT_PARAGRAPH = re.compile(r"\n[ \t\r]*\n\s*(?=[^\s#])")
+THOUGHTS_END = re.compile(r"</think(?:ing)?>|<\|(?:end_of_thought|begin_of_solution)\|>")
+BLANKS = re.compile(r"([ \t])[ \t]+|(\n\n)\n+")
+NEXT_PARAGRAPH = re.compile(r"(?<=\S)[ \t\r]*+\n[ \t\r]*+\n\s*+(?=[^\s#])")
 TAKEN_BACK = re.compile(r"\b(?:wait|actually|no|sorry|correction|mistake|rather|instead)\b", re.IGNORECASE)
 LABEL = re.compile(r"(?:(?:the\s)?(?:final\s)?answer(?:\sis)?\s?[:=]?|[A-Za-z][A-Za-z ]{0,30}[:=])\s?", re.IGNORECASE)
 CUE = re.compile(
     r"\banswers?\b[^.\n\d]{0,40}?\b(?:is|are)\b:?|\banswer(?:\*\*)?:(?=[^\n]{0,40}\d)|答案(?:是|为|為)?[:：]?",
     re.IGNORECASE,
 )
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+WORD = re.compile(  # a number said in one word, right after "the answer is"
+    rf"[\s:*\"']*+(?:the\s|just\s|only\s|exactly\s|about\s)?({'|'.join(NUMERALS)})\b(?!-)"
+    rf"(?!\s(?:and|or|to|point|out|hundred|thousand|million|half|third|quarter|dozen|{NUMERAL}|{PARTS})\b)",
+    re.IGNORECASE,
+)
+DIGIT = r"[\d\u00bc-\u00be\u2150-\u215e]"  # or ½
+ANY_NUMBER = re.compile(rf"{DIGIT}|\b{NUMERAL}\b", re.IGNORECASE)
+BEGUN = re.compile(rf"{DIGIT}|answer", re.IGNORECASE)
+SIDES = re.compile(r"\d\D{0,20}?\b(?:or|and|nor)\b|\d\s?[,;](?!\d)|[!<>≠≤≥~]\s?$")  # x = 5 or x = 6; x >= 6
+HEADING = re.compile(r"\s*\**(\d{1,2})[.)]\s+[^\W\d_]{2}")  # "#### 1. Compute the total"
+ANSWER = re.compile(rf"(?:[-+]?\s?(?:{CURRENCY}|[^\w\s]{{0,2}})\s?[-+]?\d|negative|minus)")
 FORMAT = re.compile(r"(?:\A|[\r\n])#### ([-+]?[0-9.,/]+)\s*\Z")
 FLOAT_DIGITS = 15  # a decimal with so many digits was computed in floating point, whose last digits are noise
 NOISE = Fraction(1, 10**12)
@@ -42,50 +54,59 @@ def normalize(answer: str) -> str | None:
     """
     if len(answer) > MAX_LINE:
         return None
-    boxes = boxed(answer)
-    return parse(clean(boxes[-1] if boxes else answer))
+    found = boxed(answer)
+    return _right_side(clean(found[-1] if found else answer.lstrip("# ")))
 
 
 def extract_strict(response: str) -> str | None:
     """The number after `####`, normalized; None if there is none, or several that differ."""
-    claims = _claims(before_next_question(response))
-    return claims[-1] if claims and len(set(claims)) == 1 else None
+    return agreed(_claims(final_part(response)))
+
+
+def agreed(answers: list[str | None]) -> str | None:
+    """The last of some answers if all say the same number, as "1/2" and "0.5" do; None if one is none."""
+    return answers[-1] if answers and len({answer and Fraction(answer) for answer in answers}) == 1 else None
 
 
 def extract_flexible(response: str) -> str | None:
     """The final number of a response in any of the usual forms, normalized; None if it has none or leaves a doubt."""
-    text = before_next_question(response)
+    text = final_part(response)
     if claims := _claims(text):
-        return claims[-1] if len(set(claims)) == 1 else None
-    if boxes := boxed(text):
-        return _right_side(clean(boxes[-1]))
+        return agreed(claims)
+    if found := boxed(text):
+        return _right_side(clean(found[-1]))
     if tags := tagged(text):
-        answers = {_right_side(clean(tag)) or _last_number(tag) for tag in tags}
-        return answers.pop() if len(answers) == 1 else None
-    cue = None
+        return agreed([normalize(tag) or _last_number(tag) for tag in tags])
     text = text[-LONG:]
-    for cue in CUE.finditer(text):  # noqa: B007  the last one
-        pass
-    return _first_number(text[cue.end() :]) if cue else _last_number(text)
+    cues = [cue.end() for cue in CUE.finditer(text)]
+    if not cues:
+        return _last_number(text)
+    cued = next((end for end in cues[:-MAX_MARKERS:-1] if ANY_NUMBER.search(text, end, end + MAX_LINE)), len(text))
+    return _first_number(text[cued:])
 
 
 def boxed(text: str) -> list[str]:
     """The contents of the last `\\boxed{...}` of a text that are closed, in order; of MAX_MARKERS at most."""
-    contents = []
+    return [content for content, _ in boxes(text)]
+
+
+def boxes(text: str) -> list[tuple[str, int]]:
+    """The same, each with the position after its closing brace."""
+    found = []
     for opening in list(re.finditer(r"\\f?boxed ?\{", text))[-MAX_MARKERS:]:
         depth, start = 1, opening.end()
         for brace in re.finditer("[{}]", text[start : start + MAX_LINE]):
             depth += 1 if brace[0] == "{" else -1
             if depth == 0:
-                contents.append(text[start : start + brace.start()])
+                found.append((text[start : start + brace.start()], start + brace.end()))
                 break
-    return contents
+    return found
 
 
 def tagged(text: str) -> list[str]:
     """The contents of the `<answer>...</answer>` of a text, in order."""
     pieces = (piece.partition("</answer>") for piece in text.split("<answer>")[1:])
-    return [content[:MAX_LINE].strip() for content, closed, _ in pieces if closed]
+    return [" ".join(content.split()) for content, closed, _ in pieces if closed]
 
 
 def gold_answer(solution: str) -> str | None:
@@ -101,8 +122,8 @@ def gold_number(text: str) -> str | None:
     """A gold answer's text, normalized; None if it holds no single number, or a decimal comma."""
     if len(text) > MAX_LINE:
         return None
-    boxes = boxed(text)
-    return parse(clean(boxes[-1] if boxes else text), decimal_comma=False)
+    found = boxed(text)
+    return parse(clean(found[-1] if found else text), decimal_comma=False)
 
 
 def is_correct(answer: str | None, gold: str | None) -> bool:
@@ -125,18 +146,27 @@ def is_correct(answer: str | None, gold: str | None) -> bool:
 
 def has_format(response: str) -> bool:
     """True if the response ends with its only `#### <number>` line, as the worked solutions do."""
+    response = after_thoughts(response)
     if response.count(MARKER) != 1:
         return False
     line = FORMAT.search(response[-MAX_LINE:].replace("\u2212", "-"))
     return line is not None and parse(line[1]) is not None
 
 
-def before_next_question(response: str) -> str:
-    """The response without a question that the model asks itself after its answer."""
-    for found in NEXT_QUESTION.finditer(response):
-        if response[: found.start()].strip():
-            return response[: found.start()]
-    return response
+def after_thoughts(response: str) -> str:
+    """What stands after the last end of thoughts, `</think>`."""
+    return THOUGHTS_END.split(response)[-1]
+
+
+def final_part(response: str, begun: re.Pattern = BEGUN) -> str:
+    """The response after its thoughts, without a question that the model asks itself after its answer.
+
+    begun: what an answer before that question has.
+    """
+    response = BLANKS.sub(r"\1\2", after_thoughts(response))  # so that no padding pushes a second answer out of sight
+    start = begun.search(response)
+    question = NEXT_QUESTION.search(response, start.end()) if start else None
+    return response[: question.start()] if question else response
 
 
 def _claims(text: str) -> list[str | None]:
@@ -147,8 +177,9 @@ def _claims(text: str) -> list[str | None]:
     if len(pieces) > MAX_MARKERS:
         return [None]
     claims: list[str | None] = []
-    for piece in pieces:
-        line = _answer_line(piece)
+    for number, piece in enumerate(pieces, 1):
+        heading = HEADING.match(piece) if len(pieces) > 1 else None
+        line = None if heading and int(heading[1]) == number else _answer_line(piece)
         if line is None:
             continue
         claims.append(_right_side(line))
@@ -161,35 +192,41 @@ def _claims(text: str) -> list[str | None]:
 
 def _answer_line(piece: str) -> str | None:
     """The cleaned line after a marker without its label, "Answer: 18" -> "18"; None if it is a heading."""
-    lines = piece.lstrip("#").strip().split("\n", 2)
-    for line in lines[:2]:
-        line = clean(line[:MAX_LINE]).strip(" *_\t\r")
+    for line in piece.lstrip("#").strip().split("\n", 2)[:2]:
+        line = clean(line).strip(" *_\t\r")
+        if len(line) > MAX_LINE:
+            return ""  # no number
         line = line[label.end() :] if (label := LABEL.match(line)) else line
         if line.strip(" *_:,.") == "":
             continue  # "#### Answer", and the number below it
-        boxes = boxed(line)
-        line = boxes[-1] if boxes else line
-        return line if re.match(r"[-+]?\s?[^\w\s]{0,2}\s?[-+]?\d|negative|minus", line) or "=" in line else None
+        found = boxed(line)
+        line = found[-1] if found else line
+        return line if ANSWER.match(line) or "=" in line else None
     return None
 
 
 def _right_side(line: str) -> str | None:
     """The number that a line says, or that stands after its last equals sign."""
     left, equals, right = line.rpartition("=")
-    if equals and parse(left) is not None and parse(left) != parse(right):
-        return None
-    return parse(right)
+    value = parse(right)
+    if equals and value is not None:
+        said = parse(left)
+        if SIDES.search(left) or (said is not None and Fraction(said) != Fraction(value)):
+            return None
+    return value
 
 
 def _first_number(text: str) -> str | None:
     """The first number of a text; of a calculation, its result."""
     text = clean(text[:MAX_LINE])
+    if word := WORD.match(text):
+        return str(NUMERALS.index(word[1].lower()))
     for run in number_runs(text):
         if not run.operand:
             return run.value
         line = text[run.start :].partition("\n")[0]
         return _right_side(line) if "=" in line else None
-    return next((str(WORDS.index(word)) for word in re.findall("[a-z]+", text.lower()) if word in WORDS), None)
+    return None
 
 
 def _last_number(text: str) -> str | None:

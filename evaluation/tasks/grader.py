@@ -4,17 +4,17 @@ A row of data names both where they are not the default, so that a file of rows 
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
 from algos.pieces.settings import SettingsError, from_dict, settings
 from evaluation.tasks import answers
-from evaluation.tasks.answers import boxed, tagged
+from evaluation.tasks.answers import boxed, boxes, tagged
+from evaluation.tasks.choices import chosen, cued, letters
 
 MAX_TEXT = 500  # characters of an answer that is compared as text or as a formula
-LETTER = re.compile(r"(?<![^\W_])\(?([A-Z])\)?(?![^\W_])")
-CHOICE = re.compile(r"\b(?:answer|choice|option)\b[^\n]{0,20}?[\s:(*]([A-Z])(?![^\W_])")
 MARKED = re.compile(r"#### ?(.+)")
 PLACED = {"hash": "#### {}", "boxed": r"\boxed{{{}}}", "tags": "<answer>{}</answer>"}  # an answer in its place
 MATH_SECONDS = 3  # for the comparison of two formulas
@@ -44,36 +44,39 @@ class Grader:
             return answers.extract_strict(response)
         if self.extract == "last_number":
             return answers.extract_flexible(response)
-        return self._agreed(PLACES[self.extract](_after_thoughts(response)))
+        return self._agreed(PLACES[self.extract](_final_part(response)))
 
     def flexible(self, response: str) -> str | None:
         """The answer of a response in any of the usual forms, in canonical text; None if it has none."""
         if self.compare == "number":
             return answers.extract_flexible(response)
-        text = _after_thoughts(response)
+        text = _final_part(response)
         for place in ("hash", "boxed", "tags", "choice") if self.extract == "choice" else ("hash", "boxed", "tags"):
             if found := PLACES[place](text):
                 return self._agreed(found)
         if self.extract == "choice":
-            return self._agreed(LETTER.findall(text)[-1:])
+            return self._agreed([letter[0] for letter in letters(text)[-1:]])
         return self._agreed([text.strip().rpartition("\n")[2]])
 
     def _agreed(self, found: list[str]) -> str | None:
         """The one answer that all places say."""
-        canonical = {self.canonical(text) for text in found}
-        return canonical.pop() if len(canonical) == 1 else None
+        canonical = [self.canonical(text) for text in found]
+        if self.compare == "number":
+            return answers.agreed(canonical)
+        return canonical[0] if len(set(canonical)) == 1 else None
 
     def canonical(self, text: str) -> str | None:
         """An answer's text as it is compared; None if it cannot be an answer of this kind."""
         if self.compare == "number":
             return answers.normalize(text)
-        text = " ".join(text[: MAX_TEXT + 1].strip().strip("*").split())
-        if self.extract == "choice":
-            letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?(?:\s.*)?", text)
-            return letter[1].upper() if letter else None
+        text = unicodedata.normalize("NFC", " ".join(text.split()))
         if not text or len(text) > MAX_TEXT:
             return None
-        return text.strip("$ ") or None if self.compare == "math" else text.rstrip(".").casefold() or None
+        if self.extract == "choice":
+            return chosen(text)
+        if self.compare == "math":
+            return text.strip("*").strip("$ ") or None
+        return text.rstrip(".*_ ").lstrip("*_ ").casefold() or None
 
     def gold(self, row: dict) -> tuple[str, ...]:
         """The answers that a row accepts, canonical; empty if one of them is none.
@@ -112,11 +115,22 @@ class Grader:
         """True if the response has the task's place for the answer exactly once, at its end, and an answer in it."""
         if self.extract == "hash" and self.compare == "number":
             return answers.has_format(response)
-        ends = {"hash": r"(?:\A|\n)#### .+\s*\Z", "boxed": r"\\boxed.*\}[^\n\w]*\Z", "tags": r"</answer>\s*\Z"}
-        place = PLACES[self.extract](_after_thoughts(response)) if self.extract in ends else []
-        if self.extract not in ends:
+        text = _final_part(response)
+        if self.extract == "hash":
+            place = [(line[1], line.end()) for line in re.finditer(r"(?:\A|\n)#### (.+)", text)]
+            after = r"\s*"
+        elif self.extract == "boxed":
+            place, after = boxes(text), r"[\W]*"
+        elif self.extract == "tags":
+            place = [(content, text.rfind("</answer>") + len("</answer>")) for content in tagged(text)]
+            after = r"\s*"
+        else:
             return self.strict(response) is not None
-        return len(place) == 1 and re.search(ends[self.extract], response[-2 * MAX_TEXT :]) is not None
+        return (
+            len(PLACES[self.extract](text)) == len(place) == 1
+            and self.canonical(place[0][0]) is not None
+            and re.compile(after).fullmatch(text, place[0][1]) is not None
+        )
 
 
 @lru_cache(64)  # the responses to a problem come one after the other
@@ -135,9 +149,9 @@ def _grader(extract: str, compare: str) -> Grader:
     return from_dict(Grader, {"extract": extract, "compare": compare}, "row")
 
 
-def _after_thoughts(response: str) -> str:
-    """What stands after the last </think>, before a question that the model asks itself."""
-    return answers.before_next_question(response.rpartition("</think>")[2])
+def _final_part(response: str) -> str:
+    """What stands after the thoughts, before a question that the model asks itself after any text."""
+    return answers.final_part(response, begun=re.compile(r"\S"))
 
 
 def _hash(text: str) -> list[str]:
@@ -149,8 +163,7 @@ def _choice(text: str) -> list[str]:
     for found in (_hash(text), boxed(text), tagged(text)):
         if found:
             return found
-    whole = re.fullmatch(r"\s*\(?([A-Z])\)?[.)]?\s*", text)
-    return [whole[1]] if whole else CHOICE.findall(text)[-1:]
+    return cued(text) or ([text] if chosen(text) else [])
 
 
 def _text(text: str) -> list[str]:

@@ -46,7 +46,7 @@ NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 SUPERSCRIPT = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 LATEX = [  # (pattern, replacement), in this order
     (re.compile(r"\{,\}|,\\!\s?"), ","),
-    (re.compile(r"\\[dtc]?frac\s?(?:\{(-?\d+)\}|(\d))\s?(?:\{(\d+)\}|(\d))"), r" \1\2/\3\4 "),
+    (re.compile(r"\\[dtc]?frac\s?(?:\{\s?(-?\d+)\s?\}|(\d))\s?(?:\{\s?(\d+)\s?\}|(\d))"), r" \1\2/\3\4 "),
     (re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|operatorname)\s?\{([^{}]{0,80})\}"), r" \1 "),
     (re.compile(r"\\(?:times|cdot)(?![a-z])"), " × "),
     (re.compile(r"\\approx(?![a-z])"), " ≈ "),
@@ -55,8 +55,15 @@ LATEX = [  # (pattern, replacement), in this order
     (re.compile(r"\\[,;: ]|~"), " "),
     (re.compile(r"\\([$%#&])"), r"\1"),
     (re.compile(r"\^\{(-?\d+)\}"), r"^\1"),
-    (re.compile(" {2,}"), " "),
 ]
+MARKUP = [  # signs of lists, bold and slanted text; a sign between two operands multiplies
+    (re.compile(r"^[ \t]*[*•][ \t]+", re.MULTILINE), ""),
+    (re.compile(r"(?<![\w)])(?:\*\*+|__+)|(?:\*\*+|__+)(?![\w(])"), ""),
+    (re.compile(r"(?<![\w)*])\*(?=[^\s*])([^*\n]{1,80})\*(?![\w(*])"), r"\1"),
+    (re.compile(r"(?<!\w)_(?=[^\s_])([^_\n]{1,80})_(?!\w)"), r"\1"),
+]
+TAGS = re.compile("</?answer>")
+SPACES = re.compile(" {2,}")
 
 GROUPED = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+"
 EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}"
@@ -72,25 +79,47 @@ NUMBER = re.compile(  # beginning at no digit behind MAX_DIGITS others: trying a
 )
 MAGNITUDES = {
     "k": 3, "K": 3, "M": 6, "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12,
-    "bn": 9, "万": 4, "萬": 4, "亿": 8, "億": 8,
+    "lakh": 5, "crore": 7, "bn": 9, "万": 4, "萬": 4, "亿": 8, "億": 8,
 }  # fmt: skip
-MAGNITUDE = re.compile(r"(?:\s?(hundred|thousand|million|billion|trillion|dozen|bn|万|萬|亿|億)|([kKM]))(?![A-Za-z])")
+MAGNITUDE = re.compile(
+    r"(?:\s?(hundred|thousand|million|billion|trillion|dozen|lakh|crore|bn|万|萬|亿|億)s?|([kKM]))(?![A-Za-z])"
+)
 ATTACHED = re.compile(  # units that stand right after the number
     r"(?:km|cm|mm|m|kg|g|mg|lbs?|oz|ml|mL|l|L|h|hrs?|mins?|s|secs?|mph|ft|in|yd|%|°[CF]?|[$€£¥₹¢]|¢|am|pm)(?![A-Za-z])"
 )
 CENTS = re.compile(r"\s?(?:dollars?|euros?|pounds?)? and (\d{1,2}) (?:cents?|pence)")
-WORD = r"(?:[^\W\d_]{2,}+(?:[-'.][^\W\d_]++)*+\.?|[mglLhs](?![^\W_]))"  # possessive: cut in one way only
-UNITS = re.compile(
-    rf"(?:\s*+(?:(?:/\s*+)?(?:{WORD}|{CURRENCY}|[%°])(?:\s?\^?[23](?!\d))?"
-    r"|\([^()\d]{0,60}\)|[.!,;:](?!\d)|\*\*|\$))*+\s*+"
+NO_SPACES = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts whose words and numbers stand together
+WORD = (  # possessive: cut in one way only
+    rf"(?:[^\W\d_]{{2,}}+(?:[-'.][^\W\d_]++)*+\.?|[amglLhs{NO_SPACES}](?![^\W_]))"
 )
-NO_UNIT = re.compile(
-    r"\b(?:and|or|to|through|plus|minus|times|over|pi|sqrt|half|quarter|third|squared|cubed|divided|point|of)\b",
+UNITS = re.compile(
+    rf"(?:\s*+(?:(?:/\s*+)?(?:{WORD}|{CURRENCY}|%|°\s?[CFK]?)(?:\s?\^?[23](?!\d))?"
+    r"|(?<=[\sA-Za-z])\([^()\d+*/=^<>]{0,60}\)|[.!,;:](?!\d)|\*\*|\$))*+\s*+"
+)
+NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)t"
+NUMERAL = rf"(?:{'|'.join(NUMERALS)}|\w{{3,5}}teen|{TENS}y|hundred|thousand|million)"
+PARTS = (
+    rf"(?:halves|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|twelfths|\w{{3,5}}teenths|{TENS}ieths"
+    "|hundredths|thousandths|millionths)"
+)
+NO_UNIT = re.compile(  # words that change the number before them
+    rf"^\s*(?:[,;/]?\s?{NUMERAL}|{PARTS})\b"
+    r"|\b(?:and|or|nor|plus|minus|pi|sqrt|log|ln|sin|cos|tan|half|quarter|third|squared|cubed|divided|factorial|mod)\b"
+    rf"|\b(?:times|over|to|through|point|less|more|by|of|vs\.?|versus)\s(?:an?\s)?(?:{NUMERAL}|hundred|thousand|million)\b",
     re.IGNORECASE,
 )
+SHARE_OF, PART_OF = re.compile(r"\s?(?:%|percent\b)\s?of\b"), re.compile(r"\s?of\b")  # 50% of 8 is another number
+AND_A_PART = re.compile(
+    r"\s?(?:and|&)\s(?:an?|one|two|three)[\s-](?:half|thirds?|fourths?|quarters?|fifths?|eighths?)\b"
+)
+VARIABLE = re.compile(r"(?![μΩ])[A-Za-z\u0370-\u03ff][^\W\d_]?(?![^\W\d_])")  # "2x", "4t", "3pi"; or an unknown unit
+NAME = re.compile(rf"(?:[^\W{NO_SPACES}]|[.,/^\\]|\d:)\Z")  # what a number in a name stands behind
+OPERATOR_BEFORE = re.compile(r"[\w)\]}%°$]\s{0,2}[-+×*/^÷]\s?\(?\Z")
+OPERATOR_AFTER = re.compile(r"\s?[-+×*/^÷]\s?[\d(]")
 JOINT = re.compile(r"(?:\s?[,;:≈-]\s?|\s(?:or|and|to)\s|\s)(?=[-+]?[$€£¥]?\.?\d)")
 REFERENCE = re.compile(
-    r"\b(?:question|step|problem|part|case|example|figure|equation|section|option|number|line)\s?#?$", re.IGNORECASE
+    r"\b(?:question|step|problem|part|case|example|figure|equation|section|option|number|line)\s?#?\Z", re.IGNORECASE
 )
 LEADING = re.compile(r"(?:negative|minus)\s+", re.IGNORECASE)
 
@@ -112,7 +141,12 @@ def clean(text: str) -> str:
     if "\\" in text or "{" in text or "~" in text:
         for pattern, replacement in LATEX:
             text = pattern.sub(replacement, text)
-    return text
+    if "*" in text or "_" in text or "•" in text:
+        for pattern, replacement in MARKUP:
+            text = pattern.sub(replacement, text)
+    if "answer>" in text:
+        text = TAGS.sub(" ", text)
+    return SPACES.sub(" ", text)
 
 
 def _ascii(found: re.Match) -> str:
@@ -131,6 +165,8 @@ def _character(character: str) -> str:
         return f" {top}/{bottom}" if slash and bottom else character
     if unicodedata.name(character, "").startswith("FULLWIDTH"):
         return unicodedata.normalize("NFKC", character)
+    if unicodedata.category(character) == "Sc" and character not in "¢€£¥₹₩₽₺₫":
+        return "$"  # any other currency
     return character
 
 
@@ -153,7 +189,7 @@ def parse(text: str, decimal_comma: bool = True) -> str | None:
     if not decimal_comma and found["plain"] and re.fullmatch(COMMA, found["plain"]):
         return None
     value = _value(found)
-    if value is None:
+    if value is None or (SHARE_OF if found["bottom"] is None else PART_OF).match(text, found.end()):
         return None
     value, rest = _with_suffix(value, text[found.end() :])
     if rest is None or not UNITS.fullmatch(rest) or NO_UNIT.search(rest):
@@ -168,9 +204,9 @@ def _unwrapped(text: str) -> str:
     text = text.strip("*_`\"' \t\r\n").rstrip(".!;,:")
     while (len(text) > 1 and text[0] == "$" == text[-1]) or (text[:1] + text[-1:]) in ("{}", "**", "``"):
         text = text[1:-1].strip()
-    if re.fullmatch(r"\(\s?[$€£]?\d[\d,.]*\)", text):
+    if re.fullmatch(r"\(\s?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\)", text):
         return "-" + text[1:-1].strip()
-    if text[:1] == "(" and text[-1:] == ")" and "(" not in text[1:]:
+    if text[:1] == "(" and text[-1:] == ")" and "(" not in text[1:] and not re.search(r"\d,\d", text):
         return text[1:-1].strip()
     return text
 
@@ -210,14 +246,15 @@ def _with_suffix(value: Fraction, rest: str) -> tuple[Fraction, str | None]:
     """The value times a magnitude or plus cents, and the text after them; no text if the suffix makes it no number."""
     if cents := CENTS.match(rest):
         return value + Fraction(int(cents[1]), 100), rest[cents.end() :]
-    if magnitude := MAGNITUDE.match(rest):
-        name = magnitude[1] or magnitude[2]
-        value *= 12 if name == "dozen" else 10 ** MAGNITUDES[name]
-        rest = rest[magnitude.end() :]
-    elif unit := ATTACHED.match(rest):
+    magnitude = None
+    while found := MAGNITUDE.match(rest):
+        magnitude = found[1] or found[2]
+        value *= 12 if magnitude == "dozen" else 10 ** MAGNITUDES[magnitude]
+        rest = rest[found.end() :]
+    if magnitude is None and (unit := ATTACHED.match(rest)):
         rest = rest[unit.end() :]
-    elif re.match(r"[^\W\d_]{1,2}(?![^\W\d_])", rest) and not re.match(r"[^\x00-\x7f]", rest):
-        return value, None  # "2x", "4t", "3pi": a variable or a unit that is not known
+    elif magnitude is None and VARIABLE.match(rest):
+        return value, None
     return value, rest
 
 
@@ -243,25 +280,27 @@ def number_runs(text: str) -> Iterator[Run]:
             ends.append(_end(text, following))
         position = max(ends[-1], position + 1)
         before = text[max(start - 24, 0) : start]
-        if re.search(r"[\w.,:/^\\]$", before) or re.match(r"[A-Za-z_]", text[ends[-1] :]) or REFERENCE.search(before):
+        if NAME.search(before) or re.match(r"[A-Za-z_]", text[ends[-1] :]) or REFERENCE.search(before):
             continue
-        after = text[ends[-1] : ends[-1] + 8]
-        operand = re.search(r"(?:[+×*/^÷]|[\w)]\s?-)\s?\(?$", before) or re.match(r"\s?[-+×*/^÷]\s?[\d(]", after)
+        operand = OPERATOR_BEFORE.search(before) or OPERATOR_AFTER.match(text, ends[-1])
         yield Run(start, _together(text, start, ends, joints), operand is not None)
 
 
 def _loose_sign(found: re.Match) -> int:
     """Characters before the number of a running text that are not its own: "- 5" may be the 5 of a list or of 7 - 5."""
-    loose = re.match(r"[-+]?\s", found[0])
+    loose = re.match(r"\s*[-+]?\s", found[0])
     return loose.end() if loose else 0
 
 
 def _end(text: str, found: re.Match) -> int:
     """The position after a number and what changes its value or is its unit, as "k", "million" and "cm"."""
-    for suffix in (CENTS, MAGNITUDE, ATTACHED):
+    for suffix in (CENTS, AND_A_PART, ATTACHED):
         if match := suffix.match(text, found.end()):
             return match.end()
-    return found.end()
+    end = found.end()
+    while magnitude := MAGNITUDE.match(text, end):
+        end = magnitude.end()
+    return end
 
 
 def _together(text: str, start: int, ends: list[int], joints: list[str]) -> str | None:
