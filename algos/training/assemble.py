@@ -9,7 +9,7 @@ import torch
 from algos.describe import estimator
 from algos.pieces.settings import SettingsError
 from algos.training.config import RunConfig
-from algos.training.models.checkpoints import ScalarModel, load_policy
+from algos.training.models.checkpoints import ScalarModel, check_response_fits, load_policy
 from algos.training.models.critics import SeparateCritic, check_critic_checkpoint, check_tokenizer, make_critic
 from algos.training.models.lora import WithoutAdapters, add_adapters
 from algos.training.models.packing import shares_prompts
@@ -98,6 +98,11 @@ def make_run(
         encode_prompts(tokenizer, [p["prompt"] for p in rows], config.max_prompt_tokens) for rows in (problems, dev)
     )
     learner, models = make_learner(config, paths, device)
+    longest = max(len(prompt) for prompt in prompts + others)
+    for name, (model, _) in models.items():
+        if name == "critic" and not isinstance(model, SeparateCritic):
+            continue  # it stands on the policy
+        check_response_fits(model, longest, config.max_response_tokens, "model" if name == "policy" else name)
     reward_model = models["reward_model"][0] if "reward_model" in models else None
     engine = make_engine(config, tokenizer, learner.policy, paths.policy, prompts + others)
     return Run(

@@ -54,6 +54,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "attention_dropout": 0.1,
         "max_position_embeddings": 64, "initializer_range": 0.3,
     },
+    "falcon-alibi": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True, "initializer_range": 0.3,
+    },
     "falcon-grouped": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "new_decoder_architecture": True,
         "num_kv_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
@@ -69,6 +72,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "smollm3": SIZES,
     "stablelm": {**SIZES, "attention_dropout": 0.1},
     "starcoder2": {**SIZES, "residual_dropout": 0.1, "sliding_window": None},
+    "olmo3": {**SIZES, "sliding_window": 4},
+    "olmoe": {**SIZES, "num_experts": 4, "num_experts_per_tok": 2},
+    "glm4": {**SIZES, "head_dim": 8},
+    "glm4_moe": {**DEEPSEEK, "head_dim": 8, "num_key_value_heads": 2},
+    "ernie4_5": {**SIZES, "head_dim": 8},
+    "exaone4": {**SIZES, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "minimax_m2": {**MOE, "num_local_experts": 4, "head_dim": 8, "rotary_dim": 4},
+    "nemotron": SIZES,
+    "seed_oss": {**SIZES, "head_dim": 8, "attention_dropout": 0.1},
     "jamba": {
         **SIZES, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
         "mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False,

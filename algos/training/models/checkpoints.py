@@ -76,13 +76,23 @@ def check_causal_lm(path: str, revision: str | None = None) -> None:
     with readable(f"model {path!r}", A_MODEL):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     architectures = config.architectures or []
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not any(
-        "CausalLM" in a or "LMHead" in a for a in architectures
-    ):
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if known is None or not any("CausalLM" in a or "LMHead" in a or a in known for a in architectures or [known]):
         raise SettingsError(
             f"model {path!r} is no causal language model (model_type {config.model_type!r}, architectures "
             f"{architectures}); choose one whose architecture ends in ForCausalLM."
         )
+    if getattr(config, "auto_map", None) and architectures and known not in architectures:
+        raise SettingsError(
+            f"model {path!r} needs code of its own for {architectures[0]} (auto_map), which is never run."
+        )
+    for part in (config, config.get_text_config()):
+        if (quantized := getattr(part, "quantization_config", None)) is not None:
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise SettingsError(
+                f"model {path!r} is quantized ({method}), and training needs weights that are not: take the model in "
+                "bfloat16 or float32, and leave quantization_config out of its config.json."
+            )
 
 
 def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", revision: str | None = None):
@@ -105,6 +115,9 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
         raise SettingsError(f"model {path}: its weights lack {missing[0]}, {len(missing)} tensors in all.")
     model.to(device)
     without_dropout(model)
+    for name, usual in (("return_dict", True), ("output_attentions", False), ("output_hidden_states", False)):
+        if getattr(model.config, name, usual) != usual:
+            setattr(model.config, name, usual)
     if getattr(model.config, "output_router_logits", False):  # TRL would add a load-balancing loss that nobody else has
         model.config.output_router_logits = False
     stops = model.generation_config  # without penalties, which would change the distribution that is sampled from
@@ -115,20 +128,33 @@ def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", 
 
 
 def positions_of(model) -> int | None:
-    """The most tokens that a model's positions can count; None where the config names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """The most tokens that a model's positions can count; None where the config names no limit.
+
+    LongRoPE turns all keys otherwise once one text of a batch is longer than the original context (arXiv:2402.13753;
+    transformers decides by the longest), so that a text would depend on its neighbours: that context is the limit.
+    """
+    config = model.config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(part for part in rope.values() if isinstance(part, dict))):  # for all layers, or by their type
+        if part.get("rope_type") == "longrope":
+            original = getattr(config, "original_max_position_embeddings", None)
+            limits.append(part.get("original_max_position_embeddings", original))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def check_positions(model, longest: int, what: str) -> None:
-    """Raise SettingsError if a model has fewer positions than so many tokens; what: what they are, for the message."""
+def check_positions(model, longest: int, what: str, name: str = "model") -> None:
+    """Raise SettingsError if a model has fewer positions than so many tokens; what and name: for the message."""
     limit = positions_of(model)
     if limit is not None and longest > limit:
-        raise SettingsError(f"{what} make {longest} tokens, but the model counts {limit} positions; make them shorter.")
+        raise SettingsError(
+            f"{what} make {longest} tokens, but the {name} counts {limit} positions; make them shorter."
+        )
 
 
-def check_response_fits(model, prompt: int, response: int) -> None:
+def check_response_fits(model, prompt: int, response: int, name: str = "model") -> None:
     """check_positions of a prompt of so many tokens and a response of at most so many."""
-    check_positions(model, prompt + response, f"the longest prompt and max_response_tokens = {response}")
+    check_positions(model, prompt + response, f"the longest prompt and max_response_tokens = {response}", name)
 
 
 def import_model(path: str | Path) -> None:

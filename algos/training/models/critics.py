@@ -45,7 +45,7 @@ class SeparateCritic(nn.Module):
 
     def __init__(self, model: ScalarModel):
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     def values(self, batch: Batch, states: Tensor | None = None, frozen: bool = False) -> Tensor:
         """Values (B, T); the policy's states are not used."""

@@ -85,10 +85,15 @@ class SharedOut:
             layer.select(index, moved)
 
 
-def check_keys_and_values(past) -> None:
-    """Raise SettingsError for what a model keeps between tokens, past_key_values or None, if it is a state."""
+def check_keys_and_values(past, state=None) -> None:
+    """Raise SettingsError unless a model keeps keys and values between tokens.
+
+    past: the past_key_values of its output, or None; state: its cache_params, which recurrent models give instead.
+    """
     kinds = [type(layer).__name__ for layer in getattr(past, "layers", [])]
-    if not kinds or any("Linear" in kind or "Conv" in kind for kind in kinds):
+    if not kinds and state is None:
+        raise SettingsError("it keeps no keys and values of its layers between tokens; such models are not supported.")
+    if state is not None or any("Linear" in kind or "Conv" in kind for kind in kinds):
         raise SettingsError(
             "it keeps a recurrent state between tokens, not only keys and values; such models are not supported."
         )

@@ -78,6 +78,8 @@ def _stops(path: str | Path, revision: str | None) -> list[int]:
 
 def set_ends(tokenizer, others: list[int]) -> None:
     """The tokenizer's own end of a response comes first, and is the one that training teaches."""
+    if wrong := [stop for stop in others if not isinstance(stop, int)]:
+        raise SettingsError(f"its generation config's eos_token_id holds {wrong[0]!r}, which is not the id of a token.")
     known = [stop for stop in others if 0 <= stop < len(tokenizer)]
     tokenizer.end_ids = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from algos.pieces.settings import SettingsError, from_dict
-from algos.training.models.checkpoints import ScalarModel, import_model, resolve_device
+from algos.training.models.checkpoints import ScalarModel, check_positions, import_model, resolve_device
 from algos.training.models.packing import Layout, shares_prompts
 from algos.training.models.tokens import encode_prompt, encode_response, load_tokenizer
 from algos.training.rewards.config import RewardModelConfig
@@ -192,6 +192,8 @@ def train(
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)
     encoded, held_out_encoded = encode_rows(rows, tokenizer), encode_rows(held_out, tokenizer)
+    longest = max(len(prompt) + len(ids) for texts in encoded + held_out_encoded for prompt, ids in texts)
+    check_positions(model.backbone, longest, "the longest prompt and its response")
     steps = batches(len(rows), config)
     total = len(steps)
     optimizer, scheduler = make_optimizer(model, config.optimizer, total)

@@ -102,6 +102,7 @@ def _sample_chunk(
     ends = torch.tensor(end_ids(tokenizer), device=device)
     # a boolean mask of four dimensions is taken as it is by sdpa; eager attention would add it to the scores
     ready_made = cache.preallocated and policy.config._attn_implementation in ("sdpa", ATTENTION)
+    ready_made = ready_made and not getattr(policy.config, "alibi", False)  # Falcon counts its places from the mask
     for t in range(max_response_tokens):
         tokens, logprobs[rows, t], entropies[rows, t] = _draw(
             logits, temperature, uniforms[rows, t] if uniforms is not None else None

@@ -18,7 +18,7 @@ import torch
 from algos import distillation
 from algos.pieces.settings import SettingsError, from_dict
 from algos.pieces.types import Batch, Totals, make_batch
-from algos.training.models.checkpoints import import_model, load_policy, resolve_device, save_policy
+from algos.training.models.checkpoints import check_positions, import_model, load_policy, resolve_device, save_policy
 from algos.training.models.logprobs import token_logits
 from algos.training.models.packing import Layout
 from algos.training.models.tokens import encode_prompt, load_tokenizer
@@ -252,6 +252,12 @@ def train(
     teacher = load_policy(teacher_path, device, loaded_dtype(config)).requires_grad_(False)
     check_same_vocabulary(student, teacher, tokenizer, load_tokenizer(teacher_path))
     texts = Texts([encode_prompt(tokenizer, p["prompt"]) for p in problems], encode_examples(tokenizer, rows))
+    longest = max(
+        max((len(prompt) for prompt in texts.prompts), default=0) + config.max_response_tokens,
+        max((len(prompt) + len(response) for prompt, response in texts.examples), default=0),
+    )
+    for role, model in (("student", student), ("teacher", teacher)):
+        check_positions(model, longest, "the longest prompt and its response", role)
     generator = torch.Generator(device).manual_seed(config.seed)
     optimizer, scheduler = make_optimizer(student, config.optimizer, config.steps)
     state = State(student, optimizer, scheduler, generator)

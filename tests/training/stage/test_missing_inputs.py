@@ -76,6 +76,30 @@ def test_pairs_that_do_not_exist_are_named(monkeypatch, folder):
     assert message == f"{folder / 'gone'}: no such file."
 
 
+@pytest.mark.parametrize(
+    "module, name, who",
+    [
+        ("algos.training.train", "policy", "model"),
+        ("algos.training.train", "reward_model", "reward_model"),
+        ("algos.training.train", "other", "reference"),
+        ("algos.training.supervised.distillation", "policy", "student"),
+        ("algos.training.supervised.distillation", "other", "teacher"),
+        ("algos.training.rewards.reward_model", "policy", "model"),
+    ],
+)
+def test_texts_longer_than_the_positions_of_a_model_are_refused(monkeypatch, folder, module, name, who):
+    settings, options = COMMANDS[module]
+    config = json.loads((folder / name / "config.json").read_text())
+    (folder / name / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 9}))
+    rows = [{**row, "responses": ["#### 12345678", "#### 5"], "pairs": [[0, 1]], "correct": [0, 1]} for row in PROBLEMS]
+    for split in ("train", "held_out"):
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    if who == "reference":
+        options = {**options, "--critic": "policy"}
+    message = run(monkeypatch, folder, module, settings, options)
+    assert f"but the {who} counts 9 positions; make them shorter." in message
+
+
 def test_a_checkpoint_without_its_tokenizer_or_its_weights_is_refused(folder):
     (folder / "policy" / "model.safetensors").unlink()
     with pytest.raises(SettingsError, match=r"^model '.*policy' cannot be read: .* It must be a folder with config"):
