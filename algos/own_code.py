@@ -35,9 +35,11 @@ def _module(path: str, changed: int):
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     show_all_packages()
+    if (folder := str(Path(path).parent)) not in sys.path:
+        sys.path.append(folder)  # files beside it may be imported, as where Python runs the file
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         del sys.modules[name]
         line = next((e.lineno for e in reversed(_frames(error)) if e.filename == path), None)
         at = f", line {line}" if line is not None else ""

@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from algos.pieces.settings import SettingsError, refusals
 from algos.training.config import RunConfig
+from pipelines.checks import check_sizes
 from pipelines.kinds import SPLITS
 from pipelines.study import Study, load
 
@@ -58,7 +60,7 @@ def rehearse(study: Study, say: Callable[[str], None] = print) -> list[str]:
             made.part(f"model {name}: {study.model(name).source or 'built here'}", partial(_model, made, name))
         for name, stage in study.stages.items():
             if (path := stage.values.get("path")) is not None:
-                made.part(f"preferences {name}: {path}", partial(_pairs, made, path))
+                made.part(f"preferences {name}: {path}", partial(_pairs, made, name, path))
         for name in [name for name in study.of_kind("rl") if name not in study.trials]:
             made.part(f"stage {name}", partial(_run, made, name))
         say(f"{len(made.problems)} problems found." if made.problems else "No problem found.")
@@ -79,6 +81,14 @@ def _data(made: Rehearsal) -> None:
     made.say(f"  gold answer: {' or '.join(grader_of(row).gold(row))} ({task.extract}, compared as {task.compare})")
     for split in ("train", "demonstrations", "test"):
         _solutions(made, made.rows[split], split)
+    sizes: dict[str, int | None] = {split: len(made.rows[split]) for split in ("train", "dev")}
+    for name, stage in made.study.stages.items():
+        if stage.values.get("path") is not None:
+            continue
+        try:
+            check_sizes(made.study.parsed(name, made.study.seeds_of(name)[0]), sizes, f"stages.{name}")
+        except SettingsError as error:
+            made.problem(str(error))
 
 
 def _solutions(made: Rehearsal, rows: list[dict], split: str) -> None:
@@ -190,10 +200,10 @@ def _show_response(made: Rehearsal, model, tokenizer) -> None:
     made.say(f"  it answers (greedy, at most {tokens} tokens): {text!r}")
 
 
-def _pairs(made: Rehearsal, path: str) -> None:
-    from algos.training.rewards.preferences import rows_of_pairs
+def _pairs(made: Rehearsal, name: str, path: str) -> None:
+    from algos.training.rewards.preferences import read_rows
 
-    rows = rows_of_pairs(path)
+    rows = read_rows(path, made.study.parsed(name, made.study.seeds_of(name)[0]))
     made.say(f"  {len(rows)} rows; the first: {str(rows[0])[:200]}")
 
 
@@ -207,6 +217,8 @@ def _run(made: Rehearsal, name: str) -> None:
 
 def _rewards(made: Rehearsal, name: str, config: RunConfig) -> None:
     """What a right, a wrong and an empty response earn by the stage's rewards; the learned one is not there yet."""
+    import torch
+
     from algos.training.rewards.rewards import Rewards
 
     _, tokenizer = made.models[made.study.origin(name)]
@@ -217,14 +229,16 @@ def _rewards(made: Rehearsal, name: str, config: RunConfig) -> None:
     made.say(f"  rewards {', '.join(f'{key} x {weight:g}' for key, weight in config.rewards.items())}")
     if not rules:
         return
-    rewards = Rewards(config, tokenizer)
+    learned = torch.zeros(3) if "reward_model" in config.rewards else None
+    rewards = Rewards(config, tokenizer, reward_model=learned)  # which is only asked whether it is there
     lengths = [len(tokenizer(text)["input_ids"]) + 1 for text in texts.values()]
     responses = rewards.responses([*texts.values()], lengths, [False] * 3, [row] * 3, [[]] * 3)
-    _, components = rewards.grade(responses, 3)
+    _, components = rewards.grade(responses, 3, learned)
     totals = [sum(weight * float(components[key][i]) for key, weight in rules.items()) for i in range(3)]
     made.say("  " + ", ".join(f"{what}: {total:.3g}" for what, total in zip(texts, totals, strict=True)))
-    if totals[0] <= totals[1] and "reward_model" not in config.rewards:
-        made.problem(f"a wrong response earns {totals[1]:.3g}, not less than the {totals[0]:.3g} of a right one.")
+    what, most = max(zip(("a wrong response", "an empty response"), totals[1:], strict=True), key=itemgetter(1))
+    if totals[0] <= most and learned is None:
+        made.problem(f"{what} earns {most:.3g}, not less than the {totals[0]:.3g} of a right one.")
 
 
 def _memory(made: Rehearsal, name: str, config: RunConfig) -> None:

@@ -134,7 +134,8 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
         for seed in seeds if target in plan.stages else ():
             plan.seed_of(target, seed, f"{where}.{key}", stage.name)
     if stage.values.get("path") is None:  # else the pairs are the user's own
-        _check_sizes(plan, config, where)
+        task = plan.settings.task
+        check_sizes(config, {"train": task.train, "dev": task.dev}, where)
 
 
 def _check_trainer(plan: Plan, stage: Stage, config, where: str) -> None:
@@ -269,17 +270,14 @@ def _check_tokenizers(plan: Plan, stage: Stage, where: str) -> None:
             )
 
 
-def _check_sizes(plan: Plan, config, where: str) -> None:
-    """Refuse a stage that asks for more problems than the task is told to make, before anything is trained."""
-    available = plan.settings.task.train
+def check_sizes(config, sizes: dict[str, int | None], where: str) -> None:
+    """Refuse a stage that asks for more problems than there are, before anything is trained; None: not known yet."""
+    train, dev = sizes["train"], sizes["dev"]
     for part, owner in (("", config), ("sampling.", getattr(config, "sampling", None))):
         for key in ("prompts_per_step", "prompts"):
             size = getattr(owner, key, None)
-            if available is not None and size is not None and size > available:
-                raise SettingsError(
-                    f"{where}: {part}{key} is {size}, but task.train is {available}; at most that many."
-                )
-    dev = plan.settings.task.dev
+            if train is not None and size is not None and size > train:
+                raise SettingsError(f"{where}: {part}{key} is {size}, but task.train is {train}; at most that many.")
     if getattr(config, "dev_every", None) is not None and dev is not None and config.dev_problems > dev:
         raise SettingsError(
             f"{where}: dev_problems is {config.dev_problems}, but task.dev is {dev}; at most that many."

@@ -20,8 +20,8 @@ def of_run(config: RunConfig | DistillationConfig) -> str:
     if isinstance(config, DistillationConfig):
         return _digest(_with_siblings("algos.distillation"))
     rules = {Path(inspect.getfile(RULES[name].score)) for name in config.rewards if name in RULES}
-    own = {file_of(name) for name in config.rewards if is_own(name)}
-    return _digest(algorithm_files(config.algorithm) | rules | own)
+    own = (with_own_imports(file_of(name)) for name in config.rewards if is_own(name))
+    return _digest(algorithm_files(config.algorithm).union(rules, *own))
 
 
 def of_task(task: TaskSettings) -> str:
@@ -44,8 +44,24 @@ def of_folder(path: str | None) -> str:
 def algorithm_files(name: str) -> set[Path]:
     if name in FILES:
         return _with_siblings(FILES[name].partition(":")[0])
-    path = Path(name.partition(":")[0])  # the user's own
-    return {path}.union(*(_with_siblings(module) for module in _siblings(path)))
+    own = with_own_imports(Path(name.partition(":")[0]))
+    return own.union(*(_with_siblings(module) for path in own for module in _siblings(path)))
+
+
+def with_own_imports(path: Path) -> set[Path]:
+    """A file of the user's own, and those beside it or below this folder that it imports."""
+    found: set[Path] = set()
+    waiting, root = [path], path.parent
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in _imported(path):
+            for folder in (root, path.parent, Path()):
+                below = folder.joinpath(*name.split("."))
+                waiting += [file for file in (below.with_suffix(".py"), below / "__init__.py") if file.is_file()]
+    return found - {file for file in found if file.resolve().is_relative_to(Path(algos.__file__).parent)}
 
 
 def _with_siblings(module: str) -> set[Path]:
@@ -62,14 +78,20 @@ def _with_siblings(module: str) -> set[Path]:
 
 def _siblings(path: Path) -> list[str]:
     """The modules of the folder algos that a file imports."""
-    modules = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-    names = {module.removeprefix("algos.") for module in modules if module.startswith("algos.")}
+    names = {module.removeprefix("algos.") for module in _imported(path) if module.startswith("algos.")}
     return [f"algos.{name}" for name in sorted(names) if (Path(algos.__file__).parent / f"{name}.py").is_file()]
+
+
+def _imported(path: Path) -> set[str]:
+    """The modules that a file may import, by their names; of `from a import b` both a and a.b."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            modules |= {node.module, *(f"{node.module}.{name}" for name in names)} if node.module else names
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return modules
 
 
 def _digest(paths: set[Path]) -> str:

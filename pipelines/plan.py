@@ -110,6 +110,8 @@ class Plan:
                 "results: Snakemake reads braces as wildcards, < and > as variables, and no line ends; choose a folder "
                 f"without, got {folder!r}."
             )
+        if folder.startswith("~"):
+            raise SettingsError(f"results: ~ is not read as your home here, got {folder!r}; write the whole path.")
         inside = os.path.normpath(folder)  # links that the user has made are followed
         if not os.path.isabs(inside) and inside.startswith(".."):
             raise SettingsError(
@@ -340,7 +342,8 @@ class Plan:
         given = self.parsed_evaluation.other_task
         if given is None:
             return None
-        return from_dict(TaskSettings, {**dict.fromkeys(UNASKED, 1), **given}, "evaluation.other_task")
+        sizes = {} if given.get("name") == "rows" else dict.fromkeys(UNASKED, 1)  # rows come from files
+        return from_dict(TaskSettings, {**sizes, **given}, "evaluation.other_task")
 
     def task(self) -> dict:
         return asdict(self.settings.task)

@@ -33,6 +33,8 @@ def read(path: str | Path) -> tuple[dict, Lines]:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SettingsError(f"{path}: not YAML: nested too deeply.") from None
+    except ValueError as error:  # a number of thousands of digits, a day that there is not
+        raise SettingsError(f"{path}: a value that cannot be read ({str(error).partition(';')[0]}).") from None
     if not isinstance(config, dict):
         raise SettingsError(f"{path}: expected a mapping of settings.")
     if _size(config, {}) > MOST_VALUES:

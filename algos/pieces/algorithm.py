@@ -79,6 +79,20 @@ class Algorithm:
     preset_of: str = ""
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        for name, kind, wanted in (
+            ("defaults", Estimator, "an Estimator or a class made from it"),
+            ("run", dict, "a dict of settings"),
+            ("idea", str, "text"),
+            ("source", str, "text"),
+        ):
+            if not isinstance(value := getattr(self, name), kind):
+                raise TypeError(f"Algorithm.{name} must be {wanted}, got {str(value)[:80]!r}")
+        for name in ("objective", "term", "advantages", "adapt", "select", "update"):
+            value = getattr(self, name)
+            if not callable(value) and (value is not None or name not in ("select", "update")):
+                raise TypeError(f"Algorithm.{name} must be a function, got {str(value)[:80]!r}")
+
     @property
     def loss(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         """Policy loss of one micro-batch, and metrics that add up; see algos.pieces.estimator.policy_loss."""

@@ -11,7 +11,7 @@ from algos.describe import with_length
 from algos.pieces.algorithm import Algorithm
 from algos.pieces.critic import WithCritic
 from algos.pieces.settings import DType, SettingsError, from_dict, one_of, settings
-from algos.training.rewards.own import function_of, is_own
+from algos.training.rewards.own import check_labels, function_of, is_own
 from algos.training.rewards.rules import RULES, RewardSettings
 from algos.training.sampling.config import EngineName, VllmConfig, check_engine
 from algos.training.stage.config import OptimizerConfig, Trainer
@@ -110,8 +110,13 @@ class RunConfig:
         for name in self.rewards:
             if is_own(name):
                 function_of(name)
+            elif ".py" in name:
+                raise ValueError(
+                    f"rewards: {name!r} must name a file and a function in it, as in my_rewards.py:brevity"
+                )
             else:
                 one_of(name, REWARDS, "rewards")
+        check_labels(self.rewards)
         if self.budget_tokens is not None and self.optimizer.schedule != "constant":
             raise ValueError(
                 f"budget_tokens leaves the number of optimizer steps open, so optimizer.schedule must be constant, "

@@ -14,7 +14,7 @@ from pydantic import PositiveInt, model_validator
 from algos.pieces.settings import SettingsError, from_dict, one_of, settings
 from evaluation.tasks import gsm8k, gsm_symbolic, own_rows, word_problems
 from evaluation.tasks.grader import Compare, Extract, Grader
-from evaluation.tasks.rows import check_prompts, check_rows
+from evaluation.tasks.rows import WHERE, check_prompts, check_rows
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ TASKS: dict[str, Task] = {
 }
 __all__ = ["TASKS", "Task", "TaskSettings", "check_prompts", "check_rows", "load_task"]
 SPLITS = ("train", "dev", "test", "demonstrations")
+SHOWN_TOO = ("train", "demonstrations")  # a problem may be in both
 
 
 @settings
@@ -52,6 +53,8 @@ class TaskSettings:
     def _own_settings(cls, given):
         """The task's own settings, written beside the common ones, as `settings`."""
         name = given.get("name") if isinstance(given, dict) else None
+        if name == "rows" and (sizes := [key for key in SPLITS if type(given.get(key)) is int]):
+            raise ValueError(f"{sizes[0]}: {given[sizes[0]]} names no file of rows; numbers of rows go into `sizes`")
         if not isinstance(name, str) or name not in TASKS or not isinstance(given.get("settings", {}), dict):
             return given
         own, common = ({f.name for f in fields(settings)} for settings in (TASKS[name].config, cls))
@@ -94,10 +97,11 @@ def load_task(task: TaskSettings) -> dict[str, list[dict]]:
     splits = {split: [task.grader.placed(row) for row in rows] for split, rows in splits.items()}
     for split, rows in splits.items():
         check_rows(rows, f"task {task.name}, split {split}")
+    splits = {split: [{k: v for k, v in row.items() if k != WHERE} for row in rows] for split, rows in splits.items()}
     seen: dict[str, str] = {}
-    for split in ("test", "dev", "train"):
+    for split in ("test", "dev", "train", "demonstrations"):
         for row in splits[split]:
-            if seen.setdefault(row["question"], split) != split:
+            if (known := seen.setdefault(row["question"], split)) != split and (known, split) != SHOWN_TOO:
                 raise SettingsError(
                     f"task {task.name}: the {split} question {row['question'][:80]!r} is in "
                     f"{seen[row['question']]} too; splits must be disjoint."

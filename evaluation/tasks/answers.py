@@ -119,8 +119,11 @@ def gold_answer(solution: str) -> str | None:
 
 
 def gold_number(text: str) -> str | None:
-    """A gold answer's text, normalized; None if it holds no single number, or a decimal comma."""
-    if len(text) > MAX_LINE:
+    """A gold answer's text, normalized; None if it holds no single number.
+
+    Nor where two readings are likely: a decimal comma, a factorial, or parentheses, which may say that it is negative.
+    """
+    if len(text) > MAX_LINE or re.search(r"\d\s?!", text) or re.fullmatch(r"\s*\(.*\)\s*", text):
         return None
     found = boxed(text)
     return parse(clean(found[-1] if found else text), decimal_comma=False)

@@ -15,21 +15,34 @@ def read_jsonl(path: str | Path, encoding: str = "utf-8") -> list[dict]:
         if not line.strip():
             continue
         row = parsed(line, f"{path}, line {number}")
-        try:
-            line.encode() if "\\u" not in line else json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise SettingsError(f"{path}, line {number}: {half!r} is half of a character; take it out.") from None
         if not isinstance(row, dict):
             raise SettingsError(f"{path}, line {number}: expected one JSON object, got {type(row).__name__}.")
         rows.append(row)
     return rows
 
 
+class TwiceError(Exception):
+    """A key that stands twice in a JSON object."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise TwiceError(next(name for name in names if names.count(name) > 1))
+    return made
+
+
 def parsed(text: str, where: str):
     """The value of a JSON text; SettingsError says what is wrong, and in which line of several."""
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
+        text.encode() if "\\u" not in text else json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise SettingsError(f"{where}: {error.object[error.start]!r} is half of a character; take it out.") from None
+    except TwiceError as error:
+        raise SettingsError(f"{where}: the key {str(error)!r} stands twice in an object; take one out.") from None
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if "\n" in text else ""
         raise SettingsError(f"{where}{line}: not JSON ({error.msg}).") from None

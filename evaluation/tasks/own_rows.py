@@ -4,22 +4,23 @@ A field holds the question, or a conversation (a list of {role, content}), which
 holds the answer: a worked solution, the answer alone (text or a number), or a list of accepted answers.
 """
 
-import csv
-import io
 import random
 import re
+import unicodedata
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import PositiveInt
 
-from algos.pieces.settings import SettingsError, settings
-from evaluation.tasks.files import decoded, parsed, read_jsonl
-from evaluation.tasks.rows import distinct
+from algos.pieces.settings import SettingsError, one_of, settings
+from evaluation.tasks.formats import FORMATS, as_json_has_it, read_table
+from evaluation.tasks.rows import WHERE, distinct
 
-FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-OURS = ("id", "prompt", "messages", "extract", "compare", "accepted")  # what a row says to the stages; no file sets it
+# what a row says to the stages; a file's own fields of these names stand in the row's `own`
+OURS = ("id", "prompt", "messages", "extract", "compare", "accepted", "own", WHERE)
+SPLITS = ("train", "dev", "test", "demonstrations")
+TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\s\w]")
 ROLES = ("system", "user", "assistant")
 
 
@@ -43,6 +44,8 @@ class OwnRowsConfig:
     near_duplicates: Literal["refuse", "drop", "keep"] = "refuse"
 
     def __post_init__(self):
+        for split in self.sizes:
+            one_of(split, SPLITS, "sizes")
         for key, path in self._given.items():
             if Path(path).suffix not in FORMATS:
                 raise ValueError(f"{key}: {path!r} must end in {', '.join(FORMATS)}, or hub_id must name its dataset")
@@ -52,7 +55,7 @@ class OwnRowsConfig:
     @property
     def _given(self) -> dict[str, str]:
         """The files by split; none where the rows come from the hub."""
-        splits = {} if self.hub_id else {key: getattr(self, key) for key in ("train", "test", "dev", "demonstrations")}
+        splits = {} if self.hub_id else {key: getattr(self, key) for key in SPLITS}
         return {key: path for key, path in splits.items() if path is not None}
 
     @property
@@ -69,13 +72,21 @@ def load(config: OwnRowsConfig, sizes: dict[str, int | None], seed: int) -> dict
     test = _rows(config, config.test)
     train = _without(_rows(config, config.train), test, config, "train")
     if config.dev is not None:
-        dev = _rows(config, config.dev)
+        dev = _without(_rows(config, config.dev), test, config, "dev")
+    elif len(train) < 2:
+        raise SettingsError(
+            f"{config.train} has {len(train)} rows to train on, and dev is taken from them; give `dev:` or more rows."
+        )
     else:
         random.Random(seed).shuffle(train)
         held_out = max(len(train) // 10, 1)
         dev, train = train[:held_out], train[held_out:]
-    shown = train if config.demonstrations is None else _rows(config, config.demonstrations)
-    shown = shown if shown is train else _without(shown, test, config, "demonstrations")
+    if config.demonstrations is None:
+        shown = train
+    else:
+        taken = {row["question"] for row in dev} if config.dev is None else set()  # out of train, which it may repeat
+        shown = _without(_rows(config, config.demonstrations), test, config, "demonstrations")
+        shown = [row for row in shown if row["question"] not in taken]
     splits = {"train": train, "dev": dev, "test": test, "demonstrations": shown}
     return {name: rows[: config.sizes.get(name)] for name, rows in splits.items()}
 
@@ -93,53 +104,21 @@ def _raw(config: OwnRowsConfig, source: str) -> list[dict]:
         from datasets import load_dataset  # a slow import, which only downloads need
 
         dataset = load_dataset(config.hub_id, config.hub_config, split=source, revision=config.hub_revision)
-        return [dict(row) for row in dataset]
-    path = Path(source)
-    if path.suffix == ".jsonl":
-        return read_jsonl(path, config.encoding)
-    if path.suffix == ".parquet":
-        return _of_parquet(path)
-    text = decoded(path, config.encoding)
-    if path.suffix == ".json":
-        return _objects(text, path)
-    return _of_table(text, path, "\t" if path.suffix == ".tsv" else ",")
-
-
-def _of_parquet(path: Path) -> list[dict]:
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
-        raise SettingsError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]}).") from None
-
-
-def _of_table(text: str, path: Path, delimiter: str) -> list[dict]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise SettingsError(f"{path}: {error}.") from None
-    for number, row in enumerate(rows, 1):
-        if None in row:
-            raise SettingsError(
-                f"{path}, row {number}: more cells than columns; quote a cell that holds a {delimiter!r}."
-            )
-    return rows
-
-
-def _objects(text: str, path: Path) -> list[dict]:
-    rows = parsed(text, str(path))
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise SettingsError(f"{path}: expected a list of JSON objects; one object a line needs the ending .jsonl.")
-    return rows
+        return [as_json_has_it(dict(row)) for row in dataset]
+    return read_table(Path(source), config.encoding)
 
 
 def _row(raw: dict, config: OwnRowsConfig, where: str) -> dict:
     for name in filter(None, (config.question, config.answer, config.accepted)):
-        if raw.get(name) is None:
+        if name not in raw:
             raise SettingsError(f"{where}: no field {name!r}; its fields are {', '.join(map(repr, raw))}.")
+        if raw[name] is None or (isinstance(raw[name], str) and not raw[name].strip()):
+            raise SettingsError(f"{where}: the field {name!r} is empty.")
+    used = (config.question, config.answer, config.accepted)
     rest = {k: v for k, v in raw.items() if k not in (config.question, config.answer, *OURS)}
-    return {**rest, **_asked(raw[config.question], where), **_answered(raw, config, where)}
+    own = {k: v for k, v in raw.items() if k in OURS and k not in used}
+    asked = {**_asked(raw[config.question], where), **_answered(raw, config, where), WHERE: where}
+    return {**rest, **({"own": own} if own else {}), **asked}
 
 
 def _asked(question, where: str) -> dict:
@@ -186,4 +165,14 @@ def _without(rows: list[dict], test: list[dict], config: OwnRowsConfig, split: s
 
 
 def _bare(question: str) -> str:
-    return re.sub(r"[\W_]+", "", question.casefold())
+    """The question without case, spaces and punctuation; numbers and signs of arithmetic stay."""
+    tokens = TOKEN.findall(question.casefold())
+    bare = ""
+    for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
+        if token[0].isdigit():
+            bare += f" {token.replace(',', '')} "
+        else:
+            arithmetic = token in "-*/^" and before[-1:].isdigit() and after[:1].isdigit()
+            if token[0].isalnum() or unicodedata.category(token) == "Sm" or token == "%" or arithmetic:
+                bare += token
+    return bare.strip() or question.strip()

@@ -6,6 +6,9 @@ import sys
 from algos.pieces.settings import SettingsError
 from evaluation.tasks.grader import Grader, grader_of
 
+WHERE = "_where"  # in a row while it is loaded: its file and its number there, for messages
+SHOWN = 80  # characters of a value in a message
+
 
 def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
     """Raise SettingsError for an empty list, or the first row without a question or an answer.
@@ -15,11 +18,12 @@ def check_rows(rows: list[dict], where: str, gold: bool = True) -> None:
     if not rows:
         raise SettingsError(f"{where} is empty; at least one problem is needed.")
     for number, row in enumerate(rows, 1):
+        place = row.get(WHERE) or f"{where}, row {number}"
         for key in ("question", "answer"):
             if not isinstance(row.get(key), str) or not row[key].strip():
-                raise SettingsError(f"{where}, row {number}: {key!r} is missing or empty.")
+                raise SettingsError(f"{place}: {key!r} is missing or empty.")
         if gold:
-            _check_gold(row, f"{where}, row {number}")
+            _check_gold(row, place)
 
 
 def check_prompts(rows: list[dict], where: str, ids: bool = True) -> None:
@@ -54,7 +58,7 @@ def _check_gold(row: dict, where: str) -> None:
     grader, solution = grader_of(row), row["answer"]
     if not (golds := grader.gold(row)):
         wanted = "no final line `#### <number>`" if grader == Grader() else f"no answer for extract: {grader.extract}"
-        raise SettingsError(f"{where}: the answer has {wanted}: {row.get('accepted', solution[-60:])!r}.")
+        raise SettingsError(f"{where}: the answer has {wanted}: {str(row.get('accepted', solution[-60:]))[:SHOWN]!r}.")
     if grader == Grader() and "accepted" not in row and not grader.correct(grader.strict(solution), golds):
         raise SettingsError(
             f"{where}: the strict grader does not accept the worked solution's own answer: {solution[-60:]!r}."
@@ -67,7 +71,16 @@ def distinct(rows: list[dict], where: str) -> list[dict]:
     kept = list(reversed(first.values()))
     if len(kept) < len(rows):
         print(f"{where}: {len(rows) - len(kept)} questions occur again; the first of each is kept.", file=sys.stderr)
+        firsts = (first[json.dumps(row.get("question"), default=str)] for row in rows)
+        other = [row for row, kept_row in zip(rows, firsts, strict=True) if _answer(row) != _answer(kept_row)]
+        if other:
+            said = f"{len(other)} of them have another answer than the first one"
+            print(f"{where}: {said}, as {other[0].get('question', '')[:SHOWN]!r} does.", file=sys.stderr)
     return kept
+
+
+def _answer(row: dict):
+    return row.get("accepted", row.get("answer"))
 
 
 def all_given(sizes: dict[str, int | None], task: str) -> dict[str, int]:

@@ -5,10 +5,11 @@ response. A prompt is text or chat messages, a response is text, an answer is th
 row of the data file. It may be slow: own_threads calls it on parts of a batch side by side, own_seconds bounds a batch.
 """
 
+import copy
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import FunctionType
 
 from algos.own_code import from_file
 from algos.pieces.settings import SettingsError
-from algos.training.rewards.rules import Response, RewardSettings
+from algos.training.rewards.rules import RULES, Response, RewardSettings
 
 HANGS = 3600.0  # seconds for a batch, where the settings name no limit
 OWN = re.compile(r".+\.py:\w+")
@@ -33,6 +34,19 @@ class RewardFailure(SettingsError):
 
 def is_own(name: str) -> bool:
     return OWN.fullmatch(name) is not None
+
+
+def check_labels(names: Collection[str]) -> None:
+    """Raise ValueError if two rewards would be logged as one: an own reward is logged by its function's name."""
+    by_label: dict[str, str] = {}
+    for name in names:
+        label = name.rpartition(":")[2]
+        other = by_label.setdefault(label, name)
+        if other != name or (is_own(name) and label in (*RULES, "reward_model")):
+            twin = other if other != name else label
+            raise ValueError(
+                f"rewards: {twin} and {name} would both be logged as reward_{label}; give the function another name"
+            )
 
 
 def file_of(name: str) -> Path:
@@ -79,7 +93,7 @@ def _started(name: str, function: Callable, responses: list[Response]) -> Future
 def _scores(name: str, function: Callable, responses: list[Response]) -> list[float]:
     try:
         scores = _call(function, responses)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         if len(responses) == 1:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             text = responses[0].text
@@ -91,15 +105,24 @@ def _scores(name: str, function: Callable, responses: list[Response]) -> list[fl
         raise RewardFailure(
             f"rewards: {name} must return a list of {len(responses)} numbers, one a response, got {str(scores)[:80]!r}."
         )
-    for response, score in zip(responses, scores, strict=True):
-        if isinstance(score, str) or not math.isfinite(score):
+    numbers = [_number(score) for score in scores]
+    for response, score, number in zip(responses, scores, numbers, strict=True):
+        if not math.isfinite(number):
             wanted = f"rewards: {name} must return finite numbers"
-            raise RewardFailure(f"{wanted}, got {score!r} for {_row(response)}.", response.text)
-    return [float(score) for score in scores]
+            raise RewardFailure(f"{wanted}, got {repr(score)[:80]} for {_row(response)}.", response.text)
+    return numbers
+
+
+def _number(score) -> float:
+    """What the user's code returned for one response as a number; NaN for what is none."""
+    try:
+        return math.nan if isinstance(score, str | bytes) else float(score)
+    except Exception:  # a list, a tensor of several numbers, an integer beyond the range, ...
+        return math.nan
 
 
 def _call(function: Callable, responses: list[Response]):
-    rows = [response.problem for response in responses]
+    rows = [copy.deepcopy(response.problem) for response in responses]  # what it changes in them changes nothing else
     answers = [next(iter(response.grader.gold(response.problem)), "") for response in responses]
     return function([row["prompt"] for row in rows], [response.text for response in responses], answers, rows)
 

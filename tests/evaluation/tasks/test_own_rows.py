@@ -1,8 +1,12 @@
 """The user's own rows: formats, fields, conversations, repeats and refusals."""
 
 import json
+from datetime import datetime, timedelta
+from decimal import Decimal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from algos.pieces.settings import SettingsError, from_dict
@@ -134,7 +138,7 @@ def test_a_bad_row_is_refused_with_its_place(tmp_path, data, message):
     [
         ({"train": "rows.txt"}, r"train: 'rows.txt' must end in .jsonl"),
         ({"train": "gone.jsonl"}, r"train: gone.jsonl does not exist"),
-        ({"train": 5}, r"settings.train is missing"),
+        ({"train": 5}, r"train: 5 names no file of rows; numbers of rows go into `sizes`"),
         ({"questions": "x"}, r"Did you mean 'question'"),
     ],
 )
@@ -142,3 +146,103 @@ def test_wrong_settings_are_refused(tmp_path, settings, message):
     files = {"train": write(tmp_path / "a.jsonl", ROWS), "test": write(tmp_path / "b.jsonl", ROWS)}
     with pytest.raises(SettingsError, match=message):
         from_dict(TaskSettings, {"name": "rows", **files, **settings}, "task")
+
+
+def refused(settings: TaskSettings) -> str:
+    with pytest.raises(SettingsError) as error:
+        load_task(settings)
+    return str(error.value)
+
+
+def test_a_row_that_is_wrong_is_named_by_its_place_in_its_file(tmp_path):
+    for wrong, said in (({"solution": "red"}, "the answer has no"), ({"problem": " "}, "the field 'problem' is empty")):
+        rows = [*ROWS[:7], {**ROWS[7], **wrong}, *ROWS[8:20]]
+        assert f"train.jsonl, row 8: {said}" in refused(task(tmp_path, train=rows))
+
+
+def test_fields_that_the_stages_use_stand_in_a_place_of_their_own(tmp_path):
+    row = load_task(task(tmp_path, test=[{"problem": "new?", "solution": "1", "id": 7, "prompt": "x", "level": 2}]))
+    assert row["test"][0]["own"] == {"id": 7, "prompt": "x"} and row["test"][0]["level"] == 2
+
+
+def test_parquet_columns_that_json_does_not_know(tmp_path):
+    day = datetime(2026, 1, 2, 3)
+    table = pa.table({
+        "problem": [f"{i} tenths?" for i in range(4)],
+        "solution": pa.array([0.1, 0.3, 2.0, 0.7], pa.float32()),
+        "made": [day] * 4, "took": [timedelta(seconds=5)] * 4, "price": [Decimal("1.50")] * 4, "image": [b"png"] * 4,
+        "near": pa.array([[0.1]] * 4, pa.list_(pa.float32())), "deep": [{"at": day, "raw": b"x"}] * 4,
+    })  # fmt: skip
+    settings = task(tmp_path, suffix=".parquet")
+    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
+    rows = load_task(settings)["test"]
+    assert [row["answer"] for row in rows] == ["#### 0.1", "#### 0.3", "#### 2", "#### 0.7"]
+    rest = {
+        "made": "2026-01-02T03:00:00",
+        "took": "0:00:05",
+        "price": "1.50",
+        "near": [0.1],
+        "deep": {"at": day.isoformat()},
+    }
+    assert {key: rows[0][key] for key in rest} == rest and "image" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    "train, test, near",
+    [
+        ("What is 3 + 4?", "What is 3 - 4?", False),
+        ("Round 1.5 up", "Round 15 up", False),
+        ("What is \u222b?", "What is \u221a?", False),
+        ("5 1?", "51?", False),
+        ("Take 50% of it", "Take 50 of it", False),
+        ("A well-known 3.", "a well known, 3!", True),
+        ("1,000 apples", "1000  Apples", True),
+    ],
+)
+def test_arithmetic_is_no_punctuation(tmp_path, train, test, near):
+    settings = task(tmp_path, [*ROWS[:9], {"problem": train, "solution": "1"}], [{"problem": test, "solution": "2"}])
+    if near:
+        assert "1 questions of train are in test too" in refused(settings)
+    else:
+        load_task(settings)
+
+
+def test_no_split_of_worked_solutions_shows_test_or_dev_questions(tmp_path):
+    shown = write(tmp_path / "shown.jsonl", ROWS[15:25])
+    kept = task(tmp_path, demonstrations=shown, near_duplicates="keep")
+    assert "the demonstrations question 'What is 20 + 20?' is in test too" in refused(kept)
+    assert "5 questions of dev are in test too" in refused(task(tmp_path, dev=shown))
+    splits = load_task(task(tmp_path, demonstrations=write(tmp_path / "same.jsonl", ROWS[:20])))
+    assert {row["question"] for row in splits["demonstrations"]} == {row["question"] for row in splits["train"]}
+
+
+def test_repeated_questions_with_other_answers_are_said(tmp_path, capsys):
+    load_task(task(tmp_path, train=[*ROWS[:20], {**ROWS[3], "solution": "#### 9"}, ROWS[4]]))
+    said = capsys.readouterr().err
+    assert "2 questions occur again" in said and "1 of them have another answer than the first one" in said
+
+
+@pytest.mark.parametrize(
+    "suffix, text, message",
+    [
+        (".jsonl", '{"problem": "a", "solution": "1", "solution": "2"}\n', "line 1: the key 'solution' stands twice"),
+        (".json", '[{"problem": "\\ud83d", "solution": "1"}]', "is half of a character"),
+        (".csv", "problem,solution,solution\na,1,2\n", "two columns are called 'solution'"),
+        (".jsonl", '{"problem": "a", "solution": null}\n', "row 1: the field 'solution' is empty"),
+        (".jsonl", '{"problem": "a", "solution": "(5)"}\n', "the answer has no final line"),
+        (".jsonl", '{"problem": "a", "solution": "5!"}\n', "the answer has no final line"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_refused(tmp_path, suffix, text, message):
+    settings = task(tmp_path, suffix=suffix)
+    (tmp_path / f"test{suffix}").write_text(text)
+    assert message in refused(settings)
+
+
+def test_one_row_to_train_on_is_too_few_without_a_dev_file(tmp_path):
+    assert "has 1 rows to train on, and dev is taken from them; give `dev:`" in refused(task(tmp_path, train=ROWS[:1]))
+
+
+def test_the_name_of_a_size_is_a_split(tmp_path):
+    with pytest.raises(SettingsError, match=r"sizes: 'tran' is unknown.*Did you mean 'train'"):
+        task(tmp_path, sizes={"tran": 2})

@@ -77,12 +77,20 @@ CASES = [
         "a number of 5,000 digits", "train.jsonl", b'{"answer": ' + b"1" * 5000 + b"}\n", f"{LINE} 1: a number .*digits"
     ),
     rows("no question", "train.jsonl", lines({"answer": "#### 1"}), f"{ROW} 1: no field 'question'; its fields are"),
-    rows("a question of null", "train.jsonl", lines(GOOD, {**GOOD, "question": None}), f"{ROW} 2: no field 'question'"),
+    rows(
+        "a question of null",
+        "train.jsonl",
+        lines(GOOD, {**GOOD, "question": None}),
+        f"{ROW} 2: the field 'question' is empty",
+    ),
     rows(
         "a number for a question", "train.jsonl", lines({**GOOD, "question": 3}), f"{ROW} 1: the question must be text"
     ),
     rows(
-        "a blank question", "train.jsonl", lines(GOOD, {**GOOD, "question": "  "}), ".*'question' is missing or empty"
+        "a blank question",
+        "train.jsonl",
+        lines(GOOD, {**GOOD, "question": "  "}),
+        f"{ROW} 2: the field 'question' is empty",
     ),
     rows(
         "an empty conversation", "train.jsonl", lines({**GOOD, "question": []}), f"{ROW} 1: the question must be text"
@@ -131,11 +139,21 @@ CASES = [
     rows(
         "CSV without a header", "train.csv", b"1+1,#### 2\n2+2,#### 4\n", r"\S+train\.csv, row 1: no field 'question'"
     ),
-    rows("CSV with a short row", "train.csv", b"question,answer\nq\n", r"\S+train\.csv, row 1: no field 'answer'"),
+    rows(
+        "CSV with a short row",
+        "train.csv",
+        b"question,answer\nq\n",
+        r"\S+train\.csv, row 1: the field 'answer' is empty",
+    ),
     rows(
         "CSV with a long row", "train.csv", b"question,answer\nq,#### 1,2,3\n", r"\S+train\.csv, row 1: more .*columns"
     ),
-    rows("CSV with a cell of 140,000 letters", "train.csv", WIDE, r"\S+train\.csv.*: .*(field larger|longer) than"),
+    rows(
+        "CSV with a cell of 140,000 letters",
+        "train.csv",
+        WIDE,
+        r"\S+train\.csv.*: field larger than .*; write longer texts as JSONL",
+    ),
     rows(
         "CSV with a zero byte",
         "train.csv",

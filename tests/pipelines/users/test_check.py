@@ -26,6 +26,12 @@ def same(prompts, responses, answers, rows):
 def broken(prompts, responses, answers, rows):
     return [float(row["bonus"]) for row in rows]
 
+def silent(prompts, responses, answers, rows):
+    return [float(not response) for response in responses]
+
+def none(prompts, responses, answers, rows):
+    return [None for response in responses]
+
 def short(prompts, responses, answers, rows):
     return [1.0]
 """
@@ -118,6 +124,16 @@ def _pairs(place):
     place.set(rewards={"reward_model": 1.0}, reward_model="judge")
 
 
+def test_rules_beside_a_learned_reward_are_tried_without_it(place):
+    _pairs(place)
+    pairs = [{"prompt": f"a{i}", "chosen": "b", "rejected": "c"} for i in range(20)]
+    (place.folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    place.set(rewards={"reward_model": 1.0, "correctness": 1.0})
+    assert place.problems() == []
+    (place.folder / "pairs.jsonl").write_text("")
+    assert any("pairs.jsonl has 0 different prompts" in problem for problem in place.problems())
+
+
 def _no_eos(place):
     place.edit("tokenizer_config.json", eos_token=None)
 
@@ -162,6 +178,14 @@ FAULTS = {
         lambda p: p.set(rewards={f"{p.folder}/rewards.py:short": 1.0}), "must return a list of 3 numbers"),
     "a reward does not tell right from wrong": (
         lambda p: p.set(rewards={f"{p.folder}/rewards.py:same": 1.0}), "a wrong response earns 1, not less than"),
+    "an empty response pays best": (
+        lambda p: p.set(rewards={f"{p.folder}/rewards.py:silent": 1.0}), "an empty response earns 1, not less than"),
+    "a reward returns no number": (
+        lambda p: p.set(rewards={f"{p.folder}/rewards.py:none": 1.0}), "must return finite numbers, got None"),
+    "more prompts a step than rows": (
+        lambda p: p.set(prompts_per_step=400), "prompts_per_step is 400, but task.train is 18; at most that many"),
+    "more dev problems than rows": (
+        lambda p: p.set(dev_every=1, dev_problems=50), "dev_problems is 50, but task.dev is 2; at most that many"),
     "an algorithm's file is missing": (lambda p: p.set(algorithm="gone.py"), "there is no file 'gone.py'"),
     "pairs without a rejected response": (_pairs, "pairs.jsonl"),
 }  # fmt: skip

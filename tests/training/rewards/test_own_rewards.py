@@ -5,6 +5,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,17 @@ def short(prompts, responses, answers, rows):
 
 def endless(prompts, responses, answers, rows):
     return [float("inf")] * len(rows)
+
+def odd(prompts, responses, answers, rows):
+    return [rows[0]["odd"]] * len(rows)
+
+def spoiling(prompts, responses, answers, rows):
+    for row in rows:
+        row.clear()
+    return [1.0] * len(rows)
+
+def leaving(prompts, responses, answers, rows):
+    raise SystemExit
 
 NUMBER = 3
 """
@@ -123,3 +135,56 @@ def test_a_file_that_fails_is_refused_with_its_line(file):
     file.write_text("x = 1\ny = 1 / 0\n")
     with pytest.raises(SettingsError, match=r"my_rewards.py, line 2: ZeroDivisionError: division by zero"):
         from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "rewards": {f"{file}:politeness": 1.0}})
+
+
+@pytest.mark.parametrize("odd", [None, [1.0], {"score": 1}, 1j, 10**400, "1", b"1", torch.ones(2), float("nan")])
+def test_what_is_no_number_is_refused_with_its_row(file, odd):
+    asked = responses()
+    asked[0].problem["odd"] = odd
+    with pytest.raises(SettingsError, match=r"must return finite numbers, got .* for row 'train/0'"):
+        own_reward(f"{file}:odd", asked, RewardSettings())
+
+
+@pytest.mark.parametrize("number", [True, 2, torch.tensor(1.5), np.float32(0.5)])
+def test_numbers_of_other_libraries_are_numbers(file, number):
+    asked = responses()
+    asked[0].problem["odd"] = number
+    assert own_reward(f"{file}:odd", asked, RewardSettings()) == [float(number)] * 4
+
+
+def test_a_reward_cannot_change_the_rows_of_the_run(file):
+    asked = responses()
+    own_reward(f"{file}:spoiling", asked, RewardSettings())
+    assert asked[3].problem == responses()[3].problem
+
+
+def test_code_that_ends_the_process_is_a_failure_like_any_other(file, tmp_path):
+    with pytest.raises(SettingsError, match="leaving fails on row 'train/0', response 'no': SystemExit"):
+        own_reward(f"{file}:leaving", responses(), RewardSettings())
+    (tmp_path / "script.py").write_text("import sys\ndef score(*_): ...\nsys.exit(0)\n")
+    with pytest.raises(SettingsError, match=r"script.py, line 3: SystemExit: 0"):
+        from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "rewards": {f"{tmp_path}/script.py:score": 1.0}}, "run")
+
+
+def test_two_rewards_that_would_be_logged_as_one_are_refused(file, tmp_path):
+    (tmp_path / "other.py").write_text(CODE + "\ncorrectness = slow\n")
+    for rewards, message in (
+        ({f"{file}:slow": 1.0, f"{tmp_path}/other.py:slow": 1.0}, "would both be logged as reward_slow"),
+        ({f"{tmp_path}/other.py:correctness": 1.0}, "correctness and .*other.py:correctness would both be logged"),
+        ({f"{file}": 1.0}, "must name a file and a function in it, as in my_rewards.py:brevity"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "rewards": rewards}, "run")
+
+
+def test_files_beside_it_are_imported_and_part_of_what_a_result_depends_on(file, tmp_path):
+    (tmp_path / "lengths").mkdir()
+    (tmp_path / "lengths" / "__init__.py").write_text("from lengths.most import MOST\n")
+    (tmp_path / "lengths" / "most.py").write_text("MOST = 7.0\n")
+    (tmp_path / "by_length.py").write_text("import lengths\ndef score(p, r, *_): return [lengths.MOST] * len(r)\n")
+    name = f"{tmp_path}/by_length.py:score"
+    assert own_reward(name, responses(), RewardSettings()) == [7.0] * 4
+    run = from_dict(RunConfig, {"algorithm": "grpo", "seed": 0, "rewards": {name: 1.0}}, "run")
+    before = of_run(run)
+    (tmp_path / "lengths" / "most.py").write_text("MOST = 8.0\n")
+    assert of_run(run) != before
