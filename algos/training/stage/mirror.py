@@ -36,6 +36,7 @@ from algos.training.stage.records import (
     tags,
     totals,
 )
+from algos.training.stage.store import open_store
 
 IDENTITY = ".mlflow_id"  # in the results folder: tells its runs from those of other folders in the same experiment
 WATCH_SECONDS = 20.0
@@ -78,13 +79,8 @@ class Mirror:
     """One results folder and its MLflow experiment."""
 
     def __init__(self, results: Path, uri: str, experiment: str, register_models: bool = False):
-        import logging
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
         self.results, self.name, self.register_models = results, experiment, register_models
-        self.client = MlflowClient(tracking_uri=uri)
+        self.client = open_store(uri)
         self.experiment = self._experiment(uri)
         identity = results / IDENTITY
         if not identity.is_file():

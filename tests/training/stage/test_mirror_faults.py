@@ -1,9 +1,14 @@
 """A small sample of tests/faults: several writers at one store, and a server with faults."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
 from algos.training.stage.mirror import mirror_once
+from algos.training.stage.store import open_store
 from tests.faults.loggers import log, points, trial
 from tests.faults.server import FaultyServer
 
@@ -30,3 +35,24 @@ def test_a_server_that_loses_answers_or_is_away_costs_no_point_and_no_time(tmp_p
     assert mirror_once(results, server.uri, "study")["errors"] == []
     assert points(results, server.uri) == ({}, {})
     server.turn("away")
+
+
+def test_a_new_store_is_made_once_and_whole(tmp_path, monkeypatch):
+    """Eight programs made the tables of one SQLite file at once, and left a file that nothing could open any more."""
+    path, made = tmp_path / "mlflow.db", []
+    (tmp_path / ".mlflow.db.making").write_bytes(b"half of a store that a kill left behind")
+    (tmp_path / ".mlflow.db.making-journal").write_bytes(b"\x00")
+    plain = SqlAlchemyStore.__init__
+
+    def slow(store, uri, *rest):
+        if "making" in uri:
+            assert not path.exists()
+            made.append(uri)
+            time.sleep(0.1)  # the others come
+        plain(store, uri, *rest)
+
+    monkeypatch.setattr(SqlAlchemyStore, "__init__", slow)
+    with ThreadPoolExecutor(4) as pool:
+        clients = list(pool.map(open_store, [f"sqlite:///{path}"] * 4))
+    assert len(made) == 1 and all(client.search_experiments() for client in clients)
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]

@@ -1,0 +1,51 @@
+"""MLflow's store, opened; a SQLite file is made whole or not at all."""
+
+import fcntl
+import logging
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+SQLITE = "sqlite:///"
+
+
+def open_store(uri: str):
+    """MLflow's client of a tracking URI."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    if uri.startswith(SQLITE):
+        path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+        with _alone_in(path.parent):
+            if not path.exists():
+                _make(path)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _make(path: Path) -> None:
+    """A new store, made beside its place and moved there when it is whole.
+
+    MLflow makes its tables in some fifty steps. A program that ends amid them, or a second one that makes them too,
+    leaves a file that nothing can open any more.
+    """
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    making = path.with_name(f".{path.name}.making")
+    for left in path.parent.glob(f"{making.name}*"):  # by one that was killed, with its journal
+        left.unlink()
+    store = SqlAlchemyStore(f"{SQLITE}{making}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store.engine.dispose()
+    os.replace(making, path)
+
+
+@contextmanager
+def _alone_in(folder: Path):
+    """While it is open, no other program makes a store in the folder; a kill ends that, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
