@@ -31,6 +31,7 @@ CUE = re.compile(
     r"\banswers?\b[^.\n\d]{0,40}?\b(?:is|are)\b:?|\banswer(?:\*\*)?:(?=[^\n]{0,40}\d)|答案(?:是|为|為)?[:：]?",
     re.IGNORECASE,
 )
+DENIED = re.compile(r"\s*not\b", re.IGNORECASE)
 WORD = re.compile(  # a number said in one word, right after "the answer is"
     rf"[\s:*\"']*+(?:the\s|just\s|only\s|exactly\s|about\s)?({'|'.join(NUMERALS)})\b(?!-)"
     rf"(?!\s(?:and|or|to|point|out|hundred|thousand|million|half|third|quarter|dozen|{NUMERAL}|{PARTS})\b)",
@@ -82,7 +83,7 @@ def extract_flexible(response: str) -> str | None:
     if not cues:
         return _last_number(text)
     cued = next((end for end in cues[:-MAX_MARKERS:-1] if ANY_NUMBER.search(text, end, end + MAX_LINE)), len(text))
-    return _first_number(text[cued:])
+    return None if DENIED.match(text, cued) else _first_number(text[cued:])
 
 
 def boxed(text: str) -> list[str]:
@@ -210,13 +211,13 @@ def _answer_line(piece: str) -> str | None:
 
 def _right_side(line: str) -> str | None:
     """The number that a line says, or that stands after its last equals sign."""
-    left, equals, right = line.rpartition("=")
+    *sides, right = line.split("=")
     value = parse(right)
-    if equals and value is not None:
-        said = parse(left)
-        if SIDES.search(left) or (said is not None and Fraction(said) != Fraction(value)):
-            return None
-    return value
+    if value is None or not sides:
+        return value
+    others = [said for side in sides[-MAX_MARKERS:] if (said := parse(side)) is not None]
+    doubt = SIDES.search("=".join(sides)) or any(Fraction(said) != Fraction(value) for said in others)
+    return None if doubt else value
 
 
 def _first_number(text: str) -> str | None:

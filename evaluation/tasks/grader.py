@@ -13,8 +13,10 @@ from algos.pieces.settings import SettingsError, from_dict, settings
 from evaluation.tasks import answers
 from evaluation.tasks.answers import boxed, boxes, tagged
 from evaluation.tasks.choices import chosen, cued, letters
+from evaluation.tasks.numbers import INVISIBLE
 
 MAX_TEXT = 500  # characters of an answer that is compared as text or as a formula
+QUOTES = " *_`\"'“”‘’"  # quotes and mark-up around a text
 MARKED = re.compile(r"#### ?(.+)")
 PLACED = {"hash": "#### {}", "boxed": r"\boxed{{{}}}", "tags": "<answer>{}</answer>"}  # an answer in its place
 MATH_SECONDS = 3  # for the comparison of two formulas
@@ -48,6 +50,8 @@ class Grader:
 
     def flexible(self, response: str) -> str | None:
         """The answer of a response in any of the usual forms, in canonical text; None if it has none."""
+        if (answer := self.strict(response)) is not None:
+            return answer
         if self.compare == "number":
             return answers.extract_flexible(response)
         text = _final_part(response)
@@ -69,14 +73,14 @@ class Grader:
         """An answer's text as it is compared; None if it cannot be an answer of this kind."""
         if self.compare == "number":
             return answers.normalize(text)
-        text = unicodedata.normalize("NFC", " ".join(text.split()))
+        text = unicodedata.normalize("NFC", " ".join(text.translate(INVISIBLE).split()))
         if not text or len(text) > MAX_TEXT:
             return None
         if self.extract == "choice":
             return chosen(text)
         if self.compare == "math":
             return text.strip("*").strip("$ ") or None
-        return text.rstrip(".*_ ").lstrip("*_ ").casefold() or None
+        return text.rstrip(".!" + QUOTES).lstrip(QUOTES).casefold() or None
 
     def gold(self, row: dict) -> tuple[str, ...]:
         """The answers that a row accepts, canonical; empty if one of them is none.

@@ -62,7 +62,7 @@ MARKUP = [  # signs of lists, bold and slanted text; a sign between two operands
     (re.compile(r"(?<![\w)*])\*(?=[^\s*])([^*\n]{1,80})\*(?![\w(*])"), r"\1"),
     (re.compile(r"(?<!\w)_(?=[^\s_])([^_\n]{1,80})_(?!\w)"), r"\1"),
 ]
-TAGS = re.compile("</?answer>")
+TAGS = re.compile(r"</?(?:answer|s|br|b|i|p|strong|em|span|div)\s?/?>|<<[^<>\n]{0,80}>>")  # and GSM8K's calculator
 SPACES = re.compile(" {2,}")
 
 GROUPED = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+"
@@ -144,7 +144,7 @@ def clean(text: str) -> str:
     if "*" in text or "_" in text or "•" in text:
         for pattern, replacement in MARKUP:
             text = pattern.sub(replacement, text)
-    if "answer>" in text:
+    if "<" in text:
         text = TAGS.sub(" ", text)
     return SPACES.sub(" ", text)
 

@@ -9,8 +9,10 @@ PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line without its end."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .:")
+    """What an error says, in one line without its end; with the next line, where the first one announces it."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return said.rstrip(" .:")
 
 
 @contextmanager
@@ -22,6 +24,8 @@ def readable(what: str, wanted: str):
         reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own (auto_map), which is never run"
+        elif "ignore_mismatched_sizes" in str(error):
+            reason = "its weights have other shapes than its config.json says"
         raise SettingsError(f"{what} cannot be read: {reason}. It must be {wanted}.") from None
 
 

@@ -91,6 +91,9 @@ from evaluation.tasks.grader import Grader
         ("2**3", None),
         ("5*3", None),
         ("5 * 3 = 15", "15"),
+        ("5 = 7 = 6", None),
+        ("18<br>", "18"),
+        ("<<9*2=18>>18", "18"),
     ],
 )
 def test_the_whole_line_is_the_answer(line, number):
@@ -131,6 +134,7 @@ def test_the_whole_line_is_the_answer(line, number):
         ("He has 3 apples. Total:18", "18"),
         ("他一共有18个苹果。", "18"),
         ("He has 18 apples (9 + 9).", None),
+        ("The answer is not 5 but 6.", None),
         ("It takes 2 and a half hours.", None),
         ("2 + 3 = 5", "5"),
         ("7 × 8", None),
@@ -184,3 +188,15 @@ def test_repetition_is_graded_in_no_time(text):
             started = time.process_time()
             grade(text)
             assert time.process_time() - started < 0.5  # at most 0.15 here
+
+
+def test_what_strict_finds_flexible_finds():
+    for extract, response in (("tags", "#### 1. Add\n\n40+2\n\n<answer>42</answer>"), ("boxed", r"\boxed{#### 42}")):
+        assert Grader(extract).strict(response) == Grader(extract).flexible(response) == "42"
+
+
+@pytest.mark.parametrize(
+    "answer", ["Paris", '"Paris".', "\u201cparis\u201d", "`Paris`", "**Paris!**", "\u200bPar\u200bis"]
+)
+def test_marks_around_a_text_are_not_compared(answer):
+    assert Grader("hash", "text").strict(f"#### {answer}") == "paris"

@@ -101,3 +101,17 @@ def test_block_sparse_attention_and_failing_code_are_refused_in_one_sentence(fol
     monkeypatch.setattr(type(model), "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(SettingsError, match=r"it cannot be sampled from \(ZeroDivisionError: division by zero\)"):
         imported(folder)
+
+
+def test_weights_of_other_shapes_than_the_config_says_are_named(folder):
+    edit(folder / "config.json", intermediate_size=7)
+    with pytest.raises(
+        SettingsError, match=r"cannot be read: its weights have other shapes than its config\.json says"
+    ):
+        imported(folder)
+
+
+def test_the_reason_is_given_where_the_first_line_only_announces_it(folder):
+    edit(folder / "config.json", layer_types=["no_such_attention"] * 2)
+    with pytest.raises(SettingsError, match="no_such_attention|layer_types"):
+        imported(folder)
