@@ -97,9 +97,10 @@ def _check_head(model) -> None:
     for name in SCALED:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise SettingsError(f"its logits are scaled or soft-capped ({name}); such models are not supported.")
-    if sparse := [kind for kind in getattr(config, "layer_types", None) or [] if kind.endswith("_sparse")]:
+    kinds = getattr(config, "layer_types", None) or []
+    if blocks := [kind for kind in kinds if kind.endswith("_sparse") or "compressed" in kind]:
         raise SettingsError(
-            f"its attention counts blocks from the first token, padding or not ({sparse[0]}); it is not supported."
+            f"its attention counts blocks from the first token, padding or not ({blocks[0]}); it is not supported."
         )
     probe = torch.tensor([PROBES[0]]) % model.get_input_embeddings().weight.shape[0]
     direct = model(input_ids=probe, use_cache=False).logits
