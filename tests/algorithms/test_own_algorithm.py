@@ -74,3 +74,19 @@ def test_the_table_has_no_other_names():
     assert "grpo" in ALGORITHMS and "gprpo" not in ALGORITHMS and ALGORITHMS["grpo"] is grpo.ALGORITHM
     with pytest.raises(KeyError):
         ALGORITHMS["gprpo"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ("defaults=None", "Algorithm.defaults must be an Estimator"),
+        ("defaults=dict(scale='none')", "Algorithm.defaults must be an Estimator"),
+        ("objective=3", "Algorithm.objective must be a function, got '3'"),
+        ("run=None", "Algorithm.run must be a dict"),
+        ("idea=7", "Algorithm.idea must be text"),
+    ],
+)
+def test_an_entry_with_a_part_of_another_kind_is_refused_with_its_line(file, changes, message):
+    file.write_text(CODE.replace('idea="No scale.", ', "").replace("defaults=DEFAULTS", changes))
+    with pytest.raises(SettingsError, match=rf"variant.py, line 7: TypeError: {message}"):
+        from_dict(RunConfig, {"algorithm": str(file), "seed": 0})

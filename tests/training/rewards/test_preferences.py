@@ -79,3 +79,8 @@ def test_a_reward_model_is_measured_against_the_users_pairs_alone():
     metrics = measure(model, rows, encoded, tokenizer.pad_token_id, CPU, layout)
     assert metrics["pair_accuracy_rater"] == pytest.approx((1 + 1 / 3) / 2) and "pair_accuracy_gold" not in metrics
     assert (metrics["held_out_prompts"], metrics["held_out_pairs"]) == (2, 4)
+
+
+def test_pairs_are_read_from_jsonl_alone(tmp_path):
+    with pytest.raises(SettingsError, match=r"pairs.parquet: pairs are read from a JSONL file"):
+        rows_of_pairs(str(tmp_path / "pairs.parquet"))
