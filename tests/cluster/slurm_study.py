@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "pipelines"))
 from project import PROJECT, STUDY, copy_project, environment, record
 
 SLURM = str(PROJECT / "tests" / "cluster" / "slurm.sh")
+STEPS = 600  # of the small study: it is still going when its node dies, half a second after it was seen
 COMMAND = [sys.executable, "-m", "snakemake", "--workflow-profile", "slurm", "--slurm-status-command", "squeue"]
 
 
@@ -38,7 +39,7 @@ def jobs() -> list[dict[str, str]]:
 def small_study(tree: Path) -> None:
     """The smoke study with one stage: a model, a job that trains it, one that evaluates it."""
     config = yaml.safe_load((tree / STUDY).read_text())
-    config["stages"] = {"cold_start": {**config["stages"]["cold_start"], "steps": 150, "log_every": 1}}
+    config["stages"] = {"cold_start": {**config["stages"]["cold_start"], "steps": STEPS, "log_every": 1}}
     config["models"] = {"base": config["models"]["base"]}
     (tree / STUDY).write_text(yaml.safe_dump(config))
 
@@ -75,7 +76,7 @@ def finished(tree: Path, process: subprocess.Popen) -> tuple[dict, dict[str, dic
     assert process.wait() == 0, (tree / "log").read_text()[-5000:]
     folder = record(tree, "cold_start")
     facts, lines = json.loads((folder / "run.json").read_text()), (folder / "metrics.jsonl").read_text().splitlines()
-    assert facts["status"] == "finished" and [json.loads(line)["step"] for line in lines] == [*range(150)]
+    assert facts["status"] == "finished" and [json.loads(line)["step"] for line in lines] == [*range(STEPS)]
     ours = [job for job in jobs() if "rule_" in job.get("Comment", "")]
     by_rule = {re.search(r"rule_(\w+?)_wildcards|rule_(\w+)", job["Comment"])[1]: job for job in ours}
     assert {rule: job["JobState"] for rule, job in by_rule.items()} == dict.fromkeys(by_rule, "COMPLETED")
