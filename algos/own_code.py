@@ -2,12 +2,15 @@
 
 import hashlib
 import sys
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from algos.packages import show_all_packages
 from algos.pieces.settings import SettingsError
+
+FOLDERS: set[Path] = set()  # of the files that have been run
 
 
 def from_file(place: str, default: str, kind: type, where: str):
@@ -35,16 +38,42 @@ def _module(path: str, changed: int):
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     show_all_packages()
-    if (folder := str(Path(path).parent)) not in sys.path:
-        sys.path.append(folder)  # files beside it may be imported, as where Python runs the file
     try:
-        spec.loader.exec_module(module)
+        with _files_beside(Path(path).parent):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         del sys.modules[name]
         line = next((e.lineno for e in reversed(_frames(error)) if e.filename == path), None)
         at = f", line {line}" if line is not None else ""
         raise SettingsError(f"{path}{at}: {type(error).__name__}: {str(error).partition(chr(10))[0]}.") from error
     return module
+
+
+@contextmanager
+def _files_beside(folder: Path):
+    """While it is open, files of the folder are imported before others, as where Python runs one of them.
+
+    Other folders may have files of the same names, so that what stands beside a file is forgotten for other imports.
+    """
+    _forget_files_beside()
+    FOLDERS.add(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # for what functions import when they run
+        _forget_files_beside()
+
+
+def _forget_files_beside() -> None:
+    for name, module in list(sys.modules.items()):
+        top, file = name.partition(".")[0], getattr(module, "__file__", None)
+        if file is None or top in ("algos", "evaluation", "pipelines"):
+            continue
+        if any(Path(file) == folder / f"{top}.py" or Path(file).is_relative_to(folder / top) for folder in FOLDERS):
+            del sys.modules[name]
 
 
 def _frames(error: BaseException) -> list:

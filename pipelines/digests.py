@@ -59,8 +59,10 @@ def with_own_imports(path: Path) -> set[Path]:
         found.add(path)
         for name in _imported(path):
             for folder in (root, path.parent, Path()):
-                below = folder.joinpath(*name.split("."))
-                waiting += [file for file in (below.with_suffix(".py"), below / "__init__.py") if file.is_file()]
+                parts = name.split(".")
+                packages = [folder.joinpath(*parts[:count], "__init__.py") for count in range(1, len(parts) + 1)]
+                module = folder.joinpath(*parts[:-1], f"{parts[-1]}.py")
+                waiting += [file for file in (*packages, module) if file.is_file()]
     return found - {file for file in found if file.resolve().is_relative_to(Path(algos.__file__).parent)}
 
 

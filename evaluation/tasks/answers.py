@@ -34,13 +34,15 @@ CUE = re.compile(
 DENIED = re.compile(r"\s*not\b", re.IGNORECASE)
 WORD = re.compile(  # a number said in one word, right after "the answer is"
     rf"[\s:*\"']*+(?:the\s|just\s|only\s|exactly\s|about\s)?({'|'.join(NUMERALS)})\b(?!-)"
-    rf"(?!\s(?:and|or|to|point|out|hundred|thousand|million|half|third|quarter|dozen|{NUMERAL}|{PARTS})\b)",
+    r"(?!\s?[-+×*/÷=^])"
+    r"(?!\s(?:and|or|to|point|out|plus|minus|times|less|more|of|in|per|divided|half|third|quarter|dozen)\b)"
+    rf"(?!\s(?:{NUMERAL}|{PARTS})\b)",
     re.IGNORECASE,
 )
 DIGIT = r"[\d\u00bc-\u00be\u2150-\u215e]"  # or ½
 ANY_NUMBER = re.compile(rf"{DIGIT}|\b{NUMERAL}\b", re.IGNORECASE)
 BEGUN = re.compile(rf"{DIGIT}|answer", re.IGNORECASE)
-SIDES = re.compile(r"\d\D{0,20}?\b(?:or|and|nor)\b|\d\s?[,;](?!\d)|[!<>≠≤≥~]\s?$")  # x = 5 or x = 6; x >= 6
+SIDES = re.compile(r"\d\D{0,20}?\b(?:or|nor)\b|=[^=]*\band\b|\d\s?[,;](?!\d)|[!<>≠≤≥~]\s?$")  # x = 5 or x = 6; x >= 6
 HEADING = re.compile(r"\s*\**(\d{1,2})[.)]\s+[^\W\d_]{2}")  # "#### 1. Compute the total"
 ANSWER = re.compile(rf"(?:[-+]?\s?(?:{CURRENCY}|[^\w\s]{{0,2}})\s?[-+]?\d|negative|minus)")
 FORMAT = re.compile(r"(?:\A|[\r\n])#### ([-+]?[0-9.,/]+)\s*\Z")
@@ -158,8 +160,8 @@ def has_format(response: str) -> bool:
 
 
 def after_thoughts(response: str) -> str:
-    """What stands after the last end of thoughts, `</think>`."""
-    return THOUGHTS_END.split(response)[-1]
+    """What stands after the last end of thoughts, `</think>`; after the one before, where that is nothing."""
+    return next((part for part in reversed(THOUGHTS_END.split(response)) if part.strip()), "")
 
 
 def final_part(response: str, begun: re.Pattern = BEGUN) -> str:

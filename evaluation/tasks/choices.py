@@ -13,12 +13,14 @@ LABEL = re.compile(
     re.IGNORECASE,
 )
 CHOICE = re.compile(r"\(?(?P<letter>[A-Za-z])(?P<close>\))?(?P<end>[.:,;]| [–—-](?= ))?(?P<rest> .*|)")
-ANOTHER = re.compile(r"\b(?:or|and|nor|/) ?\(?[A-Z]\b|\([A-Z]\)|\b[A-Z][.:)](?!\w)|^ (?:or|and|nor)\b", re.ASCII)
+ANOTHER = re.compile(  # behind a marked letter: more marked ones, alone or with their options' texts
+    r" (?:or|and|nor)\b|(?: \(?[A-Z]\)?[.:,]?)+$|.*(?:\([A-Z]\)|\b(?:or|and|nor) \(?[A-Z][.:)])"
+)
 CUES = [re.compile(rf"\b{word}s?\b[\s:*(]*", re.IGNORECASE) for word in ("answer", "(?:choice|option)")]
 REACH = 60  # characters after a cue in which its letter stands
-DENIED = re.compile(r"\bnot\b|n't\b|n’t\b")
+DENIED = re.compile(r"\b(?:can)?not\b|n't\b|n’t\b")
 WRONG = re.compile(r"\)?\*{0,2} (?:is|was) (?:wrong|incorrect|false|not)\b")
-LISTED = re.compile(r"\)?\s?(?:[,/&]|or\b|and\b)\s?(?:or\s|and\s)?\(?(?=([A-HJ-Z])(?![^\W_]))")
+LISTED = re.compile(r"\)?\s?(?:[,/&]|or\b|and\b)\s?(?:or\s|and\s)?\(?(?=([A-HJ-Z])(?![^\W_]|\)?\s(?:is|was)\b))")
 
 
 def letters(text: str) -> list[re.Match]:
@@ -34,11 +36,13 @@ def chosen(text: str) -> str | None:
     if not found:
         return None
     letter, rest = found["letter"], found["rest"]
+    marked = found["close"] or (found["end"] or "") in (".", ":")  # what follows is the option's own text
+    if label and letter.islower() and not marked:
+        return None  # "The answer is a" may be the beginning of a sentence
     if rest.strip():
-        marked = found["close"] or (found["end"] or "") in (".", ":")  # what follows is the option's own text
         if not (marked or found["end"]) and (letter.islower() or (letter in "AI" and not REASON.match(rest))):
             return None
-        if ANOTHER.search(rest) or (not marked and letters(rest)):
+        if ANOTHER.match(rest) or (not marked and letters(rest)):
             return None
     return letter.upper()
 

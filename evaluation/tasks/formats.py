@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -40,6 +41,9 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal | timedelta):
         return str(value)
+    if isinstance(value, bytes):  # as some writers store text
+        with suppress(UnicodeDecodeError):
+            return value.decode()
     return value if isinstance(value, str | int | float | bool) else None
 
 
@@ -95,6 +99,6 @@ def _objects(text: str, path: Path) -> list[dict]:
 
 def check_names(names, where: str) -> None:
     """Raise SettingsError if two columns have one name."""
-    for name in names:
+    for name in filter(None, names):  # columns without a name hold nothing
         if list(names).count(name) > 1:
             raise SettingsError(f"{where}: two columns are called {name!r}; rename one.")

@@ -16,7 +16,7 @@ from evaluation.tasks.choices import chosen, cued, letters
 from evaluation.tasks.numbers import INVISIBLE
 
 MAX_TEXT = 500  # characters of an answer that is compared as text or as a formula
-QUOTES = " *_`\"'“”‘’"  # quotes and mark-up around a text
+PAIRS = ('""', "''", "``", "“”", "‘’", "**")  # around a text
 MARKED = re.compile(r"#### ?(.+)")
 PLACED = {"hash": "#### {}", "boxed": r"\boxed{{{}}}", "tags": "<answer>{}</answer>"}  # an answer in its place
 MATH_SECONDS = 3  # for the comparison of two formulas
@@ -80,7 +80,7 @@ class Grader:
             return chosen(text)
         if self.compare == "math":
             return text.strip("*").strip("$ ") or None
-        return text.rstrip(".!" + QUOTES).lstrip(QUOTES).casefold() or None
+        return _bare(text).casefold() or None
 
     def gold(self, row: dict) -> tuple[str, ...]:
         """The answers that a row accepts, canonical; empty if one of them is none.
@@ -124,7 +124,7 @@ class Grader:
             place = [(line[1], line.end()) for line in re.finditer(r"(?:\A|\n)#### (.+)", text)]
             after = r"\s*"
         elif self.extract == "boxed":
-            place, after = boxes(text), r"[\W]*"
+            place, after = boxes(text), r"\W*"
         elif self.extract == "tags":
             place = [(content, text.rfind("</answer>") + len("</answer>")) for content in tagged(text)]
             after = r"\s*"
@@ -156,6 +156,17 @@ def _grader(extract: str, compare: str) -> Grader:
 def _final_part(response: str) -> str:
     """What stands after the thoughts, before a question that the model asks itself after any text."""
     return answers.final_part(response, begun=re.compile(r"\S"))
+
+
+def _bare(text: str) -> str:
+    """A text without quotes and mark-up around it, and without the mark that ends its sentence."""
+    while True:
+        shorter = re.sub(r"(?:\.+|(?<=[^\W\d_]{2})!+)$", "", text).strip()
+        while len(shorter) > 1 and shorter[0] + shorter[-1] in PAIRS:
+            shorter = shorter[1:-1].strip()
+        if shorter == text:
+            return text
+        text = shorter
 
 
 def _hash(text: str) -> list[str]:

@@ -56,13 +56,15 @@ LATEX = [  # (pattern, replacement), in this order
     (re.compile(r"\\([$%#&])"), r"\1"),
     (re.compile(r"\^\{(-?\d+)\}"), r"^\1"),
 ]
-MARKUP = [  # signs of lists, bold and slanted text; a sign between two operands multiplies
+MARKUP = [  # powers, signs of lists, bold and slanted text; a sign between two operands multiplies
+    (re.compile(r"(?<=[\d)])(?: \*\* |\*\*)(?=[\d(])"), "^"),
     (re.compile(r"^[ \t]*[*•][ \t]+", re.MULTILINE), ""),
-    (re.compile(r"(?<![\w)])(?:\*\*+|__+)|(?:\*\*+|__+)(?![\w(])"), ""),
-    (re.compile(r"(?<![\w)*])\*(?=[^\s*])([^*\n]{1,80})\*(?![\w(*])"), r"\1"),
-    (re.compile(r"(?<!\w)_(?=[^\s_])([^_\n]{1,80})_(?!\w)"), r"\1"),
+    (re.compile(r"(?<![\w)])(?:\*\*+|__+)(?=\S)|(?<=\S)(?:\*\*+|__+)(?![\w(])"), ""),
+    (re.compile(r"(?<![\w)*])(?<!\d )\*(?=[^\s*])([^*\n]{1,80})\*(?![\w(*])"), r"\1"),
+    (re.compile(r"(?<!\w)(?<!\d )_(?=[^\s_])([^_\n]{1,80})_(?!\w)"), r"\1"),
 ]
-TAGS = re.compile(r"</?(?:answer|s|br|b|i|p|strong|em|span|div)\s?/?>|<<[^<>\n]{0,80}>>")  # and GSM8K's calculator
+BREAKS = re.compile(r"</?(?:br|p|div)\s?/?>")
+TAGS = re.compile(r"</?(?:answer|s|b|i|strong|em|span)>|<<[^<>\n]{0,80}>>")  # and GSM8K's calculator
 SPACES = re.compile(" {2,}")
 
 GROUPED = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+"
@@ -98,15 +100,17 @@ UNITS = re.compile(
 )
 NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)t"
-NUMERAL = rf"(?:{'|'.join(NUMERALS)}|\w{{3,5}}teen|{TENS}y|hundred|thousand|million)"
+TEENS = "(?:thir|four|fif|six|seven|eigh|nine)teen"
+NUMERAL = rf"(?:{'|'.join(NUMERALS)}|{TEENS}|{TENS}y|hundred|thousand|million)"
 PARTS = (
-    rf"(?:halves|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|twelfths|\w{{3,5}}teenths|{TENS}ieths"
+    rf"(?:halves|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|twelfths|{TEENS}ths|{TENS}ieths"
     "|hundredths|thousandths|millionths)"
 )
 NO_UNIT = re.compile(  # words that change the number before them
     rf"^\s*(?:[,;/]?\s?{NUMERAL}|{PARTS})\b"
-    r"|\b(?:and|or|nor|plus|minus|pi|sqrt|log|ln|sin|cos|tan|half|quarter|third|squared|cubed|divided|factorial|mod)\b"
-    rf"|\b(?:times|over|to|through|point|less|more|by|of|vs\.?|versus)\s(?:an?\s)?(?:{NUMERAL}|hundred|thousand|million)\b",
+    r"|\b(?:and|or|nor|plus|minus|pi|sqrt|half|quarter|third|squared|cubed|divided|factorial|mod|power|itself|out of)\b"
+    r"|\bto the (?!second\b)\w{2,}(?:th|rd)\b|\b(?:log|ln|sin|cos|tan)\s?(?:\(|[a-z]\b)"
+    rf"|\b(?:times|over|to|through|point|less|more|by|of|vs\.?|versus)\s(?:an?\s|every\s)?{NUMERAL}\b",
     re.IGNORECASE,
 )
 SHARE_OF, PART_OF = re.compile(r"\s?(?:%|percent\b)\s?of\b"), re.compile(r"\s?of\b")  # 50% of 8 is another number
@@ -115,7 +119,7 @@ AND_A_PART = re.compile(
 )
 VARIABLE = re.compile(r"(?![μΩ])[A-Za-z\u0370-\u03ff][^\W\d_]?(?![^\W\d_])")  # "2x", "4t", "3pi"; or an unknown unit
 NAME = re.compile(rf"(?:[^\W{NO_SPACES}]|[.,/^\\]|\d:)\Z")  # what a number in a name stands behind
-OPERATOR_BEFORE = re.compile(r"[\w)\]}%°$]\s{0,2}[-+×*/^÷]\s?\(?\Z")
+OPERATOR_BEFORE = re.compile(r"(?:[\w)\]}%°$]\s{0,2}[-+×*/^÷]|\b(?:plus|minus|times))\s?\(?\Z")
 OPERATOR_AFTER = re.compile(r"\s?[-+×*/^÷]\s?[\d(]")
 JOINT = re.compile(r"(?:\s?[,;:≈-]\s?|\s(?:or|and|to)\s|\s)(?=[-+]?[$€£¥]?\.?\d)")
 REFERENCE = re.compile(
@@ -145,7 +149,7 @@ def clean(text: str) -> str:
         for pattern, replacement in MARKUP:
             text = pattern.sub(replacement, text)
     if "<" in text:
-        text = TAGS.sub(" ", text)
+        text = TAGS.sub(" ", BREAKS.sub("; ", text))
     return SPACES.sub(" ", text)
 
 
@@ -206,7 +210,7 @@ def _unwrapped(text: str) -> str:
         text = text[1:-1].strip()
     if re.fullmatch(r"\(\s?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\)", text):
         return "-" + text[1:-1].strip()
-    if text[:1] == "(" and text[-1:] == ")" and "(" not in text[1:] and not re.search(r"\d,\d", text):
+    if text[:1] == "(" and text[-1:] == ")" and "(" not in text[1:] and not re.search(r"\d,(?!\d{3}(?!\d))\d", text):
         return text[1:-1].strip()
     return text
 

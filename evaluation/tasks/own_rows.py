@@ -18,7 +18,7 @@ from evaluation.tasks.formats import FORMATS, as_json_has_it, read_table
 from evaluation.tasks.rows import WHERE, distinct
 
 # what a row says to the stages; a file's own fields of these names stand in the row's `own`
-OURS = ("id", "prompt", "messages", "extract", "compare", "accepted", "own", WHERE)
+OURS = ("question", "answer", "id", "prompt", "messages", "extract", "compare", "accepted", "own", WHERE)
 SPLITS = ("train", "dev", "test", "demonstrations")
 TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\s\w]")
 ROLES = ("system", "user", "assistant")
@@ -115,7 +115,7 @@ def _row(raw: dict, config: OwnRowsConfig, where: str) -> dict:
         if raw[name] is None or (isinstance(raw[name], str) and not raw[name].strip()):
             raise SettingsError(f"{where}: the field {name!r} is empty.")
     used = (config.question, config.answer, config.accepted)
-    rest = {k: v for k, v in raw.items() if k not in (config.question, config.answer, *OURS)}
+    rest = {k: v for k, v in raw.items() if k not in (*used[:2], *OURS)}
     own = {k: v for k, v in raw.items() if k in OURS and k not in used}
     asked = {**_asked(raw[config.question], where), **_answered(raw, config, where), WHERE: where}
     return {**rest, **({"own": own} if own else {}), **asked}

@@ -77,22 +77,27 @@ def check_causal_lm(path: str, revision: str | None = None) -> None:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     architectures = config.architectures or []
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if known is None or not any("CausalLM" in a or "LMHead" in a or a in known for a in architectures or [known]):
+    if known is None or not any("CausalLM" in a or "LMHead" in a or a == known for a in architectures or [known]):
         raise SettingsError(
             f"model {path!r} is no causal language model (model_type {config.model_type!r}, architectures "
             f"{architectures}); choose one whose architecture ends in ForCausalLM."
         )
-    if getattr(config, "auto_map", None) and architectures and known not in architectures:
+    if getattr(config, "auto_map", None) and architectures and _plain(known) not in map(_plain, architectures):
         raise SettingsError(
             f"model {path!r} needs code of its own for {architectures[0]} (auto_map), which is never run."
         )
     for part in (config, config.get_text_config()):
-        if (quantized := getattr(part, "quantization_config", None)) is not None:
+        if quantized := getattr(part, "quantization_config", None):
             method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise SettingsError(
                 f"model {path!r} is quantized ({method}), and training needs weights that are not: take the model in "
                 "bfloat16 or float32, and leave quantization_config out of its config.json."
             )
+
+
+def _plain(architecture: str) -> str:
+    """A name as it is compared: MPTForCausalLM and transformers' MptForCausalLM are one architecture."""
+    return architecture.replace("_", "").casefold()
 
 
 def load_policy(path: str | Path, device: torch.device, dtype: str = "float32", revision: str | None = None):

@@ -21,7 +21,9 @@ def readable(what: str, wanted: str):
     try:
         yield
     except Exception as error:  # whatever a library raises at a malformed file
-        reason = f"{error} is not known to transformers" if isinstance(error, KeyError) else first_line(error)
+        reason = (
+            f"{error} is missing, or not known to transformers" if isinstance(error, KeyError) else first_line(error)
+        )
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own (auto_map), which is never run"
         elif "ignore_mismatched_sizes" in str(error):

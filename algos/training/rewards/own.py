@@ -41,11 +41,11 @@ def check_labels(names: Collection[str]) -> None:
     by_label: dict[str, str] = {}
     for name in names:
         label = name.rpartition(":")[2]
-        other = by_label.setdefault(label, name)
-        if other != name or (is_own(name) and label in (*RULES, "reward_model")):
-            twin = other if other != name else label
+        if is_own(name) and label in (*RULES, "reward_model"):
+            raise ValueError(f"rewards: {name} has the name of a built-in reward; give the function another one")
+        if (other := by_label.setdefault(label, name)) != name:
             raise ValueError(
-                f"rewards: {twin} and {name} would both be logged as reward_{label}; give the function another name"
+                f"rewards: {other} and {name} would both be logged as reward_{label}; give a function another name"
             )
 
 

@@ -84,7 +84,7 @@ def check_pair(row: dict, where: str) -> None:
 
 def rows_of_pairs(path: str) -> list[dict]:
     """The user's pairs as rows, one a prompt, in the order in which the prompts first appear."""
-    if not path.endswith(".jsonl"):
+    if Path(path).is_file() and not path.endswith(".jsonl"):
         raise SettingsError(f"{path}: pairs are read from a JSONL file; write it as one that ends in .jsonl.")
     rows: dict[str, dict] = {}
     for number, pair in enumerate(read_jsonl(path), 1):

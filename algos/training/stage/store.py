@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 SQLITE = "sqlite:///"
@@ -16,7 +15,9 @@ def open_store(uri: str):
 
     if uri.startswith(SQLITE):
         path = Path(uri.removeprefix(SQLITE).partition("?")[0])
-        with _alone_in(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of the one program that may make it; a kill opens it, too
             if not path.exists():
                 _make(path)
     return MlflowClient(tracking_uri=uri)
@@ -37,15 +38,3 @@ def _make(path: Path) -> None:
     store = SqlAlchemyStore(f"{SQLITE}{making}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
     store.engine.dispose()
     os.replace(making, path)
-
-
-@contextmanager
-def _alone_in(folder: Path):
-    """While it is open, no other program makes a store in the folder; a kill ends that, too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

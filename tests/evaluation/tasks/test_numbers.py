@@ -92,6 +92,23 @@ from evaluation.tasks.grader import Grader
         ("5*3", None),
         ("5 * 3 = 15", "15"),
         ("5 = 7 = 6", None),
+        ("10 ** 100", None),
+        ("2 ** 1/2", None),
+        ("1 __ 1/2", None),
+        ("1 *000*", None),
+        ("2 <br> 1/2", None),
+        ("2<br>1/2", None),
+        ("2 to the tenth power", None),
+        ("2 to the fourth", None),
+        ("1 out of every five", None),
+        ("5 times itself", None),
+        ("5 dollars and 50 cents = 5.50", "5.5"),
+        ("1 and 1/2 = 1.5", "1.5"),
+        ("2 hours and 30 minutes = 150 minutes", "150"),
+        ("(1,234 apples)", "1234"),
+        ("1 canteen", "1"),
+        ("4 log cabins", "4"),
+        ("18\n</think>", "18"),
         ("18<br>", "18"),
         ("<<9*2=18>>18", "18"),
     ],
@@ -135,6 +152,9 @@ def test_the_whole_line_is_the_answer(line, number):
         ("他一共有18个苹果。", "18"),
         ("He has 18 apples (9 + 9).", None),
         ("The answer is not 5 but 6.", None),
+        ("The answer is two plus 3 = 5", None),
+        ("The answer is ten less than 50: 40", None),
+        ("The answer is one of 5", "5"),
         ("It takes 2 and a half hours.", None),
         ("2 + 3 = 5", "5"),
         ("7 × 8", None),
@@ -200,3 +220,11 @@ def test_what_strict_finds_flexible_finds():
 )
 def test_marks_around_a_text_are_not_compared(answer):
     assert Grader("hash", "text").strict(f"#### {answer}") == "paris"
+
+
+@pytest.mark.parametrize(
+    "one, other", [("n!", "n"), ("__init__", "init"), ("f'", "f"), ('5"', "5"), ("a.b", "ab"), ("*x", "x")]
+)
+def test_marks_that_belong_to_a_text_are_compared(one, other):
+    grader = Grader("hash", "text")
+    assert grader.canonical(one) != grader.canonical(other)

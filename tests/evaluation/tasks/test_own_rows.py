@@ -170,8 +170,9 @@ def test_parquet_columns_that_json_does_not_know(tmp_path):
     table = pa.table({
         "problem": [f"{i} tenths?" for i in range(4)],
         "solution": pa.array([0.1, 0.3, 2.0, 0.7], pa.float32()),
-        "made": [day] * 4, "took": [timedelta(seconds=5)] * 4, "price": [Decimal("1.50")] * 4, "image": [b"png"] * 4,
-        "near": pa.array([[0.1]] * 4, pa.list_(pa.float32())), "deep": [{"at": day, "raw": b"x"}] * 4,
+        "made": [day] * 4, "took": [timedelta(seconds=5)] * 4, "price": [Decimal("1.50")] * 4,
+        "image": [b"\x89png"] * 4, "note": [b"in \xc3\xa9"] * 4, "near": pa.array([[0.1]] * 4, pa.list_(pa.float32())),
+        "deep": [{"at": day, "raw": b"\xff"}] * 4,
     })  # fmt: skip
     settings = task(tmp_path, suffix=".parquet")
     pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
@@ -246,3 +247,14 @@ def test_one_row_to_train_on_is_too_few_without_a_dev_file(tmp_path):
 def test_the_name_of_a_size_is_a_split(tmp_path):
     with pytest.raises(SettingsError, match=r"sizes: 'tran' is unknown.*Did you mean 'train'"):
         task(tmp_path, sizes={"tran": 2})
+
+
+def test_columns_without_a_name_are_no_fields(tmp_path):
+    settings = task(tmp_path, suffix=".csv")
+    (tmp_path / "test.csv").write_text("problem,solution,,\na,1,,\n")
+    assert len(load_task(settings)["test"]) == 1
+
+
+def test_an_answer_beside_the_worked_solution_is_kept(tmp_path):
+    row = load_task(task(tmp_path, test=[{"problem": "new?", "solution": "1+1=2\n#### 2", "answer": "2"}]))["test"][0]
+    assert row["answer"] == "1+1=2\n#### 2" and row["own"] == {"answer": "2"}

@@ -42,8 +42,9 @@ def test_code_of_a_checkpoints_own_is_not_replaced_in_silence(folder):
     edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "own.Own"}, architectures=["OwnForCausalLM"])
     with pytest.raises(SettingsError, match=r"needs code of its own for OwnForCausalLM \(auto_map\)"):
         imported(folder)
-    edit(folder / "config.json", architectures=["Qwen2ForCausalLM"])  # transformers has it by now
-    imported(folder)
+    for own in ("Qwen2ForCausalLM", "QWen2ForCausalLM"):  # transformers has it by now
+        edit(folder / "config.json", architectures=[own])
+        imported(folder)
 
 
 def test_a_checkpoint_that_names_no_architecture_is_tried(folder):

@@ -14,7 +14,7 @@ from algos.training.config import RunConfig
 from algos.training.rewards.own import own_reward
 from algos.training.rewards.rewards import Rewards, component_metrics
 from algos.training.rewards.rules import Response, RewardSettings
-from pipelines.digests import of_run
+from pipelines.digests import of_run, with_own_imports
 
 CODE = """
 import time
@@ -170,7 +170,7 @@ def test_two_rewards_that_would_be_logged_as_one_are_refused(file, tmp_path):
     (tmp_path / "other.py").write_text(CODE + "\ncorrectness = slow\n")
     for rewards, message in (
         ({f"{file}:slow": 1.0, f"{tmp_path}/other.py:slow": 1.0}, "would both be logged as reward_slow"),
-        ({f"{tmp_path}/other.py:correctness": 1.0}, "correctness and .*other.py:correctness would both be logged"),
+        ({f"{tmp_path}/other.py:correctness": 1.0}, "other.py:correctness has the name of a built-in reward"),
         ({f"{file}": 1.0}, "must name a file and a function in it, as in my_rewards.py:brevity"),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -188,3 +188,17 @@ def test_files_beside_it_are_imported_and_part_of_what_a_result_depends_on(file,
     before = of_run(run)
     (tmp_path / "lengths" / "most.py").write_text("MOST = 8.0\n")
     assert of_run(run) != before
+
+
+def test_files_of_one_name_in_two_folders_are_two(tmp_path):
+    for name in "ab":
+        (tmp_path / name / "pack").mkdir(parents=True)
+        (tmp_path / name / "pack" / "__init__.py").write_text("")
+        (tmp_path / name / "pack" / "who.py").write_text(f"WHO = {ord(name)}\n")
+        (tmp_path / name / "reward.py").write_text(
+            "from pack.who import WHO\ndef score(p, r, *_):\n    import pack.who\n    return [WHO] * len(r)\n"
+        )
+    found = [own_reward(f"{tmp_path}/{name}/reward.py:score", responses(), RewardSettings())[0] for name in "ab"]
+    assert found == [97.0, 98.0]
+    files = {path.relative_to(tmp_path).as_posix() for path in with_own_imports(tmp_path / "b" / "reward.py")}
+    assert files == {"b/reward.py", "b/pack/__init__.py", "b/pack/who.py"}

@@ -82,5 +82,6 @@ def test_a_reward_model_is_measured_against_the_users_pairs_alone():
 
 
 def test_pairs_are_read_from_jsonl_alone(tmp_path):
+    (tmp_path / "pairs.parquet").write_bytes(b"PAR1")
     with pytest.raises(SettingsError, match=r"pairs.parquet: pairs are read from a JSONL file"):
         rows_of_pairs(str(tmp_path / "pairs.parquet"))

@@ -55,4 +55,4 @@ def test_a_new_store_is_made_once_and_whole(tmp_path, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         clients = list(pool.map(open_store, [f"sqlite:///{path}"] * 4))
     assert len(made) == 1 and all(client.search_experiments() for client in clients)
-    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
