@@ -14,6 +14,8 @@ from algos.training.rewards.rules import RULES
 from algos.training.supervised.config import DistillationConfig
 from evaluation.tasks import TASKS, TaskSettings
 
+SUITE = ("algos", "evaluation", "pipelines")  # its commit stands in every record
+
 
 def of_run(config: RunConfig | DistillationConfig) -> str:
     """Of the algorithm's own file with those that it builds on in algos/, and of the files of its rewards."""
@@ -57,13 +59,13 @@ def with_own_imports(path: Path) -> set[Path]:
         if path in found:
             continue
         found.add(path)
-        for name in _imported(path):
+        names = [name.split(".") for name in _imported(path)]
+        for parts in [parts for parts in names if parts[0] not in SUITE]:
             for folder in (root, path.parent, Path()):
-                parts = name.split(".")
                 packages = [folder.joinpath(*parts[:count], "__init__.py") for count in range(1, len(parts) + 1)]
                 module = folder.joinpath(*parts[:-1], f"{parts[-1]}.py")
                 waiting += [file for file in (*packages, module) if file.is_file()]
-    return found - {file for file in found if file.resolve().is_relative_to(Path(algos.__file__).parent)}
+    return found
 
 
 def _with_siblings(module: str) -> set[Path]:
