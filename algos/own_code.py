@@ -1,6 +1,7 @@
 """Functions and entries in files of the user's own, which a study names by path: FILE.py or FILE.py:NAME."""
 
 import hashlib
+import os
 import sys
 from contextlib import contextmanager
 from functools import lru_cache
@@ -68,11 +69,12 @@ def _files_beside(folder: Path):
 
 
 def _forget_files_beside() -> None:
+    below = tuple(f"{folder}{os.sep}" for folder in FOLDERS)
     for name, module in list(sys.modules.items()):
-        top, file = name.partition(".")[0], getattr(module, "__file__", None)
-        if file is None or top in ("algos", "evaluation", "pipelines"):
+        top, file = name.partition(".")[0], getattr(module, "__file__", None) or ""
+        if not file.startswith(below) or top in ("algos", "evaluation", "pipelines"):
             continue
-        if any(Path(file) == folder / f"{top}.py" or Path(file).is_relative_to(folder / top) for folder in FOLDERS):
+        if any(file == f"{folder}{top}.py" or file.startswith(f"{folder}{top}{os.sep}") for folder in below):
             del sys.modules[name]
 
 

@@ -44,9 +44,10 @@ def weightless(config) -> tuple[Any, Any]:
                 f"model: a config of type {config.model_type!r} is no causal language model "
                 f"({str(error).splitlines()[0][:120]}); choose one whose architecture ends in ForCausalLM."
             ) from None
-        past = getattr(model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True), "past_key_values", None)
+        output = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True)
+    past = getattr(output, "past_key_values", None)
     try:
-        check_keys_and_values(past)
+        check_keys_and_values(past, getattr(output, "cache_params", None))
     except SettingsError as error:
         raise SettingsError(f"model: {error}") from None
     return model, past
