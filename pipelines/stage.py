@@ -77,7 +77,7 @@ def bench(study: Study, name: str | None, words: list[str]) -> None:
     given = [word for word in words if word.partition("=")[0] in ("--settings", "--task", "--model")]
     if given:
         raise SettingsError(f"{given[0]} would have no effect: settings, task and model are those of stage {name}.")
-    args, run = command.arguments(words), study.resolved(name, study.seeds_of(name)[0])
+    args, run = command.arguments(words), _steps_alone(study, name)
     model = only_shape(study, name)
     with TemporaryDirectory(prefix="bench-") as scratch:
         made = parts.Bench(Path(scratch), run=run, runs=_runs(study), task=study.task(), model=model)
@@ -90,9 +90,14 @@ def _runs(study: Study) -> dict[str, dict]:
     """For each algorithm of a study the settings of its first stage."""
     runs: dict[str, dict] = {}
     for name in study.of_kind("rl"):
-        settings = study.resolved(name, study.seeds_of(name)[0])
+        settings = _steps_alone(study, name)
         runs.setdefault(settings["algorithm"], settings)
     return runs
+
+
+def _steps_alone(study: Study, name: str) -> dict:
+    """The settings of a stage, without the dev problems that it answers between its steps."""
+    return {**study.resolved(name, study.seeds_of(name)[0]), "dev_every": None}
 
 
 def memory_arguments(study: Study, name: str) -> tuple[ModelConfig | str, bool]:
