@@ -5,10 +5,12 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from algos.pieces.settings import SettingsError
@@ -21,7 +23,10 @@ from evaluation.bench.measure import exponent, ratio_of_medians
 from evaluation.bench.work import StepWork, body_parameters, decode_bytes, forward_flops, head_parameters
 from evaluation.bench.workload import SHAPES, Shape, random_model, synthetic_workload, task_workload, word_tokenizer
 from evaluation.tasks.files import read_jsonl
+from pipelines import stage
+from pipelines.study import load
 
+DEFAULT = Path(__file__).parents[3] / "pipelines" / "config.yaml"
 TASK = {"name": "word_problems"}
 
 
@@ -356,3 +361,12 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(SettingsError, match="no file of the benchmark"):
         output.read_all(tmp_path)
+
+
+def test_a_stage_that_answers_dev_problems_between_its_steps_is_measured(tmp_path):
+    study = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
+    study["defaults"].setdefault("rl", {})["dev_every"] = 1
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
+    words = ["grpo", "--toy", "--steps", "1", "--device", "cpu", "--out", str(tmp_path)]
+    stage.bench(load(tmp_path / "mine.yaml"), "grpo", words)
+    assert json.loads((tmp_path / "grpo.json").read_text())["status"] == "finished"
