@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -61,7 +60,7 @@ def write(out: Path, part: str, rows: list[dict], facts: dict, finished: bool = 
     plain = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in f.items()} for f in rows]
     content = {
         "part": part,
-        "command": ["python", "-m", "evaluation.bench", *sys.argv[1:]],
+        "command": _command(),
         "status": "finished" if finished else "running",
         "time": time.time(),
         **_environment(),
@@ -69,6 +68,14 @@ def write(out: Path, part: str, rows: list[dict], facts: dict, finished: bool = 
         "rows": plain,
     }
     write_json(out / f"{part}.json", content)
+
+
+def _command() -> list[str]:
+    """What this process was started with: a module's name and its words, or the words of the program rlcompare."""
+    from algos.training.stage.environment import module_and_arguments
+
+    name, *words = module_and_arguments()
+    return [name, *words] if name == "rlcompare" else ["python", "-m", name.removesuffix(".__main__"), *words]
 
 
 @cache

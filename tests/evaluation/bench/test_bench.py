@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,6 +268,7 @@ def run(monkeypatch, *words: str) -> int:
 
 
 def test_parts_run_end_to_end_at_toy_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="evaluation.bench.__main__"))
     words = ("generation", "grpo", "logits", "--toy", "--steps", "1", "--device", "cpu", "--out", str(tmp_path))
     assert run(monkeypatch, *words) == 0
     printed = capsys.readouterr().out
