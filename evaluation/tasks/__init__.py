@@ -14,7 +14,7 @@ from pydantic import PositiveInt, model_validator
 from algos.pieces.settings import SettingsError, from_dict, one_of, settings
 from evaluation.tasks import gsm8k, gsm_symbolic, own_rows, word_problems
 from evaluation.tasks.grader import Compare, Extract, Grader
-from evaluation.tasks.rows import WHERE, check_prompts, check_rows
+from evaluation.tasks.rows import SPLITS, WHERE, check_prompts, check_rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ TASKS: dict[str, Task] = {
     "rows": Task(own_rows.OwnRowsConfig, own_rows.load),
 }
 __all__ = ["TASKS", "Task", "TaskSettings", "check_prompts", "check_rows", "load_task"]
-SPLITS = ("train", "dev", "test", "demonstrations")
 SHOWN_TOO = ("train", "demonstrations")  # a problem may be in both
 
 

@@ -15,11 +15,10 @@ from pydantic import PositiveInt
 
 from algos.pieces.settings import SettingsError, one_of, settings
 from evaluation.tasks.formats import FORMATS, as_json_has_it, read_table
-from evaluation.tasks.rows import WHERE, distinct
+from evaluation.tasks.rows import SPLITS, WHERE, distinct
 
 # what a row says to the stages; a file's own fields of these names stand in the row's `own`
 OURS = ("question", "answer", "id", "prompt", "messages", "extract", "compare", "accepted", "own", WHERE)
-SPLITS = ("train", "dev", "test", "demonstrations")
 TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[^\s\w]")
 ROLES = ("system", "user", "assistant")
 

@@ -6,6 +6,7 @@ import sys
 from algos.pieces.settings import SettingsError
 from evaluation.tasks.grader import Grader, grader_of
 
+SPLITS = ("train", "dev", "test", "demonstrations")
 WHERE = "_where"  # in a row while it is loaded: its file and its number there, for messages
 SHOWN = 80  # characters of a value in a message
 
@@ -67,12 +68,12 @@ def _check_gold(row: dict, where: str) -> None:
 
 def distinct(rows: list[dict], where: str) -> list[dict]:
     """The rows without repeated questions: the first of each is kept, and the number of the others is said."""
-    first = {json.dumps(row.get("question"), default=str): row for row in reversed(rows)}
+    keys = [json.dumps(row.get("question"), default=str) for row in rows]
+    first = dict(zip(reversed(keys), reversed(rows), strict=True))
     kept = list(reversed(first.values()))
     if len(kept) < len(rows):
         print(f"{where}: {len(rows) - len(kept)} questions occur again; the first of each is kept.", file=sys.stderr)
-        firsts = (first[json.dumps(row.get("question"), default=str)] for row in rows)
-        other = [row for row, kept_row in zip(rows, firsts, strict=True) if _answer(row) != _answer(kept_row)]
+        other = [row for key, row in zip(keys, rows, strict=True) if _answer(row) != _answer(first[key])]
         if other:
             said = f"{len(other)} of them have another answer than the first one"
             print(f"{where}: {said}, as {other[0].get('question', '')[:SHOWN]!r} does.", file=sys.stderr)

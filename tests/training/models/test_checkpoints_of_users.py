@@ -1,16 +1,12 @@
 """Checkpoints as people have them: what is refused at the first stage, and what is put right."""
 
-import json
-
 import pytest
 import torch
+from folders import edit, imported
 from tiny import tiny_model, tiny_tokenizer
 
 from algos.pieces.settings import SettingsError
 from algos.training.models.checkpoints import load_policy, positions_of, save_policy
-from algos.training.models.config import ModelConfig
-from algos.training.models.imports import import_model
-from algos.training.models.tokens import load_tokenizer
 from evaluation.matrix.architectures import tiny_config
 
 
@@ -19,16 +15,6 @@ def folder(tmp_path):
     made = tiny_tokenizer()
     save_policy(tiny_model(made, dtype=torch.float32), made, tmp_path)
     return tmp_path
-
-
-def edit(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def imported(folder, chat=False):
-    model, made = import_model(ModelConfig(path=str(folder)), chat)
-    save_policy(model, made, folder / "imported")
-    return load_policy(folder / "imported", torch.device("cpu")), load_tokenizer(folder / "imported")
 
 
 @pytest.mark.parametrize("method", ["fp8", "mxfp4", "bitsandbytes", "gptq", "awq", "new"])

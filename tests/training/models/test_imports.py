@@ -5,6 +5,7 @@ from datetime import datetime
 
 import pytest
 import torch
+from folders import edit, imported
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer
@@ -12,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from algos.pieces.settings import SettingsError
-from algos.training.models.checkpoints import load_policy, save_policy
+from algos.training.models.checkpoints import save_policy
 from algos.training.models.config import ModelConfig
 from algos.training.models.imports import import_model
 from algos.training.models.tokens import encode_prompt, encode_response, end_ids, load_tokenizer, set_padding
@@ -35,16 +36,6 @@ def folder(tmp_path):
     model.generation_config.eos_token_id = stops
     save_policy(model, tokenizer, tmp_path)
     return tmp_path
-
-
-def edit(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def imported(folder, chat=False):
-    model, tokenizer = import_model(ModelConfig(path=str(folder)), chat)
-    save_policy(model, tokenizer, folder / "imported")
-    return load_policy(folder / "imported", torch.device("cpu")), load_tokenizer(folder / "imported")
 
 
 def test_a_chat_model_ends_a_response_with_the_token_that_closes_its_turn(folder):
