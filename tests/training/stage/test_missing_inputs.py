@@ -90,14 +90,16 @@ def test_pairs_that_do_not_exist_are_named(monkeypatch, folder):
 def test_texts_longer_than_the_positions_of_a_model_are_refused(monkeypatch, folder, module, name, who):
     settings, options = COMMANDS[module]
     config = json.loads((folder / name / "config.json").read_text())
-    (folder / name / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 9}))
+    (folder / name / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 6}))
+    if module != "algos.training.rewards.reward_model":
+        settings = {**settings, "max_response_tokens": 4}  # of prompts of four: neither alone is too long
     rows = [{**row, "responses": ["#### 12345678", "#### 5"], "pairs": [[0, 1]], "correct": [0, 1]} for row in PROBLEMS]
     for split in ("train", "held_out"):
         write_jsonl(folder / f"{split}.jsonl", rows)
     if who == "reference":
         options = {**options, "--critic": "policy"}
     message = run(monkeypatch, folder, module, settings, options)
-    assert f"but the {who} counts 9 positions; make them shorter." in message
+    assert f"but the {who} counts 6 positions; make them shorter." in message
 
 
 def test_a_checkpoint_without_its_tokenizer_or_its_weights_is_refused(folder):
